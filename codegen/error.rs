@@ -1,0 +1,110 @@
+//! Why a graph could not be compiled.
+
+use std::path::PathBuf;
+
+use kiln_ir::{DimError, ParamError};
+
+/// An error of the code generator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodegenError {
+    /// A construct that no kernel exists for.
+    #[error("`{value}` ({op}{}) cannot be compiled: {reason}", at(source_name))]
+    Unsupported {
+        /// The value, in text form.
+        value: String,
+        /// The op's name.
+        op: &'static str,
+        /// The module it comes from.
+        source_name: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// The graphs of one model disagree.
+    #[error("entry points disagree about {what} `{name}`: {found} and {other}")]
+    Conflict {
+        /// Parameter, state or symbol.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// In one entry.
+        found: String,
+        /// In another.
+        other: String,
+    },
+    /// A buffer would not fit a binding at the symbols' maxima.
+    #[error(
+        "buffer `{buffer}` of entry `{entry}` takes {bytes} bytes at the symbols' maxima, over the \
+         binding limit of {limit}; compile for a smaller batch or context"
+    )]
+    TooLarge {
+        /// The entry.
+        entry: String,
+        /// The buffer.
+        buffer: String,
+        /// What it takes.
+        bytes: u64,
+        /// What a binding may take.
+        limit: u64,
+    },
+    /// A dimension could not be evaluated.
+    #[error(transparent)]
+    Dim(#[from] DimError),
+    /// A generated kernel is not valid WGSL: a bug in the generator.
+    #[error("kernel `{kernel}` is not valid for tier `{tier}`:\n{message}")]
+    InvalidKernel {
+        /// The kernel.
+        kernel: String,
+        /// The tier.
+        tier: String,
+        /// What naga says.
+        message: String,
+    },
+    /// A kernel could not be translated.
+    #[error("kernel `{kernel}` does not translate to {target}: {message}")]
+    Translate {
+        /// The kernel.
+        kernel: String,
+        /// The language.
+        target: &'static str,
+        /// What naga says.
+        message: String,
+    },
+    /// A parameter could not be read.
+    #[error("parameter `{name}`: {source}")]
+    Param {
+        /// Its dotted name.
+        name: String,
+        /// Why.
+        source: ParamError,
+    },
+    /// A parameter has another number of elements than its type.
+    #[error("parameter `{name}` has {found} elements, expected {expected}")]
+    ParamSize {
+        /// Its dotted name.
+        name: String,
+        /// How many there are.
+        found: usize,
+        /// How many the graph wants.
+        expected: u64,
+    },
+    /// A file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A pass failed.
+    #[error(transparent)]
+    Pass(#[from] kiln_passes::PassError),
+}
+
+fn at(source: &str) -> String {
+    if source.is_empty() {
+        String::new()
+    } else {
+        format!(" in `{source}`")
+    }
+}

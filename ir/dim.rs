@@ -1,0 +1,635 @@
+//! Dimensions: constants, symbols, and normalised expressions of them.
+//!
+//! A [`Dim`] is a polynomial with integer coefficients over *atoms*; an atom is
+//! a [`Symbol`] or a rounded-up quotient. The polynomial form is canonical, so
+//! `seq + past` equals `past + seq` structurally and equality of dimensions is
+//! plain `==`. The text form (`batch*seq*768 + 3`, `ceil(batch*seq / 16)`)
+//! parses back to the same value; it is also how a dimension is serialised.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Add, Mul, Sub};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The name of a size that is known only when a graph runs, such as `seq`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Symbol(Arc<str>);
+
+impl Symbol {
+    /// A symbol of this name. The text form wants `[A-Za-z_][A-Za-z0-9_]*`.
+    pub fn new(name: &str) -> Self {
+        Symbol(name.into())
+    }
+
+    /// The symbol's name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Symbol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A symbol with the largest value it may take, inclusive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SymbolDecl {
+    /// The symbol.
+    pub name: Symbol,
+    /// Its inclusive maximum.
+    pub max: u64,
+}
+
+/// Values for symbols.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bindings(BTreeMap<Symbol, u64>);
+
+impl Bindings {
+    /// No symbol bound.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Every declared symbol at its maximum.
+    pub fn at_max(decls: &[SymbolDecl]) -> Self {
+        Bindings(decls.iter().map(|d| (d.name.clone(), d.max)).collect())
+    }
+
+    /// Binds `name`, replacing an earlier value.
+    pub fn set(&mut self, name: &str, value: u64) -> &mut Self {
+        self.0.insert(Symbol::new(name), value);
+        self
+    }
+
+    /// `set` in builder style.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: u64) -> Self {
+        self.set(name, value);
+        self
+    }
+
+    /// The value of a symbol, if bound.
+    pub fn get(&self, symbol: &Symbol) -> Option<u64> {
+        self.0.get(symbol).copied()
+    }
+
+    /// All bound symbols, in name order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Symbol, u64)> {
+        self.0.iter().map(|(s, v)| (s, *v))
+    }
+}
+
+/// Why a dimension has no value under some [`Bindings`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DimError {
+    /// A symbol has no value.
+    #[error("symbol `{symbol}` in `{dim}` is not bound")]
+    Unbound {
+        /// The symbol without a value.
+        symbol: Symbol,
+        /// The whole expression.
+        dim: String,
+    },
+    /// The value is negative or does not fit.
+    #[error("`{dim}` evaluates to {value}, outside 0..=2^63-1")]
+    OutOfRange {
+        /// The whole expression.
+        dim: String,
+        /// What it came to.
+        value: i128,
+    },
+    /// The text is not a dimension.
+    #[error("`{text}` is not a dimension: {reason}")]
+    Syntax {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A factor of a [`Dim`]'s term.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Atom {
+    /// A symbol.
+    Symbol(Symbol),
+    /// The quotient of a dimension and a positive constant, rounded up.
+    CeilDiv(Box<Dim>, u64),
+}
+
+/// A dimension: a polynomial over [`Atom`]s in canonical form.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Dim {
+    /// Product of atoms (sorted; empty for the constant term) to coefficient
+    /// (never zero).
+    terms: BTreeMap<Vec<Atom>, i64>,
+}
+
+impl Dim {
+    /// The constant `value`.
+    pub fn constant(value: u64) -> Self {
+        Self::from_term(Vec::new(), value as i64)
+    }
+
+    /// The symbol called `name`.
+    pub fn symbol(name: &str) -> Self {
+        Self::from_term(vec![Atom::Symbol(Symbol::new(name))], 1)
+    }
+
+    fn from_term(atoms: Vec<Atom>, coefficient: i64) -> Self {
+        let mut terms = BTreeMap::new();
+        if coefficient != 0 {
+            terms.insert(atoms, coefficient);
+        }
+        Dim { terms }
+    }
+
+    fn add_term(&mut self, atoms: Vec<Atom>, coefficient: i64) {
+        let entry = self.terms.entry(atoms);
+        match entry {
+            std::collections::btree_map::Entry::Vacant(e) => {
+                if coefficient != 0 {
+                    e.insert(coefficient);
+                }
+            }
+            std::collections::btree_map::Entry::Occupied(mut e) => {
+                *e.get_mut() += coefficient;
+                if *e.get() == 0 {
+                    e.remove();
+                }
+            }
+        }
+    }
+
+    /// The value, if no symbol occurs.
+    pub fn as_const(&self) -> Option<u64> {
+        match self.terms.len() {
+            0 => Some(0),
+            1 => {
+                let (atoms, c) = self.terms.first_key_value()?;
+                (atoms.is_empty() && *c >= 0).then_some(*c as u64)
+            }
+            _ => None,
+        }
+    }
+
+    /// The symbol, if the dimension is exactly one symbol.
+    pub fn as_symbol(&self) -> Option<&Symbol> {
+        let (atoms, c) = self.terms.first_key_value()?;
+        match (self.terms.len(), atoms.as_slice(), c) {
+            (1, [Atom::Symbol(s)], 1) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// The terms, each a product of atoms with its coefficient.
+    pub fn terms(&self) -> impl Iterator<Item = (&[Atom], i64)> {
+        self.terms.iter().map(|(a, c)| (a.as_slice(), *c))
+    }
+
+    /// Whether this is the constant one.
+    pub fn is_one(&self) -> bool {
+        self.as_const() == Some(1)
+    }
+
+    /// This dimension over `divisor`, rounded up. Exact quotients of every
+    /// coefficient, constants and a divisor of one are simplified.
+    #[must_use]
+    pub fn ceil_div(&self, divisor: u64) -> Self {
+        let divisor = divisor.max(1);
+        if let Some(c) = self.as_const() {
+            return Dim::constant(c.div_ceil(divisor));
+        }
+        if self.terms.values().all(|c| *c % divisor as i64 == 0) {
+            let terms = self.terms.iter();
+            return Dim {
+                terms: terms
+                    .map(|(a, c)| (a.clone(), *c / divisor as i64))
+                    .collect(),
+            };
+        }
+        Self::from_term(vec![Atom::CeilDiv(Box::new(self.clone()), divisor)], 1)
+    }
+
+    /// The product of some dimensions; one for none.
+    pub fn product<'a>(dims: impl IntoIterator<Item = &'a Dim>) -> Self {
+        let one = Dim::constant(1);
+        dims.into_iter().fold(one, |acc, d| &acc * d)
+    }
+
+    /// The value under `bindings`.
+    ///
+    /// # Errors
+    /// When a symbol is not bound, or the value is negative or over 2^63 - 1.
+    pub fn eval(&self, bindings: &Bindings) -> Result<u64, DimError> {
+        let value = self.eval_wide(bindings)?;
+        u64::try_from(value)
+            .ok()
+            .filter(|v| *v <= i64::MAX as u64)
+            .ok_or_else(|| DimError::OutOfRange {
+                dim: self.to_string(),
+                value,
+            })
+    }
+
+    fn eval_wide(&self, bindings: &Bindings) -> Result<i128, DimError> {
+        let mut sum: i128 = 0;
+        for (atoms, coefficient) in &self.terms {
+            let mut product = i128::from(*coefficient);
+            for atom in atoms {
+                let factor = match atom {
+                    Atom::Symbol(symbol) => match bindings.get(symbol) {
+                        Some(value) => i128::from(value),
+                        None => {
+                            return Err(DimError::Unbound {
+                                symbol: symbol.clone(),
+                                dim: self.to_string(),
+                            });
+                        }
+                    },
+                    Atom::CeilDiv(dim, divisor) => {
+                        let value = dim.eval_wide(bindings)?;
+                        let divisor = i128::from(*divisor);
+                        (value + divisor - 1).div_euclid(divisor)
+                    }
+                };
+                product = product.saturating_mul(factor);
+            }
+            sum = sum.saturating_add(product);
+        }
+        Ok(sum)
+    }
+
+    /// Every symbol that occurs, in name order, without repeats.
+    pub fn symbols(&self) -> Vec<Symbol> {
+        let mut out = Vec::new();
+        self.collect_symbols(&mut out);
+        out.sort();
+        out.dedup();
+        out
+    }
+
+    fn collect_symbols(&self, out: &mut Vec<Symbol>) {
+        for atom in self.terms.keys().flatten() {
+            match atom {
+                Atom::Symbol(s) => out.push(s.clone()),
+                Atom::CeilDiv(d, _) => d.collect_symbols(out),
+            }
+        }
+    }
+
+    /// This dimension with every occurrence of `symbol` replaced.
+    #[must_use]
+    pub fn substitute(&self, symbol: &Symbol, value: &Dim) -> Self {
+        let mut out = Dim::default();
+        for (atoms, coefficient) in &self.terms {
+            let mut term = Self::from_term(Vec::new(), *coefficient);
+            for atom in atoms {
+                let factor = match atom {
+                    Atom::Symbol(s) if s == symbol => value.clone(),
+                    Atom::Symbol(_) => Self::from_term(vec![atom.clone()], 1),
+                    Atom::CeilDiv(d, n) => d.substitute(symbol, value).ceil_div(*n),
+                };
+                term = &term * &factor;
+            }
+            out = &out + &term;
+        }
+        out
+    }
+}
+
+impl From<u64> for Dim {
+    fn from(value: u64) -> Self {
+        Dim::constant(value)
+    }
+}
+
+impl From<usize> for Dim {
+    fn from(value: usize) -> Self {
+        Dim::constant(value as u64)
+    }
+}
+
+impl From<i32> for Dim {
+    fn from(value: i32) -> Self {
+        Self::from_term(Vec::new(), i64::from(value))
+    }
+}
+
+impl From<&str> for Dim {
+    /// The symbol of this name.
+    fn from(name: &str) -> Self {
+        Dim::symbol(name)
+    }
+}
+
+impl From<&Dim> for Dim {
+    fn from(dim: &Dim) -> Self {
+        dim.clone()
+    }
+}
+
+impl Add for &Dim {
+    type Output = Dim;
+    fn add(self, other: &Dim) -> Dim {
+        let mut out = self.clone();
+        for (atoms, c) in &other.terms {
+            out.add_term(atoms.clone(), *c);
+        }
+        out
+    }
+}
+
+impl Sub for &Dim {
+    type Output = Dim;
+    fn sub(self, other: &Dim) -> Dim {
+        let mut out = self.clone();
+        for (atoms, c) in &other.terms {
+            out.add_term(atoms.clone(), -*c);
+        }
+        out
+    }
+}
+
+impl Mul for &Dim {
+    type Output = Dim;
+    fn mul(self, other: &Dim) -> Dim {
+        let mut out = Dim::default();
+        for (a, ca) in &self.terms {
+            for (b, cb) in &other.terms {
+                let mut atoms: Vec<Atom> = a.iter().chain(b).cloned().collect();
+                atoms.sort();
+                out.add_term(atoms, ca * cb);
+            }
+        }
+        out
+    }
+}
+
+macro_rules! owned_ops {
+    ($($trait:ident $method:ident),*) => {$(
+        impl<T: Into<Dim>> $trait<T> for Dim {
+            type Output = Dim;
+            fn $method(self, other: T) -> Dim {
+                (&self).$method(&other.into())
+            }
+        }
+    )*};
+}
+owned_ops!(Add add, Sub sub, Mul mul);
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.terms.is_empty() {
+            return f.write_str("0");
+        }
+        // The constant term, first in the map, is printed last.
+        let symbolic = self.terms.iter().filter(|(a, _)| !a.is_empty());
+        let constant = self.terms.get(&Vec::new());
+        let mut first = true;
+        for (atoms, coefficient) in symbolic {
+            let sign = match (first, *coefficient < 0) {
+                (true, true) => "-",
+                (true, false) => "",
+                (false, true) => " - ",
+                (false, false) => " + ",
+            };
+            f.write_str(sign)?;
+            first = false;
+            for (i, atom) in atoms.iter().enumerate() {
+                if i > 0 {
+                    f.write_str("*")?;
+                }
+                match atom {
+                    Atom::Symbol(s) => write!(f, "{s}")?,
+                    Atom::CeilDiv(d, n) => write!(f, "ceil({d} / {n})")?,
+                }
+            }
+            if coefficient.unsigned_abs() != 1 {
+                write!(f, "*{}", coefficient.unsigned_abs())?;
+            }
+        }
+        match constant {
+            Some(c) if first => write!(f, "{c}"),
+            Some(c) if *c < 0 => write!(f, " - {}", c.unsigned_abs()),
+            Some(c) => write!(f, " + {c}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Dim {
+    type Err = DimError;
+
+    fn from_str(text: &str) -> Result<Self, DimError> {
+        let mut parser = DimParser { text, at: 0 };
+        let dim = parser.sum()?;
+        parser.skip_space();
+        if parser.at != text.len() {
+            return Err(parser.error("trailing text"));
+        }
+        Ok(dim)
+    }
+}
+
+struct DimParser<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl DimParser<'_> {
+    fn error(&self, reason: &str) -> DimError {
+        DimError::Syntax {
+            text: self.text.to_owned(),
+            reason: format!("{reason} at byte {}", self.at),
+        }
+    }
+
+    fn rest(&self) -> &str {
+        self.text.get(self.at..).unwrap_or("")
+    }
+
+    fn skip_space(&mut self) {
+        self.at += self.rest().len() - self.rest().trim_start().len();
+    }
+
+    fn eat(&mut self, token: &str) -> bool {
+        self.skip_space();
+        let found = self.rest().starts_with(token);
+        if found {
+            self.at += token.len();
+        }
+        found
+    }
+
+    fn sum(&mut self) -> Result<Dim, DimError> {
+        let mut out = if self.eat("-") {
+            &Dim::default() - &self.product()?
+        } else {
+            self.product()?
+        };
+        loop {
+            if self.eat("+") {
+                out = &out + &self.product()?;
+            } else if self.eat("-") {
+                out = &out - &self.product()?;
+            } else {
+                return Ok(out);
+            }
+        }
+    }
+
+    fn product(&mut self) -> Result<Dim, DimError> {
+        let mut out = self.factor()?;
+        while self.eat("*") {
+            out = &out * &self.factor()?;
+        }
+        Ok(out)
+    }
+
+    fn factor(&mut self) -> Result<Dim, DimError> {
+        self.skip_space();
+        let rest = self.rest();
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        if digits > 0 {
+            let value = self.number(digits)?;
+            return Ok(Dim::constant(value));
+        }
+        let word = rest
+            .bytes()
+            .take_while(|b| b.is_ascii_alphanumeric() || *b == b'_')
+            .count();
+        if word == 0 {
+            return Err(self.error("expected a number or a symbol"));
+        }
+        let name = rest[..word].to_owned();
+        self.at += word;
+        if name != "ceil" || !self.eat("(") {
+            return Ok(Dim::symbol(&name));
+        }
+        let inner = self.sum()?;
+        if !self.eat("/") {
+            return Err(self.error("expected `/`"));
+        }
+        self.skip_space();
+        let digits = self.rest().bytes().take_while(u8::is_ascii_digit).count();
+        let divisor = self.number(digits)?;
+        if divisor == 0 {
+            return Err(self.error("division by zero"));
+        }
+        if !self.eat(")") {
+            return Err(self.error("expected `)`"));
+        }
+        Ok(inner.ceil_div(divisor))
+    }
+
+    fn number(&mut self, digits: usize) -> Result<u64, DimError> {
+        let value = self.rest()[..digits]
+            .parse::<u64>()
+            .ok()
+            .filter(|v| *v <= i64::MAX as u64)
+            .ok_or_else(|| self.error("expected a number below 2^63"))?;
+        self.at += digits;
+        Ok(value)
+    }
+}
+
+impl Serialize for Dim {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.as_const() {
+            Some(value) => serializer.serialize_u64(value),
+            None => serializer.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Dim {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Number(u64),
+            Text(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Number(n) => Ok(Dim::constant(n)),
+            Form::Text(t) => t.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_expressions_are_equal_values() {
+        let a = Dim::symbol("seq") + "past";
+        let b = Dim::symbol("past") + "seq";
+        assert_eq!(a, b);
+        assert_eq!((a.clone() - "past").as_symbol(), Some(&Symbol::new("seq")));
+        assert_eq!((a - &b).as_const(), Some(0));
+    }
+
+    #[test]
+    fn text_round_trips() {
+        for text in [
+            "0",
+            "7",
+            "seq",
+            "past + seq",
+            "batch*seq*768 + 3",
+            "ceil(batch*seq / 16)",
+            "ceil(past + seq - 1 / 4)*batch*2 - 5",
+            "-past + seq",
+        ] {
+            let dim: Dim = text.parse().unwrap();
+            assert_eq!(dim.to_string(), text);
+            assert_eq!(dim.to_string().parse::<Dim>().unwrap(), dim);
+            let json = serde_json::to_string(&dim).unwrap();
+            assert_eq!(serde_json::from_str::<Dim>(&json).unwrap(), dim);
+        }
+        for text in [
+            "",
+            "3 +",
+            "seq seq",
+            "ceil(seq / 0)",
+            "ceil(seq)",
+            "99999999999999999999",
+        ] {
+            assert!(text.parse::<Dim>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn evaluation() {
+        let dim: Dim = "ceil(batch*seq / 16)*3 + past".parse().unwrap();
+        let bound = Bindings::new()
+            .with("batch", 3)
+            .with("seq", 11)
+            .with("past", 5);
+        assert_eq!(dim.eval(&bound), Ok(3 * 3 + 5));
+        let missing = Bindings::new().with("batch", 3);
+        assert!(
+            dim.eval(&missing)
+                .unwrap_err()
+                .to_string()
+                .contains("is not bound")
+        );
+        let negative: Dim = "seq - past".parse().unwrap();
+        assert!(negative.eval(&bound.with("seq", 1)).is_err());
+    }
+
+    #[test]
+    fn substitution_renormalises() {
+        let dim: Dim = "ceil(batch*seq / 16) + seq".parse().unwrap();
+        let one = dim.substitute(&Symbol::new("seq"), &Dim::constant(16));
+        assert_eq!(one.to_string(), "batch + 16");
+    }
+}

@@ -1,0 +1,819 @@
+//! The closed set of operations and the table that describes them.
+//!
+//! An op is described in three places that stand side by side and that the
+//! compiler keeps exhaustive: its name, arity and attributes here, its typing
+//! rule in [`crate::infer`], its meaning in [`crate::interp`]. Every value has
+//! exactly one defining op, and every op exactly one result.
+//!
+//! *Primitive* ops are what model builders emit. *Fused* ops are ordinary ops
+//! that passes introduce; [`crate::decompose`] gives each one's meaning in
+//! primitive ops, and the interpreter evaluates them by their own definition,
+//! so that one checks the other.
+
+use std::fmt;
+
+use crate::dim::Dim;
+use crate::types::{DType, TensorType};
+
+/// An elementwise function of one operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UnaryOp {
+    /// `-x`
+    Neg,
+    /// `e^x`
+    Exp,
+    /// Natural logarithm.
+    Log,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// The error function.
+    Erf,
+    /// Square root.
+    Sqrt,
+    /// `1 / sqrt(x)`
+    Rsqrt,
+    /// `|x|`
+    Abs,
+    /// Sine of radians.
+    Sin,
+    /// Cosine of radians.
+    Cos,
+    /// Logical negation of a truth value.
+    Not,
+}
+
+/// An elementwise function of two operands, which broadcast as in NumPy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BinaryOp {
+    /// `a + b`
+    Add,
+    /// `a - b`
+    Sub,
+    /// `a * b`
+    Mul,
+    /// `a / b`
+    Div,
+    /// The larger.
+    Max,
+    /// The smaller.
+    Min,
+    /// `a` to the power of `b`; a whole `b` allows a negative `a`.
+    Pow,
+    /// `a < b`
+    Lt,
+    /// `a <= b`
+    Le,
+    /// `a > b`
+    Gt,
+    /// `a >= b`
+    Ge,
+    /// `a == b`
+    Eq,
+    /// Both of two truth values.
+    And,
+    /// Either of two truth values.
+    Or,
+}
+
+/// A reduction along one axis, which stays with size one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReduceOp {
+    /// The sum.
+    Sum,
+    /// The arithmetic mean.
+    Mean,
+    /// The largest element.
+    Max,
+}
+
+/// A nonlinearity that a fused op applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// GELU in its tanh approximation:
+    /// `x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))`.
+    GeluTanh,
+    /// GELU with the error function: `x/2 * (1 + erf(x / sqrt(2)))`.
+    GeluErf,
+    /// `max(x, 0)`
+    Relu,
+    /// `x / (1 + e^-x)`
+    Silu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+/// A normalisation over the last axis that a fused op applies to its input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// `(x - mean) / sqrt(var + eps) * gain + bias`, biased variance; takes
+    /// two operands, gain and bias.
+    Layer {
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// `x / sqrt(mean(x^2) + eps) * gain`; takes one operand, the gain.
+    Rms {
+        /// Added to the mean square.
+        eps: f64,
+    },
+}
+
+impl Norm {
+    /// How many operands follow the normalised input.
+    pub fn operands(self) -> usize {
+        match self {
+            Norm::Layer { .. } => 2,
+            Norm::Rms { .. } => 1,
+        }
+    }
+
+    /// The epsilon.
+    pub fn eps(self) -> f64 {
+        match self {
+            Norm::Layer { eps } | Norm::Rms { eps } => eps,
+        }
+    }
+}
+
+/// One step of a linear op's epilogue, applied in order to the accumulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Adds an operand that broadcasts to the output: a bias `[out]`, or a
+    /// residual of the output's shape.
+    Add,
+    /// Multiplies by an operand that broadcasts to the output.
+    Mul,
+    /// Applies a nonlinearity; takes no operand.
+    Act(Activation),
+}
+
+impl Step {
+    /// Whether the step takes an operand.
+    pub fn has_operand(self) -> bool {
+        !matches!(self, Step::Act(_))
+    }
+}
+
+/// A constant scalar.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scalar {
+    /// A real number.
+    F32(f64),
+    /// An integer.
+    I32(i32),
+    /// A truth value.
+    Bool(bool),
+}
+
+impl Scalar {
+    /// The element type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Scalar::F32(_) => DType::F32,
+            Scalar::I32(_) => DType::I32,
+            Scalar::Bool(_) => DType::Bool,
+        }
+    }
+}
+
+/// The number that stands for "minus infinity" in masks: the most negative
+/// finite `f32`. Shaders may assume that infinities do not occur.
+pub const MASK_VALUE: f64 = f32::MIN as f64;
+
+/// What computes a value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    // Leaves
+    /// A parameter, supplied once, under a dotted name.
+    Param {
+        /// Dotted name, unique in the graph.
+        name: String,
+        /// Type.
+        ty: TensorType,
+    },
+    /// An input, supplied with every run.
+    Input {
+        /// Name, unique among the inputs.
+        name: String,
+        /// Type.
+        ty: TensorType,
+    },
+    /// The value of a state before the run; see [`crate::Graph::set_state`].
+    State {
+        /// Name, unique among the states.
+        name: String,
+        /// Type.
+        ty: TensorType,
+    },
+    /// A scalar constant. Broadcasting makes larger ones.
+    Const(Scalar),
+    /// `start, start + 1, ..., end - 1` as `i32[end - start]`.
+    Arange {
+        /// First element.
+        start: Dim,
+        /// One past the last element.
+        end: Dim,
+    },
+
+    // Elementwise
+    /// `f(x)`
+    Unary(UnaryOp),
+    /// `f(a, b)`
+    Binary(BinaryOp),
+    /// `if condition { a } else { b }`, all three broadcast.
+    Where,
+    /// The nearest value of another element type (towards zero from `f32` to
+    /// `i32`).
+    Cast(DType),
+
+    // Movement
+    /// The same elements in the same order under another shape.
+    Reshape {
+        /// The new shape.
+        shape: Vec<Dim>,
+    },
+    /// Axes reordered: output axis `i` is input axis `perm[i]`.
+    Transpose {
+        /// A permutation of `0..rank`.
+        perm: Vec<usize>,
+    },
+    /// Broadcast to a shape, as in NumPy.
+    Broadcast {
+        /// The new shape.
+        shape: Vec<Dim>,
+    },
+    /// `start..end` of one axis.
+    Slice {
+        /// The axis.
+        axis: usize,
+        /// First index.
+        start: Dim,
+        /// One past the last index.
+        end: Dim,
+    },
+    /// Operands one after the other along an axis.
+    Concat {
+        /// The axis.
+        axis: usize,
+    },
+    /// Rows of a table: `(table[n, ...], ids i32[...]) -> [ids..., ...]`. An id
+    /// outside the table is clamped to it.
+    Gather,
+
+    // Contractions and reductions
+    /// `(a[..., m, k], b[..., k, n]) -> [..., m, n]`, leading axes broadcast.
+    MatMul,
+    /// A reduction.
+    Reduce {
+        /// Which.
+        op: ReduceOp,
+        /// Along which axis, which stays with size one.
+        axis: usize,
+    },
+    /// `e^(x - max) / sum` along an axis.
+    Softmax {
+        /// The axis.
+        axis: usize,
+    },
+
+    // Fused
+    /// A normalisation over the last axis:
+    /// `(x, gain[n], bias[n])` or `(x, gain[n])`.
+    Normalize(Norm),
+    /// A nonlinearity.
+    Activate(Activation),
+    /// `epilogue(norm(x)[..., k] . w[n, k]^T) -> [..., n]`. Operands: `x`, `w`,
+    /// those of the norm, then those of the steps.
+    Linear {
+        /// Applied to `x` first.
+        norm: Option<Norm>,
+        /// Applied to the result in order.
+        steps: Vec<Step>,
+    },
+    /// Multi-head attention with the heads side by side in the last axis:
+    /// `(q[b, n, heads*d], k[b, m, kv_heads*d], v[b, m, kv_heads*d]) ->
+    /// [b, n, heads*d]`; query head `h` uses key head `h / (heads/kv_heads)`.
+    /// An optional fourth operand `start i32[b]` hides keys before it.
+    Attention(AttentionSpec),
+    /// The probabilities of [`Op::Attention`]: `(q, k[, start]) ->
+    /// [b, heads, n, m]`.
+    AttentionProbs(AttentionSpec),
+}
+
+/// The attributes of attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Multiplies the scores.
+    pub scale: f64,
+    /// Whether query `i` of `n` sees key `j` of `m` only for `j <= i + m - n`.
+    pub causal: bool,
+}
+
+/// An attribute's value, for the text form.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attr {
+    /// A whole number.
+    Int(usize),
+    /// A real number.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A word, such as `gelu_tanh`.
+    Word(String),
+    /// A quoted string.
+    Text(String),
+    /// A dimension.
+    Dim(Dim),
+    /// A list.
+    List(Vec<Attr>),
+    /// A tensor type.
+    Type(TensorType),
+}
+
+/// How many operands an op takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arity {
+    /// Exactly this many.
+    Exactly(usize),
+    /// From the first to the second, inclusive.
+    Between(usize, usize),
+    /// At least this many.
+    AtLeast(usize),
+}
+
+impl Arity {
+    /// Whether `n` operands are right.
+    pub fn accepts(self, n: usize) -> bool {
+        match self {
+            Arity::Exactly(k) => n == k,
+            Arity::Between(a, b) => (a..=b).contains(&n),
+            Arity::AtLeast(k) => n >= k,
+        }
+    }
+}
+
+impl fmt::Display for Arity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Arity::Exactly(k) => write!(f, "{k}"),
+            Arity::Between(a, b) => write!(f, "{a} to {b}"),
+            Arity::AtLeast(k) => write!(f, "at least {k}"),
+        }
+    }
+}
+
+macro_rules! words {
+    ($type:ty { $($word:literal => $value:expr),* $(,)? }) => {
+        impl $type {
+            /// Every value of this type.
+            pub const ALL: &'static [Self] = &[$($value),*];
+
+            /// The word for it in the text form.
+            pub fn word(self) -> &'static str {
+                $(if self == $value { return $word; })*
+                ""
+            }
+
+            /// The value for a word of the text form.
+            pub fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some($value),)* _ => None }
+            }
+        }
+    };
+}
+
+words!(UnaryOp {
+    "neg" => UnaryOp::Neg, "exp" => UnaryOp::Exp, "log" => UnaryOp::Log,
+    "tanh" => UnaryOp::Tanh, "erf" => UnaryOp::Erf, "sqrt" => UnaryOp::Sqrt,
+    "rsqrt" => UnaryOp::Rsqrt, "abs" => UnaryOp::Abs, "sin" => UnaryOp::Sin,
+    "cos" => UnaryOp::Cos, "not" => UnaryOp::Not,
+});
+words!(BinaryOp {
+    "add" => BinaryOp::Add, "sub" => BinaryOp::Sub, "mul" => BinaryOp::Mul,
+    "div" => BinaryOp::Div, "max" => BinaryOp::Max, "min" => BinaryOp::Min,
+    "pow" => BinaryOp::Pow, "lt" => BinaryOp::Lt, "le" => BinaryOp::Le,
+    "gt" => BinaryOp::Gt, "ge" => BinaryOp::Ge, "eq" => BinaryOp::Eq,
+    "and" => BinaryOp::And, "or" => BinaryOp::Or,
+});
+words!(ReduceOp {
+    "reduce_sum" => ReduceOp::Sum, "reduce_mean" => ReduceOp::Mean,
+    "reduce_max" => ReduceOp::Max,
+});
+words!(Activation {
+    "gelu_tanh" => Activation::GeluTanh, "gelu_erf" => Activation::GeluErf,
+    "relu" => Activation::Relu, "silu" => Activation::Silu,
+    "tanh" => Activation::Tanh,
+});
+
+impl BinaryOp {
+    /// Whether the result is a truth value of two numbers.
+    pub fn is_comparison(self) -> bool {
+        use BinaryOp::{Eq, Ge, Gt, Le, Lt};
+        matches!(self, Lt | Le | Gt | Ge | Eq)
+    }
+
+    /// Whether the operands may change places.
+    pub fn is_commutative(self) -> bool {
+        use BinaryOp::{Add, And, Eq, Max, Min, Mul, Or};
+        matches!(self, Add | Mul | Max | Min | Eq | And | Or)
+    }
+}
+
+impl Op {
+    /// The op's name in the text form.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Param { .. } => "param",
+            Op::Input { .. } => "input",
+            Op::State { .. } => "state",
+            Op::Const(_) => "const",
+            Op::Arange { .. } => "arange",
+            Op::Unary(op) => op.word(),
+            Op::Binary(op) => op.word(),
+            Op::Where => "where",
+            Op::Cast(_) => "cast",
+            Op::Reshape { .. } => "reshape",
+            Op::Transpose { .. } => "transpose",
+            Op::Broadcast { .. } => "broadcast",
+            Op::Slice { .. } => "slice",
+            Op::Concat { .. } => "concat",
+            Op::Gather => "gather",
+            Op::MatMul => "matmul",
+            Op::Reduce { op, .. } => op.word(),
+            Op::Softmax { .. } => "softmax",
+            Op::Normalize(Norm::Layer { .. }) => "layer_norm",
+            Op::Normalize(Norm::Rms { .. }) => "rms_norm",
+            Op::Activate(_) => "activate",
+            Op::Linear { .. } => "linear",
+            Op::Attention(_) => "attention",
+            Op::AttentionProbs(_) => "attention_probs",
+        }
+    }
+
+    /// How many operands the op takes.
+    pub fn arity(&self) -> Arity {
+        match self {
+            Op::Param { .. }
+            | Op::Input { .. }
+            | Op::State { .. }
+            | Op::Const(_)
+            | Op::Arange { .. } => Arity::Exactly(0),
+            Op::Unary(_)
+            | Op::Cast(_)
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Broadcast { .. }
+            | Op::Slice { .. }
+            | Op::Reduce { .. }
+            | Op::Softmax { .. }
+            | Op::Activate(_) => Arity::Exactly(1),
+            Op::Binary(_) | Op::Gather | Op::MatMul => Arity::Exactly(2),
+            Op::Where => Arity::Exactly(3),
+            Op::Concat { .. } => Arity::AtLeast(1),
+            Op::Normalize(norm) => Arity::Exactly(1 + norm.operands()),
+            Op::Linear { norm, steps } => Arity::Exactly(
+                2 + norm.map_or(0, Norm::operands)
+                    + steps.iter().filter(|s| s.has_operand()).count(),
+            ),
+            Op::Attention(_) => Arity::Between(3, 4),
+            Op::AttentionProbs(_) => Arity::Between(2, 3),
+        }
+    }
+
+    /// Whether passes introduce the op, rather than builders.
+    pub fn is_fused(&self) -> bool {
+        matches!(
+            self,
+            Op::Normalize(_)
+                | Op::Activate(_)
+                | Op::Linear { .. }
+                | Op::Attention(_)
+                | Op::AttentionProbs(_)
+        )
+    }
+
+    /// The attributes in the order of the text form.
+    pub fn attrs(&self) -> Vec<(&'static str, Attr)> {
+        let dims = |shape: &[Dim]| Attr::List(shape.iter().cloned().map(Attr::Dim).collect());
+        let word = |w: &str| Attr::Word(w.to_owned());
+        match self {
+            Op::Param { name, ty } | Op::Input { name, ty } | Op::State { name, ty } => vec![
+                ("name", Attr::Text(name.clone())),
+                ("type", Attr::Type(ty.clone())),
+            ],
+            Op::Const(scalar) => vec![match *scalar {
+                Scalar::F32(v) => ("f32", Attr::Float(v)),
+                // Integers may be negative, which `Int` is not.
+                Scalar::I32(v) => ("i32", Attr::Word(v.to_string())),
+                Scalar::Bool(v) => ("bool", Attr::Bool(v)),
+            }],
+            Op::Arange { start, end } => vec![
+                ("start", Attr::Dim(start.clone())),
+                ("end", Attr::Dim(end.clone())),
+            ],
+            Op::Unary(_) | Op::Binary(_) | Op::Where | Op::Gather | Op::MatMul => vec![],
+            Op::Cast(dtype) => vec![("to", word(dtype.name()))],
+            Op::Reshape { shape } | Op::Broadcast { shape } => vec![("shape", dims(shape))],
+            Op::Transpose { perm } => vec![(
+                "perm",
+                Attr::List(perm.iter().map(|p| Attr::Int(*p)).collect()),
+            )],
+            Op::Slice { axis, start, end } => vec![
+                ("axis", Attr::Int(*axis)),
+                ("start", Attr::Dim(start.clone())),
+                ("end", Attr::Dim(end.clone())),
+            ],
+            Op::Concat { axis } | Op::Reduce { axis, .. } | Op::Softmax { axis } => {
+                vec![("axis", Attr::Int(*axis))]
+            }
+            Op::Normalize(norm) => vec![("eps", Attr::Float(norm.eps()))],
+            Op::Activate(a) => vec![("fn", word(a.word()))],
+            Op::Linear { norm, steps } => {
+                let mut attrs = Vec::new();
+                match norm {
+                    Some(Norm::Layer { eps }) => attrs.push(("layer_norm", Attr::Float(*eps))),
+                    Some(Norm::Rms { eps }) => attrs.push(("rms_norm", Attr::Float(*eps))),
+                    None => {}
+                }
+                if !steps.is_empty() {
+                    let words = steps.iter().map(|s| match s {
+                        Step::Add => word("add"),
+                        Step::Mul => word("mul"),
+                        Step::Act(a) => word(a.word()),
+                    });
+                    attrs.push(("then", Attr::List(words.collect())));
+                }
+                attrs
+            }
+            Op::Attention(spec) | Op::AttentionProbs(spec) => vec![
+                ("heads", Attr::Int(spec.heads)),
+                ("kv_heads", Attr::Int(spec.kv_heads)),
+                ("scale", Attr::Float(spec.scale)),
+                ("causal", Attr::Bool(spec.causal)),
+            ],
+        }
+    }
+
+    /// The op of this name with these attributes; the inverse of
+    /// [`Op::name`] and [`Op::attrs`].
+    ///
+    /// # Errors
+    /// A sentence that says which attribute is missing, superfluous or of the
+    /// wrong kind, or that no op has this name.
+    pub fn from_parts(name: &str, attrs: Vec<(String, Attr)>) -> Result<Op, String> {
+        let mut attrs = AttrReader { op: name, attrs };
+        let op = match name {
+            "param" => {
+                let (name, ty) = attrs.named_type()?;
+                Op::Param { name, ty }
+            }
+            "input" => {
+                let (name, ty) = attrs.named_type()?;
+                Op::Input { name, ty }
+            }
+            "state" => {
+                let (name, ty) = attrs.named_type()?;
+                Op::State { name, ty }
+            }
+            "const" => Op::Const(attrs.scalar()?),
+            "arange" => Op::Arange {
+                start: attrs.dim("start")?,
+                end: attrs.dim("end")?,
+            },
+            "where" => Op::Where,
+            "gather" => Op::Gather,
+            "matmul" => Op::MatMul,
+            "cast" => Op::Cast(attrs.word("to")?.parse()?),
+            "reshape" => Op::Reshape {
+                shape: attrs.dims("shape")?,
+            },
+            "broadcast" => Op::Broadcast {
+                shape: attrs.dims("shape")?,
+            },
+            "transpose" => Op::Transpose {
+                perm: attrs.ints("perm")?,
+            },
+            "slice" => Op::Slice {
+                axis: attrs.int("axis")?,
+                start: attrs.dim("start")?,
+                end: attrs.dim("end")?,
+            },
+            "concat" => Op::Concat {
+                axis: attrs.int("axis")?,
+            },
+            "softmax" => Op::Softmax {
+                axis: attrs.int("axis")?,
+            },
+            "layer_norm" => Op::Normalize(Norm::Layer {
+                eps: attrs.float("eps")?,
+            }),
+            "rms_norm" => Op::Normalize(Norm::Rms {
+                eps: attrs.float("eps")?,
+            }),
+            "activate" => Op::Activate(attrs.activation("fn")?),
+            "linear" => {
+                let norm = if attrs.has("layer_norm") {
+                    let eps = attrs.float("layer_norm")?;
+                    Some(Norm::Layer { eps })
+                } else if attrs.has("rms_norm") {
+                    let eps = attrs.float("rms_norm")?;
+                    Some(Norm::Rms { eps })
+                } else {
+                    None
+                };
+                let steps = if attrs.has("then") {
+                    attrs.steps("then")?
+                } else {
+                    Vec::new()
+                };
+                Op::Linear { norm, steps }
+            }
+            "attention" => Op::Attention(attrs.attention()?),
+            "attention_probs" => Op::AttentionProbs(attrs.attention()?),
+            other => {
+                if let Some(op) = UnaryOp::from_word(other) {
+                    Op::Unary(op)
+                } else if let Some(op) = BinaryOp::from_word(other) {
+                    Op::Binary(op)
+                } else if let Some(op) = ReduceOp::from_word(other) {
+                    Op::Reduce {
+                        op,
+                        axis: attrs.int("axis")?,
+                    }
+                } else {
+                    return Err(format!("there is no op `{other}`"));
+                }
+            }
+        };
+        attrs.finish()?;
+        Ok(op)
+    }
+}
+
+/// Takes attributes out of a list by name and kind.
+struct AttrReader<'a> {
+    op: &'a str,
+    attrs: Vec<(String, Attr)>,
+}
+
+impl AttrReader<'_> {
+    fn has(&self, key: &str) -> bool {
+        self.attrs.iter().any(|(k, _)| k == key)
+    }
+
+    fn take(&mut self, key: &str) -> Result<Attr, String> {
+        let found = self.attrs.iter().position(|(k, _)| k == key);
+        match found {
+            Some(i) => Ok(self.attrs.remove(i).1),
+            None => Err(format!("`{}` wants an attribute `{key}`", self.op)),
+        }
+    }
+
+    fn wrong<T>(&self, key: &str, wanted: &str) -> Result<T, String> {
+        Err(format!("attribute `{key}` of `{}` wants {wanted}", self.op))
+    }
+
+    fn int(&mut self, key: &str) -> Result<usize, String> {
+        match self.take(key)? {
+            Attr::Int(v) => Ok(v),
+            _ => self.wrong(key, "a whole number"),
+        }
+    }
+
+    fn float(&mut self, key: &str) -> Result<f64, String> {
+        match self.take(key)? {
+            Attr::Float(v) => Ok(v),
+            Attr::Int(v) => Ok(v as f64),
+            _ => self.wrong(key, "a number"),
+        }
+    }
+
+    fn word(&mut self, key: &str) -> Result<String, String> {
+        match self.take(key)? {
+            Attr::Word(w) => Ok(w),
+            Attr::Dim(d) if d.as_symbol().is_some() => Ok(d.to_string()),
+            _ => self.wrong(key, "a word"),
+        }
+    }
+
+    fn dim(&mut self, key: &str) -> Result<Dim, String> {
+        let attr = self.take(key)?;
+        as_dim(attr).map_or_else(|| self.wrong(key, "a dimension"), Ok)
+    }
+
+    fn list(&mut self, key: &str) -> Result<Vec<Attr>, String> {
+        match self.take(key)? {
+            Attr::List(items) => Ok(items),
+            _ => self.wrong(key, "a list"),
+        }
+    }
+
+    fn dims(&mut self, key: &str) -> Result<Vec<Dim>, String> {
+        let items = self.list(key)?;
+        let dims: Option<Vec<Dim>> = items.into_iter().map(as_dim).collect();
+        dims.map_or_else(|| self.wrong(key, "a list of dimensions"), Ok)
+    }
+
+    fn ints(&mut self, key: &str) -> Result<Vec<usize>, String> {
+        let items = self.list(key)?.into_iter();
+        let ints: Option<Vec<usize>> = items
+            .map(|a| match a {
+                Attr::Int(v) => Some(v),
+                _ => None,
+            })
+            .collect();
+        ints.map_or_else(|| self.wrong(key, "a list of whole numbers"), Ok)
+    }
+
+    fn activation(&mut self, key: &str) -> Result<Activation, String> {
+        let word = self.word(key)?;
+        Activation::from_word(&word).map_or_else(|| self.wrong(key, "an activation"), Ok)
+    }
+
+    fn steps(&mut self, key: &str) -> Result<Vec<Step>, String> {
+        let items = self.list(key)?.into_iter();
+        let steps: Option<Vec<Step>> = items
+            .map(|a| match as_word(a)?.as_str() {
+                "add" => Some(Step::Add),
+                "mul" => Some(Step::Mul),
+                other => Activation::from_word(other).map(Step::Act),
+            })
+            .collect();
+        steps.map_or_else(|| self.wrong(key, "a list of epilogue steps"), Ok)
+    }
+
+    fn named_type(&mut self) -> Result<(String, TensorType), String> {
+        let name = match self.take("name")? {
+            Attr::Text(t) => t,
+            _ => return self.wrong("name", "a quoted string"),
+        };
+        match self.take("type")? {
+            Attr::Type(ty) => Ok((name, ty)),
+            _ => self.wrong("type", "a tensor type"),
+        }
+    }
+
+    fn scalar(&mut self) -> Result<Scalar, String> {
+        if self.has("f32") {
+            return self.float("f32").map(Scalar::F32);
+        }
+        if self.has("bool") {
+            return match self.take("bool")? {
+                Attr::Bool(b) => Ok(Scalar::Bool(b)),
+                _ => self.wrong("bool", "true or false"),
+            };
+        }
+        let value = match self.take("i32")? {
+            Attr::Int(v) => i32::try_from(v).ok(),
+            Attr::Float(v) if v.fract() == 0.0 => i32::try_from(v as i64).ok(),
+            Attr::Word(w) => w.parse().ok(),
+            _ => None,
+        };
+        value.map_or_else(
+            || self.wrong("i32", "a 32-bit integer"),
+            |v| Ok(Scalar::I32(v)),
+        )
+    }
+
+    fn attention(&mut self) -> Result<AttentionSpec, String> {
+        let heads = self.int("heads")?;
+        let kv_heads = self.int("kv_heads")?;
+        let scale = self.float("scale")?;
+        match self.take("causal")? {
+            Attr::Bool(causal) => Ok(AttentionSpec {
+                heads,
+                kv_heads,
+                scale,
+                causal,
+            }),
+            _ => self.wrong("causal", "true or false"),
+        }
+    }
+
+    fn finish(self) -> Result<(), String> {
+        match self.attrs.first() {
+            Some((key, _)) => Err(format!("`{}` has no attribute `{key}`", self.op)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn as_dim(attr: Attr) -> Option<Dim> {
+    match attr {
+        Attr::Dim(d) => Some(d),
+        Attr::Int(v) => Some(v.into()),
+        _ => None,
+    }
+}
+
+fn as_word(attr: Attr) -> Option<String> {
+    match attr {
+        Attr::Word(w) => Some(w),
+        Attr::Dim(d) if d.as_symbol().is_some() => Some(d.to_string()),
+        _ => None,
+    }
+}

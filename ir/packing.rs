@@ -1,0 +1,262 @@
+//! How the elements of a parameter are laid out in a weight buffer.
+//!
+//! A parameter with two or more axes is a matrix `[rows, k]` here: the last axis
+//! is `k`, the others are its rows. Each row is padded with zeros to whole
+//! *groups*, so that a kernel reads 16 bytes at a time and never straddles rows.
+//!
+//! | packing | group | bytes a group | value |
+//! |---|---|---|---|
+//! | `f32` | 16 weights | 64 | as it is |
+//! | `f16` | 16 weights | 32 | rounded to nearest even, two in a word, first low |
+//! | `q8`  | 32 weights | 32 + 2 | `scale * q`, `q` in -127..=127 |
+//! | `q4`  | 32 weights | 16 + 2 | `scale * q`, `q` in -8..=7, stored plus 8 |
+//!
+//! The quantised packings keep an `f16` scale a group in a buffer of their own.
+//! In a `q4` word, weights 0 to 3 are the low nibbles of its bytes, 4 to 7 the
+//! high ones.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// The layout of a matrix in a weight buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Packing {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// 8-bit integers with a scale per 32.
+    Q8,
+    /// 4-bit integers with a scale per 32.
+    Q4,
+}
+
+/// A packed matrix.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Packed {
+    /// The weights, whole words.
+    pub data: Vec<u8>,
+    /// The scales of a quantised packing, `f16`, whole words; else empty.
+    pub scales: Vec<u8>,
+}
+
+impl Packing {
+    /// Every packing.
+    pub const ALL: [Packing; 4] = [Packing::F32, Packing::F16, Packing::Q8, Packing::Q4];
+
+    /// The name, as in `--dtype`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Packing::F32 => "f32",
+            Packing::F16 => "f16",
+            Packing::Q8 => "q8",
+            Packing::Q4 => "q4",
+        }
+    }
+
+    /// The packing of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| p.name() == name)
+    }
+
+    /// Weights in a group.
+    pub fn group(self) -> usize {
+        match self {
+            Packing::F32 | Packing::F16 => 16,
+            Packing::Q8 | Packing::Q4 => 32,
+        }
+    }
+
+    /// Bytes of a group without its scale.
+    pub fn group_bytes(self) -> usize {
+        match self {
+            Packing::F32 => 64,
+            Packing::F16 | Packing::Q8 => 32,
+            Packing::Q4 => 16,
+        }
+    }
+
+    /// Whether groups have a scale.
+    pub fn has_scales(self) -> bool {
+        matches!(self, Packing::Q8 | Packing::Q4)
+    }
+
+    /// Groups in a row of `k` weights.
+    pub fn groups(self, k: usize) -> usize {
+        k.div_ceil(self.group())
+    }
+
+    /// Bytes of the weights of a `[rows, k]` matrix.
+    pub fn data_bytes(self, rows: usize, k: usize) -> usize {
+        rows * self.groups(k) * self.group_bytes()
+    }
+
+    /// Bytes of the scales of a `[rows, k]` matrix, whole words; 0 without.
+    pub fn scale_bytes(self, rows: usize, k: usize) -> usize {
+        if self.has_scales() {
+            (rows * self.groups(k)).div_ceil(2) * 4
+        } else {
+            0
+        }
+    }
+
+    /// Packs `[rows, k]` values; a trailing incomplete row is dropped.
+    pub fn pack(self, values: &[f32], k: usize) -> Packed {
+        let k = k.max(1);
+        let rows = values.len() / k;
+        let row_bytes = self.groups(k) * self.group_bytes();
+        let mut data = vec![0u8; rows * row_bytes];
+        let mut scales = vec![0u16; self.scale_bytes(rows, k) / 2];
+        let row_groups = self.groups(k);
+        if self.has_scales() {
+            data.par_chunks_mut(row_bytes)
+                .zip(scales.par_chunks_mut(row_groups))
+                .zip(values.par_chunks(k))
+                .for_each(|((bytes, scales), row)| self.quantise_row(row, bytes, scales));
+        } else {
+            data.par_chunks_mut(row_bytes)
+                .zip(values.par_chunks(k))
+                .for_each(|(bytes, row)| match self {
+                    Packing::F16 => {
+                        let mut half = vec![f16::ZERO; row.len()];
+                        half.convert_from_f32_slice(row);
+                        for (out, v) in bytes.chunks_exact_mut(2).zip(half) {
+                            out.copy_from_slice(&v.to_le_bytes());
+                        }
+                    }
+                    _ => {
+                        for (out, v) in bytes.chunks_exact_mut(4).zip(row) {
+                            out.copy_from_slice(&v.to_le_bytes());
+                        }
+                    }
+                });
+        }
+        Packed {
+            data,
+            scales: scales.iter().flat_map(|s| s.to_le_bytes()).collect(),
+        }
+    }
+
+    fn quantise_row(self, row: &[f32], bytes: &mut [u8], scales: &mut [u16]) {
+        let groups = row.chunks(self.group());
+        for ((group, out), scale_out) in groups
+            .zip(bytes.chunks_exact_mut(self.group_bytes()))
+            .zip(scales)
+        {
+            // The weight of the largest magnitude. For q4 it is mapped to -8,
+            // the end of the range that its mirror image lacks.
+            let peak = group
+                .iter()
+                .copied()
+                .fold(0.0f32, |m, v| if v.abs() > m.abs() { v } else { m });
+            let full = if self == Packing::Q8 {
+                peak.abs() / 127.0
+            } else {
+                peak / -8.0
+            };
+            let scale = f16::from_f32(full);
+            *scale_out = scale.to_bits();
+            let scale = scale.to_f32();
+            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+            let quantum =
+                |v: f32, low: f32, high: f32| (v * inverse).round().clamp(low, high) as i32;
+            if self == Packing::Q8 {
+                for (o, v) in out.iter_mut().zip(group) {
+                    *o = quantum(*v, -127.0, 127.0) as i8 as u8;
+                }
+            } else {
+                for i in 0..self.group() {
+                    let v = group.get(i).copied().unwrap_or(0.0);
+                    let nibble = (quantum(v, -8.0, 7.0) + 8) as u8;
+                    let (byte, shift) = q4_place(i);
+                    out[byte] |= nibble << shift;
+                }
+            }
+        }
+    }
+
+    /// The values of a packed `[rows, k]` matrix. Missing bytes read as zero.
+    pub fn unpack(self, data: &[u8], scales: &[u8], rows: usize, k: usize) -> Vec<f32> {
+        let row_groups = self.groups(k);
+        let row_bytes = row_groups * self.group_bytes();
+        let half = |bytes: &[u8], i: usize| {
+            let pair = bytes.get(2 * i..2 * i + 2).and_then(|b| b.try_into().ok());
+            f16::from_le_bytes(pair.unwrap_or([0; 2])).to_f32()
+        };
+        let mut out = vec![0.0f32; rows * k];
+        out.par_chunks_mut(k.max(1))
+            .enumerate()
+            .for_each(|(r, row)| {
+                let bytes = data.get(r * row_bytes..(r + 1) * row_bytes).unwrap_or(&[]);
+                for (i, v) in row.iter_mut().enumerate() {
+                    let scale = || half(scales, r * row_groups + i / self.group());
+                    *v = match self {
+                        Packing::F32 => {
+                            let word = bytes.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok());
+                            f32::from_le_bytes(word.unwrap_or([0; 4]))
+                        }
+                        Packing::F16 => half(bytes, i),
+                        Packing::Q8 => {
+                            f32::from(bytes.get(i).copied().unwrap_or(0) as i8) * scale()
+                        }
+                        Packing::Q4 => {
+                            let (byte, shift) = q4_place(i % 32);
+                            let byte = bytes.get(i / 32 * 16 + byte).copied().unwrap_or(0);
+                            (f32::from((byte >> shift) & 15) - 8.0) * scale()
+                        }
+                    };
+                }
+            });
+        out
+    }
+}
+
+/// The byte and shift of weight `i` of a `q4` group.
+fn q4_place(i: usize) -> (usize, u32) {
+    (i / 8 * 4 + i % 4, if i % 8 < 4 { 0 } else { 4 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize) -> Vec<f32> {
+        (0..n)
+            .map(|i| ((i * 7919 + 13) % 1009) as f32 / 504.5 - 1.0)
+            .collect()
+    }
+
+    #[test]
+    fn unpacking_undoes_packing_within_the_step() {
+        for (packing, tolerance) in [
+            (Packing::F32, 0.0),
+            (Packing::F16, 1.0 / 2048.0),
+            (Packing::Q8, 0.6 / 127.0),
+            (Packing::Q4, 0.13),
+        ] {
+            for k in [1, 5, 16, 31, 32, 33, 96] {
+                let x = values(3 * k);
+                let packed = packing.pack(&x, k);
+                assert_eq!(packed.data.len(), packing.data_bytes(3, k));
+                assert_eq!(packed.scales.len(), packing.scale_bytes(3, k));
+                let y = packing.unpack(&packed.data, &packed.scales, 3, k);
+                for (a, b) in x.iter().zip(&y) {
+                    assert!((a - b).abs() <= tolerance, "{packing:?} {k}: {a} {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packing_the_unpacked_changes_nothing() {
+        for packing in Packing::ALL {
+            let once = packing.pack(&values(70), 35);
+            let back = packing.unpack(&once.data, &once.scales, 2, 35);
+            let twice = packing.pack(&back, 35);
+            assert_eq!(once.data, twice.data, "{packing:?}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The launch plan: what a device does, as data.
+//!
+//! A plan names weights, states and, per tier and entry point, buffers and
+//! launches. Sizes and grids are [`Dim`] expressions over the plan's symbols,
+//! so one plan serves every batch and prompt length up to the symbols' maxima.
+//! Nothing here refers to a graphics API: any program that can create a compute
+//! pipeline from WGSL, bind buffers and dispatch can run a plan.
+//!
+//! # How a launch is run
+//!
+//! Each kernel has the uniform block [`Plan::uniforms`] at binding 0 of group 0
+//! (`u32` values in that order, padded to 16 bytes), and the launch's
+//! [`Launch::bindings`] at bindings 1, 2, ... in order. A grid is the number of
+//! workgroups; a flat count over 65,535 is folded by the *runner*: it dispatches
+//! `(x, y, 1)` with `x <= 65535`, and kernels return beyond their count.
+//!
+//! # Symbols
+//!
+//! `batch`, `seq` and `past` are those of the entry's graph. Two more belong to
+//! the plan: `context` is the capacity, in positions, of each sequence in the
+//! states, fixed when a session is created; `block` is the first row of a
+//! [`Stream`]'s current block.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::dim::{Dim, SymbolDecl};
+use crate::packing::Packing;
+use crate::types::{DType, TensorType};
+
+/// The version of the plan format. A reader refuses another one.
+pub const PLAN_VERSION: u32 = 1;
+
+/// The symbol that holds the states' capacity in positions.
+pub const CONTEXT: &str = "context";
+
+/// The symbol that holds the first row of a stream's current block.
+pub const BLOCK: &str = "block";
+
+/// Everything that a runtime needs besides the weights' bytes and the kernels'
+/// text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// [`PLAN_VERSION`] of the writer.
+    pub version: u32,
+    /// Name and version of the compiler.
+    pub compiler: String,
+    /// What was compiled.
+    pub model: ModelInfo,
+    /// Symbols and their inclusive maxima.
+    pub symbols: Vec<SymbolDecl>,
+    /// The members of the uniform block, in order.
+    pub uniforms: Vec<String>,
+    /// Buffers filled once, from the weight file.
+    pub weights: Vec<WeightBuffer>,
+    /// Buffers that outlive a run.
+    pub states: Vec<StateBuffer>,
+    /// Kernels by name.
+    pub kernels: BTreeMap<String, Kernel>,
+    /// The tiers, most capable first. A runtime takes the first one whose
+    /// requirements the adapter meets.
+    pub tiers: Vec<Tier>,
+    /// BLAKE3 hash (hex) of every other file of the artifact, by path relative
+    /// to its folder.
+    pub files: BTreeMap<String, String>,
+}
+
+/// What was compiled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// The family's name in the registry (`gpt2`).
+    pub family: String,
+    /// The checkpoint's `config.json`, as read.
+    pub config: String,
+    /// How the large weights are stored (`f32`, `f16`, `q8`, `q4`).
+    pub weight_dtype: String,
+    /// Number of parameters, tied ones counted once.
+    pub parameters: u64,
+    /// The size of the vocabulary.
+    pub vocab_size: u64,
+    /// The largest number of positions, prompt and generated together.
+    pub max_context: u64,
+    /// Tokens that end a text.
+    pub eos_tokens: Vec<u32>,
+}
+
+/// A buffer that is filled once: (part of) a parameter, its scales, or several
+/// small parameters one after the other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WeightBuffer {
+    /// The tensor's name in the weight file.
+    pub name: String,
+    /// Its bytes, a multiple of 16.
+    pub bytes: u64,
+    /// What it holds.
+    pub contents: Vec<WeightPart>,
+}
+
+/// Rows of one parameter within a [`WeightBuffer`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WeightPart {
+    /// The parameter's dotted name.
+    pub param: String,
+    /// Its shape in the graph.
+    pub shape: Vec<u64>,
+    /// The layout; see [`crate::packing`].
+    pub packing: Packing,
+    /// Whether these are the groups' scales rather than the weights.
+    #[serde(default)]
+    pub scales: bool,
+    /// The first of the rows (products of all axes but the last) held here.
+    pub first_row: u64,
+    /// How many rows are held here.
+    pub rows: u64,
+    /// Where they start, in bytes.
+    pub offset: u64,
+}
+
+/// A buffer that outlives a run, such as a layer's key cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StateBuffer {
+    /// The state's name.
+    pub name: String,
+    /// Its bytes at a session's maxima.
+    pub bytes: Dim,
+}
+
+/// A compute kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Path of the WGSL text, relative to the artifact.
+    pub file: String,
+    /// Invocations per workgroup.
+    pub workgroup_size: [u32; 3],
+    /// How each binding after the uniform block is used.
+    pub bindings: Vec<Access>,
+}
+
+/// The entry function of every kernel.
+pub const KERNEL_ENTRY: &str = "main";
+
+/// How a kernel uses a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    ReadWrite,
+}
+
+/// A set of launches for one class of adapters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tier {
+    /// `base`, `subgroup`, `coop` or `software`.
+    pub name: String,
+    /// What the adapter must offer.
+    pub requires: Requirements,
+    /// Entry points by name.
+    pub entries: BTreeMap<String, Entry>,
+}
+
+/// What an adapter must offer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Requirements {
+    /// Features by WebGPU's name (`subgroups`, `shader-f16`).
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Limits by WebGPU's name in snake case
+    /// (`max_storage_buffers_per_shader_stage`).
+    #[serde(default)]
+    pub limits: BTreeMap<String, u64>,
+    /// Set for a profile that only suits adapters running on a CPU.
+    #[serde(default)]
+    pub cpu_only: bool,
+}
+
+/// An entry point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Symbols whose maxima differ from [`Plan::symbols`] here: `step` takes
+    /// fewer tokens at a time than `forward`. These win over the
+    /// plan's; may be empty.
+    #[serde(default)]
+    pub symbols: Vec<SymbolDecl>,
+    /// Inputs in order.
+    pub inputs: Vec<Port>,
+    /// Outputs in order.
+    pub outputs: Vec<Port>,
+    /// Buffers that live for a run.
+    pub buffers: Vec<Buffer>,
+    /// Specialisations; the first whose bounds hold is run.
+    pub variants: Vec<Variant>,
+}
+
+/// An input or output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    #[serde(flatten)]
+    pub ty: TensorType,
+    /// The buffer, an index into [`Entry::buffers`].
+    pub buffer: usize,
+}
+
+impl Port {
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.ty.dtype
+    }
+}
+
+/// A buffer of an entry point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// What it holds, for a person.
+    pub name: String,
+    /// Its bytes: the largest of these at a session's maxima.
+    pub bytes: Vec<Dim>,
+}
+
+/// The launches of an entry for sizes within bounds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// For a person: `decode`, `prefill`.
+    pub name: String,
+    /// Every condition must hold.
+    pub bounds: Vec<Bound>,
+    /// In order.
+    pub launches: Vec<Launch>,
+    /// Outputs too large to be held whole; run after the launches.
+    #[serde(default)]
+    pub streams: Vec<Stream>,
+}
+
+/// A condition on sizes: `size <= max`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Bound {
+    /// An expression.
+    pub size: Dim,
+    /// Its inclusive maximum.
+    pub max: u64,
+}
+
+/// One dispatch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// What it computes, for a person and for profiles: `h.3.attn.c_attn`.
+    pub label: String,
+    /// The kernel's name.
+    pub kernel: String,
+    /// The number of workgroups, flat.
+    pub workgroups: Dim,
+    /// The buffers at bindings 1, 2, ...
+    pub bindings: Vec<Binding>,
+    /// Arithmetic operations (a multiply-add counts two).
+    pub flops: Dim,
+    /// Bytes that must move at the least: operands read once, results written
+    /// once.
+    pub bytes: Dim,
+}
+
+/// Which buffer a launch binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    /// An index into [`Plan::weights`].
+    Weight(usize),
+    /// An index into [`Plan::states`].
+    State(usize),
+    /// An index into [`Entry::buffers`].
+    Buffer(usize),
+}
+
+/// An output that is produced and read back in blocks of rows, because whole it
+/// might exceed what an adapter can bind (the logits of 1,024 positions of GPT-2
+/// take 206 MB).
+///
+/// The runner sets the uniform `block` to 0, [`Stream::rows_per_block`], ... and
+/// after each round reads `min(rows_per_block, rows - block)` rows from the
+/// start of the output's buffer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stream {
+    /// The output, an index into [`Entry::outputs`].
+    pub output: usize,
+    /// All rows: the product of all axes but the last.
+    pub rows: Dim,
+    /// Rows in a block.
+    pub rows_per_block: u64,
+    /// Run for each block.
+    pub launches: Vec<Launch>,
+}

@@ -1,0 +1,194 @@
+//! Reading `config.json`: what its errors look like, whatever the model.
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// Why a `config.json` does not describe a model that can be built. The
+/// messages speak of the file by name, without its folder, which the caller
+/// knows.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The text is no JSON object.
+    #[error("config.json cannot be parsed: {reason}; copy it again from where the model came from")]
+    NotJson {
+        /// What the parser said.
+        reason: String,
+    },
+    /// A setting that has to be there is not.
+    #[error("config.json has no `{key}`; {supported}")]
+    Missing {
+        /// The setting.
+        key: &'static str,
+        /// What it may be.
+        supported: String,
+    },
+    /// A setting has a value of the wrong kind.
+    #[error("config.json sets `{key}` to {found}; it should be {wanted}")]
+    Invalid {
+        /// The setting.
+        key: String,
+        /// The value, as JSON.
+        found: String,
+        /// What it should be.
+        wanted: String,
+    },
+    /// A setting has a value that is sound but not supported.
+    #[error("config.json sets `{key}` to {found}, which kiln does not support; {supported}")]
+    Unsupported {
+        /// The setting.
+        key: &'static str,
+        /// The value, as JSON.
+        found: String,
+        /// What is supported.
+        supported: String,
+    },
+}
+
+/// The settings of a `config.json`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    map: Map<String, Value>,
+}
+
+impl Settings {
+    /// Parses the text of a `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotJson`].
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        match serde_json::from_str(text) {
+            Ok(map) => Ok(Settings { map }),
+            Err(error) => Err(ConfigError::NotJson { reason: error.to_string() }),
+        }
+    }
+
+    /// The value of `key`; `None` where it is absent or `null`.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The first of `keys` that is set, with its value. The same setting goes
+    /// by several names.
+    fn first(&self, keys: &[&'static str]) -> Option<(&'static str, &Value)> {
+        keys.iter().find_map(|key| Some((*key, self.get(key)?)))
+    }
+
+    /// A size, from 1 to 2^31 - 1, under the first of `keys` that is set.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn size(&self, keys: &[&'static str]) -> Result<Option<usize>, ConfigError> {
+        let Some((key, value)) = self.first(keys) else { return Ok(None) };
+        let in_range = value.as_u64().filter(|n| (1..=i32::MAX as u64).contains(n));
+        match in_range {
+            Some(size) => Ok(Some(size as usize)),
+            None => Err(invalid(key, value, "a whole number from 1 to 2147483647")),
+        }
+    }
+
+    /// A switch.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn switch(&self, key: &'static str) -> Result<Option<bool>, ConfigError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(on)) => Ok(Some(*on)),
+            Some(value) => Err(invalid(key, value, "true or false")),
+        }
+    }
+
+    /// A positive real number, such as a norm's epsilon.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn positive(&self, key: &'static str) -> Result<Option<f64>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
+            Some(x) => Ok(Some(x)),
+            None => Err(invalid(key, value, "a number greater than 0")),
+        }
+    }
+
+    /// A name.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn text(&self, key: &'static str) -> Result<Option<&str>, ConfigError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(value) => Err(invalid(key, value, "a text")),
+        }
+    }
+
+    /// The model's end token: the first, where there are several.
+    pub fn eos(&self) -> Option<u32> {
+        let value = self.get("eos_token_id")?;
+        let first = value.as_array().map_or(Some(value), |list| list.first());
+        first?.as_u64()?.try_into().ok()
+    }
+}
+
+/// The error of a value of the wrong kind.
+pub(crate) fn invalid(key: &str, found: &Value, wanted: &str) -> ConfigError {
+    ConfigError::Invalid { key: key.to_owned(), found: found.to_string(), wanted: wanted.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(text: &str) -> Settings {
+        Settings::parse(text).unwrap()
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        assert_eq!(
+            Settings::parse("[1]").unwrap_err().to_string(),
+            "config.json cannot be parsed: invalid type: sequence, expected a map at line 1 column 0; \
+             copy it again from where the model came from"
+        );
+    }
+
+    #[test]
+    fn sizes_are_whole_and_positive() {
+        assert_eq!(settings(r#"{"n": 3}"#).size(&["n"]), Ok(Some(3)));
+        assert_eq!(settings(r#"{"n": null, "m": 4}"#).size(&["n", "m"]), Ok(Some(4)));
+        assert_eq!(settings("{}").size(&["n"]), Ok(None));
+        for bad in ["0", "-1", "1.5", "\"3\"", "3000000000", "[]"] {
+            assert_eq!(
+                settings(&format!(r#"{{"n": {bad}}}"#)).size(&["n"]).unwrap_err().to_string(),
+                format!("config.json sets `n` to {bad}; it should be a whole number from 1 to 2147483647")
+            );
+        }
+    }
+
+    #[test]
+    fn other_kinds_say_what_they_should_be() {
+        let s = settings(r#"{"a": 1, "b": "x", "c": 0, "d": 2.5}"#);
+        assert_eq!(s.switch("a").unwrap_err().to_string(), "config.json sets `a` to 1; it should be true or false");
+        assert_eq!(
+            s.positive("c").unwrap_err().to_string(),
+            "config.json sets `c` to 0; it should be a number greater than 0"
+        );
+        assert_eq!(s.text("a").unwrap_err().to_string(), "config.json sets `a` to 1; it should be a text");
+        assert_eq!(s.positive("d"), Ok(Some(2.5)));
+        assert_eq!(s.text("b"), Ok(Some("x")));
+    }
+
+    #[test]
+    fn the_end_token_may_be_one_of_several() {
+        assert_eq!(settings(r#"{"eos_token_id": 7}"#).eos(), Some(7));
+        assert_eq!(settings(r#"{"eos_token_id": [8, 9]}"#).eos(), Some(8));
+        assert_eq!(settings(r#"{"eos_token_id": null}"#).eos(), None);
+        assert_eq!(settings(r#"{"eos_token_id": -1}"#).eos(), None);
+    }
+}

@@ -1,0 +1,305 @@
+//! Models from a hub, fetched into its usual cache.
+//!
+//! A hub id such as `openai-community/gpt2` (or `openai-community/gpt2@v1.0` for
+//! a branch, tag or commit) becomes the path of a folder in the Hugging Face
+//! layout. Only the files that kiln reads are fetched: `config.json`, the
+//! tokenizer's, and the safetensors. The crate hf-hub does the fetching, into
+//! the cache that every Hugging Face tool shares, and so the environment
+//! variables are the usual ones: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
+//! `HF_TOKEN` and its kin. `HF_HUB_OFFLINE=1` keeps to what is in the cache.
+//!
+//! ```no_run
+//! use kiln_models::hub::{Hub, HubId};
+//!
+//! let id = HubId::parse("openai-community/gpt2")?;
+//! let hub = Hub::from_env()?.with_progress(|p| {
+//!     let _ = (&p.file, p.done, p.total);
+//! });
+//! let folder = hub.fetch(&id)?;
+//! # let _ = folder;
+//! # Ok::<(), kiln_models::hub::HubError>(())
+//! ```
+
+mod error;
+mod id;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hf_hub::progress::{DownloadEvent, FileProgress, Progress, ProgressEvent, ProgressHandler};
+use hf_hub::repository::RepoTypeModel;
+use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync};
+
+pub use error::HubError;
+pub use id::HubId;
+
+use crate::checkpoint::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE, shards_of_index};
+use crate::tokenizer::{ADDED_TOKENS_FILE, MERGES_FILE, TOKENIZER_FILE, VOCAB_FILE};
+
+/// How far the fetching of one file has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubProgress {
+    /// The file's name in the repository.
+    pub file: String,
+    /// The bytes that are here.
+    pub done: u64,
+    /// All bytes of the file; 0 while that is unknown.
+    pub total: u64,
+}
+
+type Report = Arc<dyn Fn(HubProgress) + Send + Sync>;
+
+/// A hub and its cache.
+#[derive(Clone)]
+pub struct Hub {
+    client: HFClientSync,
+    endpoint: String,
+    offline: bool,
+    report: Option<Report>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("endpoint", &self.endpoint).field("offline", &self.offline).finish()
+    }
+}
+
+/// What to take instead of the environment's settings; `None` leaves them.
+#[derive(Clone, Debug, Default)]
+pub struct HubOptions {
+    /// The hub's address, `https://huggingface.co` by default.
+    pub endpoint: Option<String>,
+    /// The cache folder.
+    pub cache: Option<PathBuf>,
+    /// The access token.
+    pub token: Option<String>,
+    /// How often a request that failed in passing is tried again.
+    pub retries: Option<usize>,
+    /// Whether to keep to what is in the cache.
+    pub offline: Option<bool>,
+}
+
+impl Hub {
+    /// The hub that the environment's variables describe.
+    ///
+    /// # Errors
+    ///
+    /// [`HubError::Setup`], when `HF_ENDPOINT` is no address.
+    pub fn from_env() -> Result<Self, HubError> {
+        Self::new(HubOptions::default())
+    }
+
+    /// The hub that the environment's variables describe, but for `options`.
+    ///
+    /// # Errors
+    ///
+    /// [`HubError::Setup`], when the endpoint is no address.
+    pub fn new(options: HubOptions) -> Result<Self, HubError> {
+        let mut builder = HFClient::builder();
+        if let Some(endpoint) = options.endpoint {
+            builder = builder.endpoint(endpoint);
+        }
+        if let Some(cache) = options.cache {
+            builder = builder.cache_dir(cache);
+        }
+        if let Some(token) = options.token {
+            builder = builder.token(token);
+        }
+        if let Some(retries) = options.retries {
+            builder = builder.retry_max_attempts(retries);
+        }
+        let client = builder.build().map_err(HubError::setup)?;
+        let endpoint = client.endpoint().to_owned();
+        let offline = options.offline.unwrap_or_else(|| {
+            std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+        });
+        let client = HFClientSync::from_inner(client).map_err(HubError::setup)?;
+        Ok(Hub { client, endpoint, offline, report: None })
+    }
+
+    /// The same hub; `report` hears of every piece that arrives, from another
+    /// thread. It should return at once.
+    #[must_use]
+    pub fn with_progress(mut self, report: impl Fn(HubProgress) + Send + Sync + 'static) -> Self {
+        self.report = Some(Arc::new(report));
+        self
+    }
+
+    /// Fetches what is not yet in the cache; gives the folder that holds the
+    /// model. When the hub cannot be reached, a model that was fetched before
+    /// is taken from the cache.
+    ///
+    /// # Errors
+    ///
+    /// [`HubError`]; its message names the id and says what can be done.
+    pub fn fetch(&self, id: &HubId) -> Result<PathBuf, HubError> {
+        let (owner, name) = hf_hub::split_id(id.repo());
+        let mut fetch = Fetch { hub: self, id, repo: self.client.model(owner, name), revision: id.revision().to_owned() };
+        let Some(config) = fetch.file(CONFIG_FILE)? else {
+            return Err(fetch.why_no_config());
+        };
+        let folder = config.parent().unwrap_or(Path::new("")).to_owned();
+        // The rest is taken from the commit that the first file came from,
+        // so that a push in between cannot mix two versions.
+        if let Some(commit) = folder.file_name().and_then(|name| name.to_str()) {
+            commit.clone_into(&mut fetch.revision);
+        }
+        fetch.weights()?;
+        fetch.tokenizer()?;
+        Ok(folder)
+    }
+}
+
+/// One model being fetched.
+struct Fetch<'a> {
+    hub: &'a Hub,
+    id: &'a HubId,
+    repo: HFRepositorySync<RepoTypeModel>,
+    revision: String,
+}
+
+impl Fetch<'_> {
+    fn weights(&self) -> Result<(), HubError> {
+        if self.file(SINGLE_FILE)?.is_some() {
+            return Ok(());
+        }
+        let no_safetensors = || HubError::NoSafetensors { id: self.id.clone(), endpoint: self.hub.endpoint.clone() };
+        let index = self.file(INDEX_FILE)?.ok_or_else(no_safetensors)?;
+        let text = fs::read_to_string(&index).map_err(|source| HubError::Cache { path: index.clone(), source })?;
+        let shards = shards_of_index(&index, &text)?;
+        for shard in shards {
+            if self.file(&shard)?.is_none() {
+                return Err(HubError::NoShard { id: self.id.clone(), shard });
+            }
+        }
+        Ok(())
+    }
+
+    /// A model may come without a tokenizer; whether it can do without one is
+    /// not for the hub to say.
+    fn tokenizer(&self) -> Result<(), HubError> {
+        if self.file(TOKENIZER_FILE)?.is_none() {
+            for name in [VOCAB_FILE, MERGES_FILE, ADDED_TOKENS_FILE] {
+                self.file(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The file's path in the cache, where it now is; `None` when the model
+    /// has no such file.
+    fn file(&self, name: &str) -> Result<Option<PathBuf>, HubError> {
+        // What the cache knows for certain about a commit needs no request,
+        // that a file is not in it included.
+        match self.cached(name) {
+            Ok(path) if self.hub.offline || self.is_pinned() => return Ok(Some(path)),
+            Err(HFError::EntryNotFound { .. }) if self.hub.offline || self.is_pinned() => return Ok(None),
+            Err(HFError::LocalEntryNotFound { .. }) if self.hub.offline => {
+                return match name {
+                    CONFIG_FILE => Err(HubError::NotCached { id: self.id.clone() }),
+                    _ => Ok(None),
+                };
+            }
+            _ => {}
+        }
+        let expected = Arc::new(AtomicU64::new(0));
+        let progress = Progress::new(Forward {
+            file: name.to_owned(),
+            expected: Arc::clone(&expected),
+            report: self.hub.report.clone(),
+        });
+        let fetched =
+            self.repo.download_file().filename(name).revision(self.revision.as_str()).progress(progress).send();
+        match fetched {
+            Ok(path) => {
+                self.check_length(name, &path, expected.load(Ordering::Relaxed))?;
+                Ok(Some(path))
+            }
+            Err(HFError::EntryNotFound { .. }) => Ok(None),
+            Err(error) => Err(HubError::from_hf(self.id, &self.hub.endpoint, name, error)),
+        }
+    }
+
+    fn cached(&self, name: &str) -> Result<PathBuf, HFError> {
+        self.repo
+            .download_file()
+            .filename(name)
+            .revision(self.revision.as_str())
+            .local_files_only(true)
+            .send()
+    }
+
+    /// Whether the revision is a commit, whose files never change.
+    fn is_pinned(&self) -> bool {
+        self.revision.len() == 40 && self.revision.bytes().all(|b| b.is_ascii_hexdigit())
+    }
+
+    /// hf-hub stores whatever a server answers to the request for a file; an
+    /// error page must not stay in the cache as weights.
+    fn check_length(&self, name: &str, path: &Path, expected: u64) -> Result<(), HubError> {
+        let cache = |source| HubError::Cache { path: path.to_owned(), source };
+        let found = fs::metadata(path).map_err(cache)?.len();
+        if expected == 0 || found == expected {
+            return Ok(());
+        }
+        // The path is a link to the content, where the system has links.
+        let content = fs::canonicalize(path).map_err(cache)?;
+        fs::remove_file(path).map_err(cache)?;
+        if content != path {
+            // Already gone where `path` was no link.
+            let _ = fs::remove_file(content);
+        }
+        Err(HubError::Incomplete { id: self.id.clone(), file: name.to_owned(), found, wanted: expected })
+    }
+
+    /// A hub answers alike when a model and when a file is not there; asks
+    /// which it is.
+    fn why_no_config(&self) -> HubError {
+        let (id, endpoint) = (self.id.clone(), self.hub.endpoint.clone());
+        match self.repo.exists().send() {
+            Ok(true) => match self.repo.revision_exists().revision(id.revision()).send() {
+                Ok(false) => HubError::NoRevision { id, endpoint },
+                _ => HubError::NoConfig { id, endpoint },
+            },
+            _ => HubError::NotFound { id, endpoint },
+        }
+    }
+}
+
+/// Passes hf-hub's events on.
+struct Forward {
+    file: String,
+    expected: Arc<AtomicU64>,
+    report: Option<Report>,
+}
+
+impl Forward {
+    fn report(&self, done: u64, total: u64) {
+        if let Some(report) = &self.report {
+            report(HubProgress { file: self.file.clone(), done, total });
+        }
+    }
+}
+
+impl ProgressHandler for Forward {
+    fn on_progress(&self, event: &ProgressEvent) {
+        let ProgressEvent::Download(event) = event else { return };
+        match event {
+            DownloadEvent::Start { total_bytes, .. } => {
+                self.expected.store(*total_bytes, Ordering::Relaxed);
+                self.report(0, *total_bytes);
+            }
+            DownloadEvent::Progress { files } => {
+                for FileProgress { bytes_completed, total_bytes, .. } in files {
+                    self.report(*bytes_completed, *total_bytes);
+                }
+            }
+            DownloadEvent::AggregateProgress { bytes_completed, total_bytes, .. } => {
+                self.report(*bytes_completed, *total_bytes);
+            }
+            DownloadEvent::Complete => {}
+        }
+    }
+}

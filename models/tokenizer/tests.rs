@@ -1,0 +1,260 @@
+use std::collections::HashSet;
+use std::fs;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+/// Texts that exercise every branch of the splitting pattern.
+const TEXTS: [&str; 16] = [
+    "",
+    " ",
+    "Hello, world!",
+    "  leading and   inner    spaces  ",
+    "line\nbreaks\r\n\r\nand\ttabs\t\t",
+    "It's what they're saying; I'll say we've DON'T can'T",
+    "numbers 1234567890 3.14159 ²³ Ⅷ ½",
+    "naïve café façade Ångström",
+    "日本語のテキスト、中文，한국어",
+    "Привет, мир! Γειά σου Κόσμε",
+    "emoji 😀👩‍👩‍👧‍👦🏳️‍🌈 and combining e\u{301}\u{323}",
+    "fn main() { println!(\"{}\", x[0] as f32 / 2.0); }",
+    "<|endoftext|>",
+    "one<|endoftext|>two <|endoftext|>\n",
+    "\u{a0}non\u{a0}breaking\u{2003}spaces\u{200b}",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism zzzzzzzzzzzzzzzzzzzzzzz",
+];
+
+fn tiktoken(text: &str) -> Vec<u32> {
+    tiktoken_rs::r50k_base_singleton().encode_with_special_tokens(text)
+}
+
+#[test]
+fn gpt2_agrees_with_tiktoken() {
+    let tokenizer = Tokenizer::gpt2().unwrap();
+    assert_eq!((tokenizer.vocab_size(), tokenizer.eos_id()), (GPT2_VOCAB_SIZE, Some(50_256)));
+    for text in TEXTS {
+        let ids = tokenizer.encode(text).unwrap();
+        assert_eq!(ids, tiktoken(text), "{text:?}");
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    }
+    let prose = include_str!("tests.rs");
+    assert_eq!(tokenizer.encode(prose).unwrap(), tiktoken(prose));
+}
+
+#[test]
+fn what_is_written_reads_back_the_same() {
+    let tokenizer = Tokenizer::gpt2().unwrap();
+    let json = tokenizer.to_json().unwrap();
+    assert_eq!(json, Tokenizer::gpt2().unwrap().to_json().unwrap(), "the same bytes each time");
+    let again = Tokenizer::from_json("again", &json).unwrap();
+    assert_eq!(again.to_json().unwrap(), json);
+    assert_eq!((again.vocab_size(), again.eos_id()), (GPT2_VOCAB_SIZE, Some(50_256)));
+    for text in TEXTS {
+        assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap(), "{text:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn gpt2_agrees_with_tiktoken_on_any_text(text in "(\\PC|\\s|[a-z' ]{1,9}|[0-9]{1,4}){0,40}") {
+        let tokenizer = shared();
+        let ids = tokenizer.encode(&text).unwrap();
+        prop_assert_eq!(&ids, &tiktoken(&text));
+        prop_assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    }
+
+    #[test]
+    fn streamed_pieces_join_to_the_decoded_whole(ids in prop::collection::vec(0u32..50_300, 0..40)) {
+        let tokenizer = shared();
+        let mut stream = tokenizer.stream();
+        let mut text = String::new();
+        for id in &ids {
+            text += &stream.push(*id).unwrap();
+        }
+        text += &stream.finish().unwrap();
+        prop_assert_eq!(text, tokenizer.decode(&ids).unwrap());
+    }
+}
+
+fn shared() -> &'static Tokenizer {
+    static SHARED: std::sync::LazyLock<Tokenizer> = std::sync::LazyLock::new(|| Tokenizer::gpt2().unwrap());
+    &SHARED
+}
+
+#[test]
+fn characters_are_streamed_whole() {
+    let tokenizer = shared();
+    let ids = tokenizer.encode("a😀b").unwrap();
+    assert_eq!(ids.len(), 4, "the emoji is two tokens, neither of them text by itself");
+    let mut stream = tokenizer.stream();
+    let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+    assert_eq!(pieces, ["a", "", "😀", "b"]);
+    assert_eq!(stream.finish().unwrap(), "");
+
+    let mut cut = tokenizer.stream();
+    assert_eq!(cut.push(ids[1]).unwrap(), "");
+    assert_eq!(cut.finish().unwrap(), "\u{fffd}");
+}
+
+/// A vocabulary small enough to follow by hand.
+const VOCAB: &str = r#"{"a": 0, "b": 1, "Ġ": 2, "ab": 3, "Ġab": 4, "<|endoftext|>": 5}"#;
+const MERGES: &str = "#version: 0.2\na b\nĠ ab\n";
+
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    for (name, content) in files {
+        fs::write(dir.path().join(name), content).unwrap();
+    }
+    dir
+}
+
+fn open_message(files: &[(&str, &str)], vocab_size: usize) -> String {
+    let dir = folder(files);
+    let error = Tokenizer::open(dir.path(), vocab_size).unwrap_err();
+    error.to_string().replace(&dir.path().display().to_string(), "DIR")
+}
+
+#[test]
+fn vocab_and_merges_are_read() {
+    let dir = folder(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, MERGES)]);
+    let tokenizer = Tokenizer::open(dir.path(), 6).unwrap();
+    assert_eq!(tokenizer.encode("ab ab<|endoftext|>ba").unwrap(), [3, 4, 5, 1, 0]);
+    assert_eq!(tokenizer.decode(&[3, 4, 5, 1, 0]).unwrap(), "ab ab<|endoftext|>ba");
+    assert_eq!((tokenizer.vocab_size(), tokenizer.eos_id()), (6, Some(5)));
+    let json = tokenizer.to_json().unwrap();
+    let again = Tokenizer::from_json("again", &json).unwrap();
+    assert_eq!(again.encode("ab ab<|endoftext|>ba").unwrap(), [3, 4, 5, 1, 0]);
+}
+
+#[test]
+fn added_tokens_keep_their_ids() {
+    let added = |text| {
+        let dir = folder(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, MERGES), (ADDED_TOKENS_FILE, text)]);
+        Tokenizer::open(dir.path(), 8).map_err(|e| e.to_string().replace(&dir.path().display().to_string(), "DIR"))
+    };
+    let tokenizer = added(r#"{"[B]": 7, "[A]": 6}"#).unwrap();
+    assert_eq!(tokenizer.encode("a[B][A]").unwrap(), [0, 7, 6]);
+    assert_eq!(
+        added(r#"{"[A]": 9}"#).unwrap_err(),
+        "DIR/added_tokens.json cannot be read as a tokenizer: `[A]` cannot have id 9, which leaves a gap; \
+         fetch or copy it again"
+    );
+}
+
+#[test]
+fn gpt2_serves_a_model_of_its_size_that_has_no_tokenizer() {
+    let dir = folder(&[]);
+    let tokenizer = Tokenizer::open(dir.path(), GPT2_VOCAB_SIZE).unwrap();
+    assert_eq!(tokenizer.encode("Hello").unwrap(), [15_496]);
+    assert_eq!(
+        open_message(&[], 100),
+        "DIR has neither tokenizer.json nor vocab.json with merges.txt, and its vocabulary of 100 tokens is not \
+         GPT-2's of 50257; copy a tokenizer.json into it, or give tokens by number"
+    );
+}
+
+#[test]
+fn half_a_tokenizer_is_refused() {
+    assert_eq!(
+        open_message(&[(VOCAB_FILE, VOCAB)], 6),
+        "DIR has vocab.json but no merges.txt; copy the other from where the model came from"
+    );
+    assert_eq!(
+        open_message(&[(MERGES_FILE, MERGES)], 6),
+        "DIR has merges.txt but no vocab.json; copy the other from where the model came from"
+    );
+}
+
+#[test]
+fn malformed_files_are_named() {
+    assert!(
+        open_message(&[(TOKENIZER_FILE, "{}")], 6)
+            .starts_with("DIR/tokenizer.json cannot be read as a tokenizer: ")
+    );
+    assert_eq!(
+        open_message(&[(VOCAB_FILE, "[]"), (MERGES_FILE, MERGES)], 6),
+        "DIR/vocab.json cannot be read as a tokenizer: invalid type: sequence, expected a map at line 1 column 0; \
+         fetch or copy it again"
+    );
+    assert_eq!(
+        open_message(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, "a b c")], 6),
+        "DIR/merges.txt cannot be read as a tokenizer: line 1 is `a b c`, which is not two tokens; \
+         fetch or copy it again"
+    );
+    let outside = open_message(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, "a z")], 6);
+    assert!(outside.starts_with("DIR/merges.txt cannot be read as a tokenizer: ") && outside.contains('z'), "{outside}");
+}
+
+#[test]
+fn ids_beyond_the_model_are_refused_when_they_are_met() {
+    let dir = folder(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, MERGES)]);
+    let tokenizer = Tokenizer::open(dir.path(), 4).unwrap();
+    assert_eq!(tokenizer.eos_id(), None, "the end token has no row");
+    assert_eq!(tokenizer.encode("ab").unwrap(), [3]);
+    assert_eq!(
+        tokenizer.encode(" ab").unwrap_err().to_string(),
+        "token 4 (`Ġab`) is beyond the model's vocabulary of 4; the tokenizer belongs to another model, \
+         or tokens were added without retraining"
+    );
+}
+
+#[test]
+fn the_configured_end_token_wins_if_it_exists() {
+    let tokenizer = Tokenizer::from_vocab_and_merges("m", VOCAB, MERGES, None).unwrap();
+    assert_eq!(tokenizer.clone().with_eos(Some(1)).eos_id(), Some(1));
+    assert_eq!(tokenizer.clone().with_eos(Some(50_256)).eos_id(), Some(5));
+    assert_eq!(tokenizer.clone().with_eos(None).eos_id(), Some(5));
+    assert_eq!(tokenizer.with_limit(6).with_eos(Some(6)).eos_id(), Some(5));
+}
+
+#[test]
+fn truncation_and_padding_of_a_training_run_are_dropped() {
+    let tokenizer = Tokenizer::from_vocab_and_merges("m", VOCAB, MERGES, None).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&tokenizer.to_json().unwrap()).unwrap();
+    json["truncation"] = serde_json::json!({
+        "direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0
+    });
+    json["padding"] = serde_json::json!({
+        "strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "a"
+    });
+    let again = Tokenizer::from_json("m", &json.to_string()).unwrap();
+    assert_eq!(again.encode("ab ab").unwrap(), [3, 4]);
+}
+
+#[test]
+fn a_decoder_that_looks_at_neighbours_is_streamed_too() {
+    // WordPiece joins `##` pieces to what is before them and puts a space
+    // before others.
+    let json = r###"{
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100,
+                  "vocab": {"[UNK]": 0, "play": 1, "##ing": 2, "chess": 3}}
+    }"###;
+    let tokenizer = Tokenizer::from_json("m", json).unwrap();
+    let ids = tokenizer.encode("playing chess chess").unwrap();
+    assert_eq!(ids, [1, 2, 3, 3]);
+    let mut stream = tokenizer.stream();
+    let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+    assert_eq!(pieces, ["play", "ing", " chess", " chess"]);
+    assert_eq!(stream.finish().unwrap(), "");
+}
+
+#[test]
+fn every_token_of_gpt2_decodes_to_its_bytes() {
+    let tokenizer = shared();
+    let table = tiktoken_rs::r50k_base_singleton();
+    let mut seen = HashSet::new();
+    for id in 0..GPT2_VOCAB_SIZE as u32 {
+        let bytes = table.decode_bytes(&[id]).unwrap();
+        assert_eq!(tokenizer.decode(&[id]).unwrap(), String::from_utf8_lossy(&bytes), "{id}");
+        assert!(seen.insert(bytes), "{id}");
+    }
+}

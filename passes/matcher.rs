@@ -1,0 +1,239 @@
+//! A small matcher: looks at a graph from one value upwards, and a driver that
+//! rewrites where it matches.
+//!
+//! A pass is written as a function that *finds* an idiom whose last value is
+//! given, and one that *builds* what replaces it. [`rewrite`] tries every value
+//! in execution order and keeps the use counts exact between rewrites: what a
+//! rewrite leaves without a use is removed at once.
+//!
+//! Use counts enter in one way only. A finder lists the *interior* of its idiom,
+//! the values that the rewrite does away with, and asks [`Matcher::closed`]
+//! whether anything outside uses one of them.
+
+use std::collections::BTreeSet;
+
+use kiln_ir::{
+    BinaryOp, Dim, Graph, GraphError, Op, ReduceOp, Scalar, TensorType, UnaryOp, ValueId,
+};
+
+use crate::Changed;
+
+/// How far two constants may differ, relatively, to be the same constant: one
+/// was typed, perhaps with seven digits, or went through `f32`.
+pub const TOLERANCE: f64 = 1e-6;
+
+/// Whether `a` is the constant `b` as a person may have typed it.
+pub fn about(a: f64, b: f64) -> bool {
+    (a - b).abs() <= TOLERANCE * b.abs()
+}
+
+/// A graph with its uses counted.
+pub struct Matcher<'g> {
+    graph: &'g Graph,
+    uses: Vec<usize>,
+    users: Vec<Vec<ValueId>>,
+}
+
+impl<'g> Matcher<'g> {
+    /// Counts the uses of every value of `graph`.
+    pub fn new(graph: &'g Graph) -> Self {
+        Matcher {
+            graph,
+            uses: graph.use_counts(),
+            users: graph.users(),
+        }
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &'g Graph {
+        self.graph
+    }
+
+    /// What computes `id`.
+    pub fn op(&self, id: ValueId) -> &'g Op {
+        &self.graph.value(id).op
+    }
+
+    /// The operands of `id`.
+    pub fn inputs(&self, id: ValueId) -> &'g [ValueId] {
+        &self.graph.value(id).inputs
+    }
+
+    /// The type of `id`.
+    pub fn ty(&self, id: ValueId) -> &'g TensorType {
+        self.graph.ty(id)
+    }
+
+    /// The shape of `id`.
+    pub fn shape(&self, id: ValueId) -> &'g [Dim] {
+        &self.graph.ty(id).shape
+    }
+
+    /// The values that take `id` as an operand, each once.
+    pub fn users(&self, id: ValueId) -> &[ValueId] {
+        self.users.get(id.index()).map_or(&[], Vec::as_slice)
+    }
+
+    /// How often `id` is used as an operand, an output or a state.
+    pub fn use_count(&self, id: ValueId) -> usize {
+        self.uses.get(id.index()).copied().unwrap_or(0)
+    }
+
+    /// Whether `id` is used once, as an operand, an output or a state.
+    pub fn used_once(&self, id: ValueId) -> bool {
+        self.use_count(id) == 1
+    }
+
+    /// Whether `id` is an output or what a state is set to.
+    pub fn is_named(&self, id: ValueId) -> bool {
+        let named = self.graph.outputs().iter().chain(self.graph.states());
+        named.map(|(_, v)| *v).any(|v| v == id)
+    }
+
+    /// Whether every value of `interior` is used by `root` and `interior` only,
+    /// so that it goes when `root` is replaced. Constants do not count: they
+    /// cost nothing, and CSE shares them.
+    pub fn closed(&self, root: ValueId, interior: &[ValueId]) -> bool {
+        let inside: BTreeSet<ValueId> = interior.iter().copied().chain([root]).collect();
+        inside.iter().filter(|v| **v != root).all(|v| {
+            matches!(self.op(*v), Op::Const(_))
+                || !self.is_named(*v) && self.users(*v).iter().all(|u| inside.contains(u))
+        })
+    }
+
+    /// The operand of `f(x)`.
+    pub fn unary(&self, id: ValueId, f: UnaryOp) -> Option<ValueId> {
+        match (self.op(id), self.inputs(id)) {
+            (Op::Unary(op), [x]) if *op == f => Some(*x),
+            _ => None,
+        }
+    }
+
+    /// The operands of `f(a, b)`, as they stand.
+    pub fn binary(&self, id: ValueId, f: BinaryOp) -> Option<(ValueId, ValueId)> {
+        match (self.op(id), self.inputs(id)) {
+            (Op::Binary(op), [a, b]) if *op == f => Some((*a, *b)),
+            _ => None,
+        }
+    }
+
+    /// Both ways round of `f(a, b)` for a commutative `f`; one way for another.
+    pub fn either(&self, id: ValueId, f: BinaryOp) -> impl Iterator<Item = (ValueId, ValueId)> {
+        let found = self.binary(id, f);
+        let swapped = found
+            .filter(|_| f.is_commutative())
+            .map(|(a, b)| (b, a));
+        found.into_iter().chain(swapped)
+    }
+
+    /// The number that every element of `id` is: a constant, perhaps reshaped or
+    /// broadcast.
+    pub fn constant(&self, id: ValueId) -> Option<Scalar> {
+        match (self.op(id), self.inputs(id)) {
+            (Op::Const(scalar), _) => Some(*scalar),
+            (Op::Reshape { .. } | Op::Broadcast { .. }, [x]) => self.constant(*x),
+            _ => None,
+        }
+    }
+
+    /// [`Matcher::constant`], for real numbers.
+    pub fn number(&self, id: ValueId) -> Option<f64> {
+        match self.constant(id)? {
+            Scalar::F32(v) => Some(v),
+            Scalar::I32(_) | Scalar::Bool(_) => None,
+        }
+    }
+
+    /// `x` and `c` of `f(x, c)`, or of `f(c, x)` where `f` is commutative.
+    pub fn with_number(&self, id: ValueId, f: BinaryOp) -> Option<(ValueId, f64)> {
+        self.either(id, f)
+            .find_map(|(x, c)| self.number(c).map(|c| (x, c)))
+    }
+
+    /// `x` and `c` of `x * c`, `c * x` or `x / (1 / c)`.
+    pub fn scaled(&self, id: ValueId) -> Option<(ValueId, f64)> {
+        if let Some(found) = self.with_number(id, BinaryOp::Mul) {
+            return Some(found);
+        }
+        let (x, c) = self.with_number(id, BinaryOp::Div)?;
+        (c != 0.0).then(|| (x, 1.0 / c))
+    }
+
+    /// The operand of a reduction along the last axis.
+    pub fn reduced_last(&self, id: ValueId, f: ReduceOp) -> Option<ValueId> {
+        match (self.op(id), self.inputs(id)) {
+            (Op::Reduce { op, axis }, [x]) if *op == f && *axis + 1 == self.ty(*x).rank() => {
+                Some(*x)
+            }
+            _ => None,
+        }
+    }
+
+    /// The operand and the order of the axes of a chain of transposes: output
+    /// axis `i` is axis `perm[i]` of the operand. At least one transpose.
+    pub fn transposed(&self, id: ValueId) -> Option<(ValueId, Vec<usize>)> {
+        let (Op::Transpose { perm }, [x]) = (self.op(id), self.inputs(id)) else {
+            return None;
+        };
+        match self.transposed(*x) {
+            Some((base, inner)) => {
+                let composed = perm.iter().filter_map(|p| inner.get(*p).copied());
+                Some((base, composed.collect()))
+            }
+            None => Some((*x, perm.clone())),
+        }
+    }
+}
+
+/// Tries every value of `graph`, in execution order, as the root of an idiom.
+/// Where `find` finds one, `build` makes what stands for the root, with
+/// [`Graph::insert_before`], and returns it; every user of the root then uses
+/// that instead.
+///
+/// # Errors
+/// When `build` makes a value that has no type.
+pub fn rewrite<M>(
+    graph: &mut Graph,
+    find: impl Fn(&Matcher<'_>, ValueId) -> Option<M>,
+    build: impl Fn(&mut Graph, ValueId, M) -> Result<ValueId, GraphError>,
+) -> Result<Changed, GraphError> {
+    let mut changed = Changed::default();
+    let roots = graph.order().to_vec();
+    let mut next = 0;
+    while next < roots.len() {
+        let matcher = Matcher::new(graph);
+        let found = roots[next..].iter().enumerate().find_map(|(i, root)| {
+            let wanted = matcher.use_count(*root) > 0;
+            let found = wanted.then(|| find(&matcher, *root)).flatten()?;
+            Some((i, *root, found))
+        });
+        let Some((skipped, root, found)) = found else {
+            break;
+        };
+        next += skipped + 1;
+        let replacement = build(graph, root, found)?;
+        graph.replace_uses(root, replacement);
+        graph.remove_dead();
+        changed.rewrites += 1;
+    }
+    Ok(changed)
+}
+
+/// Repeats [`rewrite`] until nothing matches, for rules that feed each other.
+///
+/// # Errors
+/// When `build` makes a value that has no type.
+pub fn rewrite_all<M>(
+    graph: &mut Graph,
+    find: impl Fn(&Matcher<'_>, ValueId) -> Option<M>,
+    build: impl Fn(&mut Graph, ValueId, M) -> Result<ValueId, GraphError>,
+) -> Result<Changed, GraphError> {
+    let mut changed = Changed::default();
+    loop {
+        let once = rewrite(graph, &find, &build)?;
+        if !once.any() {
+            return Ok(changed);
+        }
+        changed += once;
+    }
+}

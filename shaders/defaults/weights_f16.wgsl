@@ -1,0 +1,26 @@
+// Weights as f16, two in a u32, the first in the low half: rows padded with zeros to whole groups.
+// WV may be 2, 4 or 8. No f16 feature is needed.
+
+const WV: u32 = 4u;
+
+@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
+
+fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
+    var w: array<vec4<f32>, WV>;
+    for (var i = 0u; i < WV / 2u; i++) {
+        let v = weights[(n * GROUPS + g) * (WV / 2u) + i];
+        w[2u * i] = vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y));
+        w[2u * i + 1u] = vec4<f32>(unpack2x16float(v.z), unpack2x16float(v.w));
+    }
+    return w;
+}
+
+fn load_w4(n: u32, k4: u32) -> vec4<f32> {
+    let v = weights[n * GROUPS * (WV / 2u) + k4 / 2u];
+    let pair = select(v.xy, v.zw, k4 % 2u == 1u);
+    return vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));
+}
+
+fn w_scale(n: u32, g: u32) -> f32 {
+    return 1.0;
+}

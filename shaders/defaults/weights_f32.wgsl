@@ -1,0 +1,24 @@
+// Weights as f32: rows padded with zeros to whole groups. WV may be 1, 2, 4 or 8.
+
+const WV: u32 = 4u;
+
+@group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
+
+// All weights of group g of row n, unscaled.
+fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
+    var w: array<vec4<f32>, WV>;
+    for (var i = 0u; i < WV; i++) {
+        w[i] = weights[(n * GROUPS + g) * WV + i];
+    }
+    return w;
+}
+
+// Weights 4 * k4 .. 4 * k4 + 3 of row n, unscaled.
+fn load_w4(n: u32, k4: u32) -> vec4<f32> {
+    return weights[n * GROUPS * WV + k4];
+}
+
+// The scale of group g of row n.
+fn w_scale(n: u32, g: u32) -> f32 {
+    return 1.0;
+}

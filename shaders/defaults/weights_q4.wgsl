@@ -1,0 +1,32 @@
+// Weights as 4-bit numbers in blocks of 32 along K, each block with an f16 scale:
+//   weights  8 in a u32, stored plus 8: of weights 0..7, 0..3 are the low nibbles of bytes 0..3,
+//            4..7 the high ones; rows padded to whole blocks with 8s, which mean 0
+//   scales   [N, GROUPS] f16, two in a u32; the array is padded to a whole u32
+// A group is a block.
+
+const WV: u32 = 8u;
+
+@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+
+fn unpack_q4(v: u32) -> vec4<f32> {
+    return vec4<f32>((vec4<u32>(v) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u)) - 8.0;
+}
+
+fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
+    let v = weights[n * GROUPS + g];
+    return array<vec4<f32>, WV>(
+        unpack_q4(v.x), unpack_q4(v.x >> 4u), unpack_q4(v.y), unpack_q4(v.y >> 4u),
+        unpack_q4(v.z), unpack_q4(v.z >> 4u), unpack_q4(v.w), unpack_q4(v.w >> 4u),
+    );
+}
+
+fn load_w4(n: u32, k4: u32) -> vec4<f32> {
+    let v = weights[n * GROUPS + k4 / 8u][(k4 / 2u) % 4u];
+    return unpack_q4(v >> (4u * (k4 % 2u)));
+}
+
+fn w_scale(n: u32, g: u32) -> f32 {
+    let i = n * GROUPS + g;
+    return unpack2x16float(scales[i / 2u] >> (16u * (i % 2u))).x;
+}

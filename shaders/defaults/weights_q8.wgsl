@@ -1,0 +1,31 @@
+// Weights as signed bytes in blocks of 32 along K, each block with an f16 scale:
+//   weights  4 in a u32, the first in the low byte; rows padded with zeros to whole blocks
+//   scales   [N, GROUPS] f16, two in a u32; the array is padded to a whole u32
+// A group is a block.
+
+const WV: u32 = 8u;
+
+@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+
+fn unpack_q8(v: u32) -> vec4<f32> {
+    return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(v) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
+}
+
+fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
+    let a = weights[(n * GROUPS + g) * 2u];
+    let b = weights[(n * GROUPS + g) * 2u + 1u];
+    return array<vec4<f32>, WV>(
+        unpack_q8(a.x), unpack_q8(a.y), unpack_q8(a.z), unpack_q8(a.w),
+        unpack_q8(b.x), unpack_q8(b.y), unpack_q8(b.z), unpack_q8(b.w),
+    );
+}
+
+fn load_w4(n: u32, k4: u32) -> vec4<f32> {
+    return unpack_q8(weights[n * GROUPS * 2u + k4 / 4u][k4 % 4u]);
+}
+
+fn w_scale(n: u32, g: u32) -> f32 {
+    let i = n * GROUPS + g;
+    return unpack2x16float(scales[i / 2u] >> (16u * (i % 2u))).x;
+}

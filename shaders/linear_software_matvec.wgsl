@@ -1,0 +1,58 @@
+// y[rows, N] = x[rows, K] * W[N, K]^T for few rows, on a CPU driver.
+//
+// There a load costs far more than the arithmetic that uses it, and costs the same whether its
+// address is uniform or not, whether it brings 4 bytes or 16. So every invocation works alone: it
+// takes TILE_COLS consecutive outputs of TILE_ROWS rows, walks K one weight group (WV vec4s, loaded
+// 16 bytes at a time) after another, and reads each activation once for all its outputs.
+// No workgroup memory, no barriers.
+//
+// Constants: K, N, WV, GROUPS, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP.
+// Hooks: rows, load_x, load_w, w_scale, store4, workgroup_index.
+// Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) workgroup_id: vec3<u32>,
+    @builtin(num_workgroups) num_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let row_tiles = (rows() + TILE_ROWS - 1u) / TILE_ROWS;
+    let tile = workgroup_index(workgroup_id, num_workgroups);
+    let row = (tile % row_tiles) * TILE_ROWS;
+    let n = ((tile / row_tiles) * WORKGROUP + lane) * TILE_COLS;
+    if n >= N {
+        return;
+    }
+
+    var acc: array<array<f32, TILE_COLS>, TILE_ROWS>;
+    for (var group = 0u; group < GROUPS; group++) {
+        var x: array<array<vec4<f32>, WV>, TILE_ROWS>;
+        for (var r = 0u; r < TILE_ROWS; r++) {
+            for (var i = 0u; i < WV; i++) {
+                x[r][i] = load_x(min(row + r, rows() - 1u), group * WV + i);
+            }
+        }
+        for (var c = 0u; c < TILE_COLS; c++) {
+            let column = min(n + c, N - 1u);
+            var w = load_w(column, group);
+            let scale = w_scale(column, group);
+            for (var r = 0u; r < TILE_ROWS; r++) {
+                var sum = vec4<f32>(0.0);
+                for (var i = 0u; i < WV; i++) {
+                    sum += w[i] * x[r][i];
+                }
+                acc[r][c] += scale * (sum.x + sum.y + sum.z + sum.w);
+            }
+        }
+    }
+
+    for (var r = 0u; r < TILE_ROWS; r++) {
+        if row + r < rows() {
+            for (var c = 0u; c < TILE_COLS; c += 4u) {
+                if n + c < N {
+                    store4(row + r, n + c, vec4<f32>(acc[r][c], acc[r][c + 1u], acc[r][c + 2u], acc[r][c + 3u]));
+                }
+            }
+        }
+    }
+}
