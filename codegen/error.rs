@@ -89,13 +89,36 @@ pub enum CodegenError {
         expected: u64,
     },
     /// A file could not be written.
-    #[error("cannot write {path}: {source}")]
+    #[error("cannot write {}: {source}", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
+    /// Something that is no artifact stands where one should be written.
+    #[error("{} exists and is no compiled artifact; choose another name or remove it", path.display())]
+    Occupied {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// The plan has no weight buffer of this name.
+    #[error("the plan has no weight `{name}`")]
+    NoSuchWeight {
+        /// The name.
+        name: String,
+    },
+    /// There is no tier of this name.
+    #[error("there is no tier `{name}`; there are {available}")]
+    NoSuchTier {
+        /// The name.
+        name: String,
+        /// The tiers that there are.
+        available: String,
+    },
+    /// The plan breaks an invariant: a bug in the generator.
+    #[error("the plan is not valid, which is a bug in kiln:\n{0}")]
+    Plan(#[from] kiln_ir::plan::verify::PlanErrors),
     /// A pass failed.
     #[error(transparent)]
     Pass(#[from] kiln_passes::PassError),

@@ -1,1 +1,227 @@
-//! placeholder
+//! kiln's code generator: from graphs to a launch plan, WGSL kernels and packed
+//! weights, without a GPU.
+//!
+//! [`compile`] optimises the graphs of a model's entry points and lowers them:
+//!
+//! 1. `weights` decides which buffers hold which parameters, in which packing;
+//! 2. `place` decides which values get buffers and which are evaluated where they
+//!    are used (a slice, a transpose or the addition of two embeddings costs no
+//!    launch);
+//! 3. for each tier of adapters and each variant of sizes, `lower` selects a
+//!    kernel for every value that remains and puts its text together from
+//!    generated hooks and a body of [`kiln_shaders`];
+//! 4. `memory` lets values whose lifetimes do not overlap share buffers;
+//! 5. `validate` has naga check every kernel with just the capabilities that its
+//!    tier has, and the plan is checked by [`kiln_ir::plan::verify`].
+//!
+//! ```
+//! use kiln_codegen::{CompileOptions, compile};
+//! use kiln_ir::plan::ModelInfo;
+//! use kiln_ir::{DType, GraphBuilder};
+//!
+//! let mut g = GraphBuilder::new("double");
+//! let n = g.symbol("n", 16)?;
+//! let x = g.input("x", DType::F32, [n])?;
+//! let y = g.add(x, x)?;
+//! g.output("y", y)?;
+//! let info = ModelInfo::of("example");
+//! let options = CompileOptions::default();
+//! let compiled = compile(&[g.finish()], info, &options, &mut |_, _, _, _| {})?;
+//! assert_eq!(compiled.plan.tiers.len(), 3);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod artifact;
+mod attention;
+mod error;
+mod expr;
+mod generic;
+mod kernel;
+mod linear;
+mod lower;
+mod memory;
+mod place;
+mod plan;
+mod tier;
+mod validate;
+mod view;
+mod weights;
+mod wgsl;
+
+use std::collections::BTreeMap;
+
+use kiln_ir::plan::{ModelInfo, Plan};
+use kiln_ir::{Graph, Packing, ParamSource};
+use kiln_passes::Changed;
+use rayon::prelude::*;
+
+pub use artifact::WriteProgress;
+pub use error::CodegenError;
+pub use validate::Target;
+
+/// How to compile.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// How the weights of linear layers are stored.
+    pub packing: Packing,
+    /// The tiers to compile for, by name; all if absent.
+    pub tiers: Option<Vec<String>>,
+}
+
+impl Default for CompileOptions {
+    /// `f32` weights for all tiers.
+    fn default() -> Self {
+        CompileOptions {
+            packing: Packing::F32,
+            tiers: None,
+        }
+    }
+}
+
+/// Told of every graph as it is handed in (`input`) and after each pass: the
+/// entry, the pass, the graph and what the pass did.
+pub type Observer<'a> = dyn FnMut(&str, &'static str, &Graph, Changed) + 'a;
+
+/// Optimises and lowers the graphs of a model's entry points.
+///
+/// # Errors
+/// When a graph is not valid, a value has no kernel, entry points disagree about
+/// a parameter or state, or a buffer exceeds what a binding may hold.
+pub fn compile(
+    graphs: &[Graph],
+    model: ModelInfo,
+    options: &CompileOptions,
+    observer: &mut Observer<'_>,
+) -> Result<Compiled, CodegenError> {
+    let mut optimised = Vec::with_capacity(graphs.len());
+    for graph in graphs {
+        let mut graph = graph.clone();
+        let name = graph.name.clone();
+        observer(&name, "input", &graph, Changed::default());
+        kiln_passes::optimize(&mut graph, &mut |pass, graph, changed| {
+            observer(&name, pass, graph, changed);
+        })?;
+        optimised.push(graph);
+    }
+    lower(graphs, &optimised, model, options)
+}
+
+/// Lowers graphs that are optimised already, by a pipeline of your own perhaps.
+/// `sources` are the graphs as they were built, which the artifact keeps for
+/// reading and for the interpreter.
+///
+/// # Errors
+/// As [`compile`].
+pub fn lower(
+    sources: &[Graph],
+    optimised: &[Graph],
+    model: ModelInfo,
+    options: &CompileOptions,
+) -> Result<Compiled, CodegenError> {
+    let tiers = tiers(options)?;
+    let made = plan::make(optimised, model, options.packing, &tiers)?;
+    kiln_ir::plan::verify::verify(&made.plan)?;
+    let graphs = sources.iter().map(|g| (format!("graphs/{}.kiln", g.name), g.to_string()));
+    let compiled = Compiled {
+        plan: made.plan,
+        kernels: made.kernels,
+        graphs: graphs.collect(),
+    };
+    compiled.check_kernels()?;
+    Ok(compiled)
+}
+
+fn tiers(options: &CompileOptions) -> Result<Vec<tier::Tier>, CodegenError> {
+    let Some(names) = &options.tiers else {
+        return Ok(tier::Tier::ALL.to_vec());
+    };
+    for name in names {
+        if !tier::Tier::ALL.iter().any(|t| t.name() == name) {
+            let all: Vec<&str> = tier::Tier::ALL.iter().map(|t| t.name()).collect();
+            return Err(CodegenError::NoSuchTier {
+                name: name.clone(),
+                available: all.join(", "),
+            });
+        }
+    }
+    let wanted = tier::Tier::ALL.into_iter();
+    Ok(wanted.filter(|t| names.iter().any(|n| n == t.name())).collect())
+}
+
+/// A compiled model, without its weights' bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled {
+    /// The launch plan. [`Plan::files`] is empty until the artifact is written.
+    pub plan: Plan,
+    /// The kernels' WGSL by path (`kernels/NAME.wgsl`).
+    pub kernels: BTreeMap<String, String>,
+    /// The graphs as they were built, as text, by path (`graphs/ENTRY.kiln`).
+    pub graphs: BTreeMap<String, String>,
+}
+
+impl Compiled {
+    /// The bytes of one of the plan's weight buffers.
+    ///
+    /// # Errors
+    /// When there is none of this name, or a parameter cannot be read or has the
+    /// wrong size.
+    pub fn weight(&self, name: &str, params: &dyn ParamSource) -> Result<Vec<u8>, CodegenError> {
+        let index = self.plan.weights.iter().position(|w| w.name == name);
+        let Some(index) = index else {
+            return Err(CodegenError::NoSuchWeight { name: name.to_owned() });
+        };
+        Ok(weights::fill(&self.plan.weights, index, params)?.bytes)
+    }
+
+    /// Every kernel in another language, by file name.
+    ///
+    /// # Errors
+    /// When naga cannot translate one.
+    pub fn translate(&self, target: Target) -> Result<BTreeMap<String, Vec<u8>>, CodegenError> {
+        let kernels: Vec<_> = self.plan.kernels.iter().collect();
+        let translated = kernels.par_iter().map(|(name, kernel)| {
+            let text = self.kernels.get(&kernel.file).map_or("", String::as_str);
+            let (tier, capabilities) = self.tier_of(name);
+            let valid = validate::validate(text, capabilities);
+            let (module, info) = valid.map_err(|message| invalid(name, tier, message))?;
+            let bytes = validate::translate(name, target, &module, &info)?;
+            Ok((format!("{name}.{}", target.extension()), bytes))
+        });
+        translated.collect()
+    }
+
+    /// Has naga check every kernel.
+    fn check_kernels(&self) -> Result<(), CodegenError> {
+        let kernels: Vec<_> = self.plan.kernels.iter().collect();
+        kernels.par_iter().try_for_each(|(name, kernel)| {
+            let text = self.kernels.get(&kernel.file).map_or("", String::as_str);
+            let (tier, capabilities) = self.tier_of(name);
+            let valid = validate::validate(text, capabilities);
+            valid.map(|_| ()).map_err(|message| invalid(name, tier, message))
+        })
+    }
+
+    /// The least capable of the tiers that launch a kernel.
+    fn tier_of(&self, kernel: &str) -> (&'static str, naga::valid::Capabilities) {
+        let uses = |tier: &kiln_ir::plan::Tier| {
+            let variants = tier.entries.values().flat_map(|e| &e.variants);
+            variants.into_iter().any(|v| {
+                let streamed = v.streams.iter().flat_map(|s| &s.launches);
+                v.launches.iter().chain(streamed).any(|l| l.kernel == kernel)
+            })
+        };
+        let using = self.plan.tiers.iter().filter(|t| uses(t));
+        let using = using.filter_map(|t| tier::Tier::ALL.into_iter().find(|k| k.name() == t.name));
+        let least = using.min_by_key(|t| t.capabilities().bits().count_ones());
+        let least = least.unwrap_or(tier::Tier::Base);
+        (least.name(), least.capabilities())
+    }
+}
+
+fn invalid(kernel: &str, tier: &str, message: String) -> CodegenError {
+    CodegenError::InvalidKernel {
+        kernel: kernel.to_owned(),
+        tier: tier.to_owned(),
+        message,
+    }
+}

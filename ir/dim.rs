@@ -5,6 +5,9 @@
 //! `seq + past` equals `past + seq` structurally and equality of dimensions is
 //! plain `==`. The text form (`batch*seq*768 + 3`, `ceil(batch*seq / 16)`)
 //! parses back to the same value; it is also how a dimension is serialised.
+//!
+//! Coefficients that leave the range of `i64` stop at its ends, so that no
+//! expression can make arithmetic panic; text that would is refused.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -134,7 +137,7 @@ pub struct Dim {
 impl Dim {
     /// The constant `value`.
     pub fn constant(value: u64) -> Self {
-        Self::from_term(Vec::new(), value as i64)
+        Self::from_term(Vec::new(), i64::try_from(value).unwrap_or(i64::MAX))
     }
 
     /// The symbol called `name`.
@@ -159,7 +162,7 @@ impl Dim {
                 }
             }
             std::collections::btree_map::Entry::Occupied(mut e) => {
-                *e.get_mut() += coefficient;
+                *e.get_mut() = e.get().saturating_add(coefficient);
                 if *e.get() == 0 {
                     e.remove();
                 }
@@ -202,7 +205,7 @@ impl Dim {
     /// coefficient, constants and a divisor of one are simplified.
     #[must_use]
     pub fn ceil_div(&self, divisor: u64) -> Self {
-        let divisor = divisor.max(1);
+        let divisor = divisor.clamp(1, i64::MAX as u64);
         if let Some(c) = self.as_const() {
             return Dim::constant(c.div_ceil(divisor));
         }
@@ -351,7 +354,7 @@ impl Sub for &Dim {
     fn sub(self, other: &Dim) -> Dim {
         let mut out = self.clone();
         for (atoms, c) in &other.terms {
-            out.add_term(atoms.clone(), -*c);
+            out.add_term(atoms.clone(), c.saturating_neg());
         }
         out
     }
@@ -365,7 +368,7 @@ impl Mul for &Dim {
             for (b, cb) in &other.terms {
                 let mut atoms: Vec<Atom> = a.iter().chain(b).cloned().collect();
                 atoms.sort();
-                out.add_term(atoms, ca * cb);
+                out.add_term(atoms, ca.saturating_mul(*cb));
             }
         }
         out
@@ -428,7 +431,11 @@ impl FromStr for Dim {
     type Err = DimError;
 
     fn from_str(text: &str) -> Result<Self, DimError> {
-        let mut parser = DimParser { text, at: 0 };
+        let mut parser = DimParser {
+            text,
+            at: 0,
+            depth: 0,
+        };
         let dim = parser.sum()?;
         parser.skip_space();
         if parser.at != text.len() {
@@ -438,9 +445,14 @@ impl FromStr for Dim {
     }
 }
 
+/// Quotients within quotients that the parser accepts.
+const MAX_DEPTH: usize = 16;
+
 struct DimParser<'a> {
     text: &'a str,
     at: usize,
+    /// Quotients that are open.
+    depth: usize,
 }
 
 impl DimParser<'_> {
@@ -475,13 +487,14 @@ impl DimParser<'_> {
             self.product()?
         };
         loop {
-            if self.eat("+") {
-                out = &out + &self.product()?;
+            out = if self.eat("+") {
+                &out + &self.product()?
             } else if self.eat("-") {
-                out = &out - &self.product()?;
+                &out - &self.product()?
             } else {
                 return Ok(out);
-            }
+            };
+            self.in_range(&out)?;
         }
     }
 
@@ -489,8 +502,17 @@ impl DimParser<'_> {
         let mut out = self.factor()?;
         while self.eat("*") {
             out = &out * &self.factor()?;
+            self.in_range(&out)?;
         }
         Ok(out)
+    }
+
+    fn in_range(&self, dim: &Dim) -> Result<(), DimError> {
+        let mut coefficients = dim.terms.values();
+        if coefficients.any(|c| *c == i64::MAX || *c == i64::MIN) {
+            return Err(self.error("a coefficient beyond 2^63 - 2"));
+        }
+        Ok(())
     }
 
     fn factor(&mut self) -> Result<Dim, DimError> {
@@ -513,7 +535,12 @@ impl DimParser<'_> {
         if name != "ceil" || !self.eat("(") {
             return Ok(Dim::symbol(&name));
         }
+        if self.depth == MAX_DEPTH {
+            return Err(self.error("too many quotients within quotients"));
+        }
+        self.depth += 1;
         let inner = self.sum()?;
+        self.depth -= 1;
         if !self.eat("/") {
             return Err(self.error("expected `/`"));
         }
@@ -533,8 +560,8 @@ impl DimParser<'_> {
         let value = self.rest()[..digits]
             .parse::<u64>()
             .ok()
-            .filter(|v| *v <= i64::MAX as u64)
-            .ok_or_else(|| self.error("expected a number below 2^63"))?;
+            .filter(|v| *v < i64::MAX as u64)
+            .ok_or_else(|| self.error("expected a number up to 2^63 - 2"))?;
         self.at += digits;
         Ok(value)
     }
@@ -586,7 +613,7 @@ mod tests {
             "past + seq",
             "batch*seq*768 + 3",
             "ceil(batch*seq / 16)",
-            "ceil(past + seq - 1 / 4)*batch*2 - 5",
+            "batch*ceil(past + seq - 1 / 4)*2 - 5",
             "-past + seq",
         ] {
             let dim: Dim = text.parse().unwrap();
@@ -602,6 +629,11 @@ mod tests {
             "ceil(seq / 0)",
             "ceil(seq)",
             "99999999999999999999",
+            "9223372036854775807",
+            "9223372036854775806 + 1",
+            "3037000500*3037000500",
+            "seq*9223372036854775806 + seq + seq",
+            &format!("{}seq{}", "ceil(".repeat(17), " / 2)".repeat(17)),
         ] {
             assert!(text.parse::<Dim>().is_err(), "{text}");
         }
@@ -624,6 +656,20 @@ mod tests {
         );
         let negative: Dim = "seq - past".parse().unwrap();
         assert!(negative.eval(&bound.with("seq", 1)).is_err());
+    }
+
+    #[test]
+    fn arithmetic_stops_at_the_ends() {
+        let most = Dim::constant(u64::MAX);
+        assert_eq!(most.as_const(), Some(i64::MAX as u64));
+        assert_eq!((&most * &most).as_const(), Some(i64::MAX as u64));
+        assert_eq!((&most + &most).as_const(), Some(i64::MAX as u64));
+        let least = &(&Dim::default() - &most) - &most;
+        assert_eq!((&Dim::default() - &least).as_const(), Some(i64::MAX as u64));
+        assert_eq!(Dim::symbol("seq").ceil_div(u64::MAX).symbols().len(), 1);
+        let deep = format!("{}seq{}", "ceil(".repeat(16), " / 2)".repeat(16));
+        let deep: Dim = deep.parse().unwrap();
+        assert_eq!(deep.eval(&Bindings::new().with("seq", 65_537)), Ok(2));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The tensor graph: an arena of values in SSA form.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -139,7 +140,8 @@ impl Graph {
 
     /// The values in execution order, with their ids.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (ValueId, &Value)> {
-        self.order.iter().map(|id| (*id, &self.values[id.index()]))
+        let order = self.order.iter();
+        order.filter_map(|id| Some((*id, self.values.get(id.index())?)))
     }
 
     /// The number of ids handed out; every id's index is below it.
@@ -228,6 +230,35 @@ impl Graph {
     /// and for tests of the verifier, which checks the claim.
     pub fn push_unchecked(&mut self, value: Value) -> ValueId {
         self.insert_unchecked(self.order.len(), value)
+    }
+
+    /// Appends a value under an id of its own, which is not in the order yet.
+    /// Ids below it that are not taken are left as holes, outside the order.
+    pub(crate) fn place_unchecked(&mut self, id: ValueId, value: Value) {
+        let hole = Value {
+            op: Op::Const(crate::op::Scalar::Bool(false)),
+            inputs: Vec::new(),
+            ty: TensorType::scalar(crate::types::DType::Bool),
+            source: String::new(),
+        };
+        if self.values.len() <= id.index() {
+            self.values.resize(id.index() + 1, hole);
+        }
+        self.values[id.index()] = value;
+        self.order.push(id);
+    }
+
+    /// The order, the outputs and the states, for tests that break them.
+    #[cfg(test)]
+    #[allow(clippy::type_complexity, reason = "three fields as they are")]
+    pub(crate) fn parts_mut(
+        &mut self,
+    ) -> (
+        &mut Vec<ValueId>,
+        &mut Vec<(String, ValueId)>,
+        &mut Vec<(String, ValueId)>,
+    ) {
+        (&mut self.order, &mut self.outputs, &mut self.states)
     }
 
     fn insert_unchecked(&mut self, at: usize, value: Value) -> ValueId {
@@ -378,5 +409,17 @@ impl Graph {
             Op::Input { name, ty } => Some((name.as_str(), ty)),
             _ => None,
         })
+    }
+}
+
+impl From<Graph> for Cow<'_, Graph> {
+    fn from(graph: Graph) -> Self {
+        Cow::Owned(graph)
+    }
+}
+
+impl<'a> From<&'a Graph> for Cow<'a, Graph> {
+    fn from(graph: &'a Graph) -> Self {
+        Cow::Borrowed(graph)
     }
 }

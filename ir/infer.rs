@@ -325,7 +325,7 @@ fn attention_operands(
 ) -> Result<(), TypeError> {
     want_dtype("queries", q, DType::F32)?;
     want_dtype("keys", k, DType::F32)?;
-    if spec.heads == 0 || spec.kv_heads == 0 || spec.heads % spec.kv_heads != 0 {
+    if spec.heads == 0 || spec.kv_heads == 0 || !spec.heads.is_multiple_of(spec.kv_heads) {
         return fail(
             "a number of heads that the key heads divide",
             format!("{} and {}", spec.heads, spec.kv_heads),

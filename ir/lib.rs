@@ -17,6 +17,8 @@ pub mod op;
 pub mod packing;
 pub mod params;
 pub mod plan;
+#[cfg(test)]
+mod testing;
 pub mod text;
 pub mod types;
 pub mod verify;

@@ -806,6 +806,10 @@ fn as_dim(attr: Attr) -> Option<Dim> {
     match attr {
         Attr::Dim(d) => Some(d),
         Attr::Int(v) => Some(v.into()),
+        // How a negative constant reads.
+        Attr::Float(v) if v.fract() == 0.0 && (-2147483648.0..0.0).contains(&v) => {
+            Some(Dim::from(v as i32))
+        }
         _ => None,
     }
 }

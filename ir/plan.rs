@@ -20,6 +20,10 @@
 //! the plan: `context` is the capacity, in positions, of each sequence in the
 //! states, fixed when a session is created; `block` is the first row of a
 //! [`Stream`]'s current block.
+//!
+//! [`verify`](verify::verify) checks what a plan has to satisfy.
+
+pub mod verify;
 
 use std::collections::BTreeMap;
 
@@ -31,6 +35,10 @@ use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
 pub const PLAN_VERSION: u32 = 1;
+
+/// The symbol of an entry's graph that holds how many positions the states have
+/// taken; zero in a new session.
+pub const PAST: &str = "past";
 
 /// The symbol that holds the states' capacity in positions.
 pub const CONTEXT: &str = "context";
@@ -83,6 +91,22 @@ pub struct ModelInfo {
     pub max_context: u64,
     /// Tokens that end a text.
     pub eos_tokens: Vec<u32>,
+}
+
+impl ModelInfo {
+    /// A model of this family of which nothing else is known, as a graph that was
+    /// built by hand is.
+    pub fn of(family: &str) -> Self {
+        ModelInfo {
+            family: family.to_owned(),
+            config: String::new(),
+            weight_dtype: Packing::F32.name().to_owned(),
+            parameters: 0,
+            vocab_size: 0,
+            max_context: 1,
+            eos_tokens: Vec::new(),
+        }
+    }
 }
 
 /// A buffer that is filled once: (part of) a parameter, its scales, or several

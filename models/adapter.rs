@@ -51,12 +51,17 @@ pub struct Parameter {
 impl Parameter {
     /// A parameter of this name and shape.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
-        Parameter { name: name.into(), shape: shape.into() }
+        Parameter {
+            name: name.into(),
+            shape: shape.into(),
+        }
     }
 
     /// The number of elements; saturates.
     pub fn len(&self) -> u64 {
-        self.shape.iter().fold(1u64, |n, dim| n.saturating_mul(*dim as u64))
+        self.shape
+            .iter()
+            .fold(1u64, |n, dim| n.saturating_mul(*dim as u64))
     }
 
     /// Whether it has no elements.
@@ -67,7 +72,9 @@ impl Parameter {
 
 /// The elements of some parameters together; saturates.
 pub fn count(parameters: &[Parameter]) -> u64 {
-    parameters.iter().fold(0u64, |n, parameter| n.saturating_add(parameter.len()))
+    parameters
+        .iter()
+        .fold(0u64, |n, parameter| n.saturating_add(parameter.len()))
 }
 
 /// Where a model's parameters come from, values and all: a checkpoint, or a
@@ -164,7 +171,11 @@ impl Weights {
         adapter: Adapter<'_>,
     ) -> Result<Self, AdapterError> {
         let Placed { places, copies } = place_all(&checkpoint, &parameters, adapter)?;
-        let weights = Weights { checkpoint, parameters, places };
+        let weights = Weights {
+            checkpoint,
+            parameters,
+            places,
+        };
         weights.check_copies(&copies)?;
         Ok(weights)
     }
@@ -186,8 +197,9 @@ impl Weights {
     ///
     /// [`ParameterError::Unknown`], when the model has no such parameter.
     pub fn get(&self, name: &str) -> Result<Cow<'_, [f32]>, ParameterError> {
-        let (tensor, layout) =
-            self.stored(name).ok_or_else(|| ParameterError::Unknown { name: name.to_owned() })?;
+        let (tensor, layout) = self.stored(name).ok_or_else(|| ParameterError::Unknown {
+            name: name.to_owned(),
+        })?;
         Ok(match layout {
             Layout::AsStored => tensor.to_f32()?,
             Layout::Transposed => tensor.to_f32_transposed()?,
@@ -205,11 +217,20 @@ impl Weights {
     }
 
     fn check_copies(&self, copies: &[Copied]) -> Result<(), AdapterError> {
-        for Copied { stored, of, setting } in copies {
-            let (Some(copy), Some((original, _))) = (self.checkpoint.tensor(stored), self.stored(of)) else {
+        for Copied {
+            stored,
+            of,
+            setting,
+        } in copies
+        {
+            let (Some(copy), Some((original, _))) =
+                (self.checkpoint.tensor(stored), self.stored(of))
+            else {
                 continue;
             };
-            if copy.name == original.name || (copy.dtype == original.dtype && copy.bytes == original.bytes) {
+            if copy.name == original.name
+                || (copy.dtype == original.dtype && copy.bytes == original.bytes)
+            {
                 continue;
             }
             let (a, b) = (copy.to_f32()?, original.to_f32()?);
@@ -246,7 +267,10 @@ impl ModelParams for Weights {
 #[non_exhaustive]
 pub enum AdapterError {
     /// Stored tensors and wanted parameters do not match.
-    #[error("the tensors in {origin} are not those that its config.json describes:{}", Listed(problems))]
+    #[error(
+        "the tensors in {origin} are not those that its config.json describes:{}",
+        Listed(problems)
+    )]
     Mismatch {
         /// The checkpoint.
         origin: String,
@@ -324,17 +348,37 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Problem::Missing { parameter, wanted } => {
-                write!(f, "tensor `{parameter}` is missing; its shape should be {wanted:?}")
+                write!(
+                    f,
+                    "tensor `{parameter}` is missing; its shape should be {wanted:?}"
+                )
             }
             Problem::Superfluous { tensor, found } => {
-                write!(f, "tensor `{tensor}` of shape {found:?} is no part of the model; remove it")
+                write!(
+                    f,
+                    "tensor `{tensor}` of shape {found:?} is no part of the model; remove it"
+                )
             }
-            Problem::Misshapen { tensor, found, wanted } => {
-                write!(f, "tensor `{tensor}` has shape {found:?}; it should be {wanted:?}")
+            Problem::Misshapen {
+                tensor,
+                found,
+                wanted,
+            } => {
+                write!(
+                    f,
+                    "tensor `{tensor}` has shape {found:?}; it should be {wanted:?}"
+                )
             }
             Problem::Dtype(error) => error.fmt(f),
-            Problem::Twice { parameter, first, second } => {
-                write!(f, "tensors `{first}` and `{second}` both hold `{parameter}`; remove one")
+            Problem::Twice {
+                parameter,
+                first,
+                second,
+            } => {
+                write!(
+                    f,
+                    "tensors `{first}` and `{second}` both hold `{parameter}`; remove one"
+                )
             }
         }
     }
@@ -380,14 +424,19 @@ fn place_all(
     parameters: &[Parameter],
     adapter: Adapter<'_>,
 ) -> Result<Placed, AdapterError> {
-    let wanted: BTreeMap<&str, &Parameter> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
+    let wanted: BTreeMap<&str, &Parameter> =
+        parameters.iter().map(|p| (p.name.as_str(), p)).collect();
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
     let mut copies = Vec::new();
     let mut problems = Vec::new();
     for stored in checkpoint.names() {
-        let Some(tensor) = checkpoint.tensor(stored) else { continue };
-        let superfluous =
-            || Problem::Superfluous { tensor: stored.to_owned(), found: tensor.shape.to_vec() };
+        let Some(tensor) = checkpoint.tensor(stored) else {
+            continue;
+        };
+        let superfluous = || Problem::Superfluous {
+            tensor: stored.to_owned(),
+            found: tensor.shape.to_vec(),
+        };
         match adapter(stored) {
             Placement::Ignored => {}
             Placement::Unknown => problems.push(superfluous()),
@@ -395,7 +444,10 @@ fn place_all(
                 None => problems.push(superfluous()),
                 Some(parameter) => {
                     problems.extend(misfit(&tensor, parameter, layout));
-                    let place = Place { stored: stored.to_owned(), layout };
+                    let place = Place {
+                        stored: stored.to_owned(),
+                        layout,
+                    };
                     if let Some(first) = places.insert(name.clone(), place) {
                         problems.push(Problem::Twice {
                             parameter: name,
@@ -409,15 +461,20 @@ fn place_all(
                 None => problems.push(superfluous()),
                 Some(parameter) => {
                     problems.extend(misfit(&tensor, parameter, Layout::AsStored));
-                    copies.push(Copied { stored: stored.to_owned(), of, setting });
+                    copies.push(Copied {
+                        stored: stored.to_owned(),
+                        of,
+                        setting,
+                    });
                 }
             },
         }
     }
     for copy in &copies {
-        places
-            .entry(copy.of.clone())
-            .or_insert_with(|| Place { stored: copy.stored.clone(), layout: Layout::AsStored });
+        places.entry(copy.of.clone()).or_insert_with(|| Place {
+            stored: copy.stored.clone(),
+            layout: Layout::AsStored,
+        });
     }
     let missing = parameters.iter().filter(|p| !places.contains_key(&p.name));
     problems.splice(
@@ -430,7 +487,10 @@ fn place_all(
     if problems.is_empty() {
         Ok(Placed { places, copies })
     } else {
-        Err(AdapterError::Mismatch { origin: checkpoint.origin().to_owned(), problems })
+        Err(AdapterError::Mismatch {
+            origin: checkpoint.origin().to_owned(),
+            problems,
+        })
     }
 }
 

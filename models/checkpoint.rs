@@ -130,11 +130,15 @@ impl Checkpoint {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let folder = folder.as_ref();
         if !folder.is_dir() {
-            return Err(CheckpointError::NotAFolder { folder: folder.to_owned() });
+            return Err(CheckpointError::NotAFolder {
+                folder: folder.to_owned(),
+            });
         }
         let config = read_text(&folder.join(CONFIG_FILE)).map_err(|error| match error {
             CheckpointError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                CheckpointError::NoConfig { folder: folder.to_owned() }
+                CheckpointError::NoConfig {
+                    folder: folder.to_owned(),
+                }
             }
             other => other,
         })?;
@@ -174,7 +178,11 @@ impl Checkpoint {
     /// # Errors
     ///
     /// As [`open`](Self::open), for what can go wrong in a single file.
-    pub fn from_static(origin: &str, config: &str, weights: &'static [u8]) -> Result<Self, CheckpointError> {
+    pub fn from_static(
+        origin: &str,
+        config: &str,
+        weights: &'static [u8],
+    ) -> Result<Self, CheckpointError> {
         Self::from_data(origin, config, Data::Static(weights))
     }
 
@@ -183,7 +191,11 @@ impl Checkpoint {
     /// # Errors
     ///
     /// As [`open`](Self::open), for what can go wrong in a single file.
-    pub fn from_bytes(origin: &str, config: &str, weights: Vec<u8>) -> Result<Self, CheckpointError> {
+    pub fn from_bytes(
+        origin: &str,
+        config: &str,
+        weights: Vec<u8>,
+    ) -> Result<Self, CheckpointError> {
         Self::from_data(origin, config, Data::Owned(weights))
     }
 
@@ -223,17 +235,32 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Option<StoredTensor<'_>> {
         let (name, entry) = self.tensors.get_key_value(name)?;
         let file = self.files.get(entry.file)?;
-        let bytes = file.data.bytes().get(file.data_start + entry.start..file.data_start + entry.end)?;
-        Some(StoredTensor { name, file: &file.label, dtype: entry.dtype, shape: &entry.shape, bytes })
+        let bytes = file
+            .data
+            .bytes()
+            .get(file.data_start + entry.start..file.data_start + entry.end)?;
+        Some(StoredTensor {
+            name,
+            file: &file.label,
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            bytes,
+        })
     }
 
     /// The bytes that all stored tensors take together.
     pub fn data_len(&self) -> u64 {
-        self.tensors.values().map(|entry| (entry.end - entry.start) as u64).sum()
+        self.tensors
+            .values()
+            .map(|entry| (entry.end - entry.start) as u64)
+            .sum()
     }
 
     fn add_path(&mut self, path: &Path) -> Result<(), CheckpointError> {
-        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let io = |source| CheckpointError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(io)?;
         // An empty file cannot be mapped on every system, and its message
         // should be about the file rather than about mapping.
@@ -257,12 +284,23 @@ impl Checkpoint {
                 end: tensor.info.data_offsets.1,
             };
             if let Some(first) = self.tensors.get(&tensor.name) {
-                let first = self.files.get(first.file).map_or_else(|| label.clone(), |file| file.label.clone());
-                return Err(CheckpointError::Duplicate { tensor: tensor.name, first, second: label });
+                let first = self
+                    .files
+                    .get(first.file)
+                    .map_or_else(|| label.clone(), |file| file.label.clone());
+                return Err(CheckpointError::Duplicate {
+                    tensor: tensor.name,
+                    first,
+                    second: label,
+                });
             }
             self.tensors.insert(tensor.name, entry);
         }
-        self.files.push(TensorFile { label, data, data_start: parsed.data_start });
+        self.files.push(TensorFile {
+            label,
+            data,
+            data_start: parsed.data_start,
+        });
         Ok(())
     }
 
@@ -315,12 +353,18 @@ fn map(file: &File) -> std::io::Result<Mmap> {
 pub fn shards_of_index(index: &Path, text: &str) -> Result<BTreeSet<String>, CheckpointError> {
     match index::parse(text) {
         Ok(weight_map) => Ok(weight_map.into_values().collect()),
-        Err(problem) => Err(CheckpointError::Index { index: index.to_owned(), problem }),
+        Err(problem) => Err(CheckpointError::Index {
+            index: index.to_owned(),
+            problem,
+        }),
     }
 }
 
 fn read_text(path: &Path) -> Result<String, CheckpointError> {
-    std::fs::read_to_string(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|source| CheckpointError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

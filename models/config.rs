@@ -43,6 +43,12 @@ pub enum ConfigError {
         /// What is supported.
         supported: String,
     },
+    /// The settings are sound one by one but not together.
+    #[error("config.json describes a model that cannot be built: {reason}; check its sizes")]
+    Unbuildable {
+        /// The first place where ops do not fit together.
+        reason: String,
+    },
 }
 
 /// The settings of a `config.json`.
@@ -60,7 +66,9 @@ impl Settings {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         match serde_json::from_str(text) {
             Ok(map) => Ok(Settings { map }),
-            Err(error) => Err(ConfigError::NotJson { reason: error.to_string() }),
+            Err(error) => Err(ConfigError::NotJson {
+                reason: error.to_string(),
+            }),
         }
     }
 
@@ -81,7 +89,9 @@ impl Settings {
     ///
     /// [`ConfigError::Invalid`].
     pub fn size(&self, keys: &[&'static str]) -> Result<Option<usize>, ConfigError> {
-        let Some((key, value)) = self.first(keys) else { return Ok(None) };
+        let Some((key, value)) = self.first(keys) else {
+            return Ok(None);
+        };
         let in_range = value.as_u64().filter(|n| (1..=i32::MAX as u64).contains(n));
         match in_range {
             Some(size) => Ok(Some(size as usize)),
@@ -108,7 +118,9 @@ impl Settings {
     ///
     /// [`ConfigError::Invalid`].
     pub fn positive(&self, key: &'static str) -> Result<Option<f64>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
             Some(x) => Ok(Some(x)),
             None => Err(invalid(key, value, "a number greater than 0")),
@@ -128,17 +140,44 @@ impl Settings {
         }
     }
 
-    /// The model's end token: the first, where there are several.
-    pub fn eos(&self) -> Option<u32> {
-        let value = self.get("eos_token_id")?;
-        let first = value.as_array().map_or(Some(value), |list| list.first());
-        first?.as_u64()?.try_into().ok()
+    /// The class that the model was saved from (`architectures`): the first,
+    /// where there are several.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn architecture(&self) -> Result<Option<&str>, ConfigError> {
+        const KEY: &str = "architectures";
+        let Some(value) = self.get(KEY) else {
+            return Ok(None);
+        };
+        match value.as_array().map(|names| names.first()) {
+            Some(None) => Ok(None),
+            Some(Some(Value::String(name))) => Ok(Some(name)),
+            _ => Err(invalid(KEY, value, "a list with one name")),
+        }
+    }
+
+    /// The tokens after which a text is over (`eos_token_id`: one, or a list).
+    /// Negative ids, which some files have for "none", are left out.
+    pub fn eos_tokens(&self) -> Vec<u32> {
+        let ids = match self.get("eos_token_id") {
+            None => &[],
+            Some(Value::Array(ids)) => ids.as_slice(),
+            Some(id) => std::slice::from_ref(id),
+        };
+        let ids = ids.iter().filter_map(Value::as_u64);
+        ids.filter_map(|id| id.try_into().ok()).collect()
     }
 }
 
 /// The error of a value of the wrong kind.
 pub(crate) fn invalid(key: &str, found: &Value, wanted: &str) -> ConfigError {
-    ConfigError::Invalid { key: key.to_owned(), found: found.to_string(), wanted: wanted.to_owned() }
+    ConfigError::Invalid {
+        key: key.to_owned(),
+        found: found.to_string(),
+        wanted: wanted.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -161,12 +200,20 @@ mod tests {
     #[test]
     fn sizes_are_whole_and_positive() {
         assert_eq!(settings(r#"{"n": 3}"#).size(&["n"]), Ok(Some(3)));
-        assert_eq!(settings(r#"{"n": null, "m": 4}"#).size(&["n", "m"]), Ok(Some(4)));
+        assert_eq!(
+            settings(r#"{"n": null, "m": 4}"#).size(&["n", "m"]),
+            Ok(Some(4))
+        );
         assert_eq!(settings("{}").size(&["n"]), Ok(None));
         for bad in ["0", "-1", "1.5", "\"3\"", "3000000000", "[]"] {
             assert_eq!(
-                settings(&format!(r#"{{"n": {bad}}}"#)).size(&["n"]).unwrap_err().to_string(),
-                format!("config.json sets `n` to {bad}; it should be a whole number from 1 to 2147483647")
+                settings(&format!(r#"{{"n": {bad}}}"#))
+                    .size(&["n"])
+                    .unwrap_err()
+                    .to_string(),
+                format!(
+                    "config.json sets `n` to {bad}; it should be a whole number from 1 to 2147483647"
+                )
             );
         }
     }
@@ -174,21 +221,29 @@ mod tests {
     #[test]
     fn other_kinds_say_what_they_should_be() {
         let s = settings(r#"{"a": 1, "b": "x", "c": 0, "d": 2.5}"#);
-        assert_eq!(s.switch("a").unwrap_err().to_string(), "config.json sets `a` to 1; it should be true or false");
+        assert_eq!(
+            s.switch("a").unwrap_err().to_string(),
+            "config.json sets `a` to 1; it should be true or false"
+        );
         assert_eq!(
             s.positive("c").unwrap_err().to_string(),
             "config.json sets `c` to 0; it should be a number greater than 0"
         );
-        assert_eq!(s.text("a").unwrap_err().to_string(), "config.json sets `a` to 1; it should be a text");
+        assert_eq!(
+            s.text("a").unwrap_err().to_string(),
+            "config.json sets `a` to 1; it should be a text"
+        );
         assert_eq!(s.positive("d"), Ok(Some(2.5)));
         assert_eq!(s.text("b"), Ok(Some("x")));
     }
 
     #[test]
-    fn the_end_token_may_be_one_of_several() {
-        assert_eq!(settings(r#"{"eos_token_id": 7}"#).eos(), Some(7));
-        assert_eq!(settings(r#"{"eos_token_id": [8, 9]}"#).eos(), Some(8));
-        assert_eq!(settings(r#"{"eos_token_id": null}"#).eos(), None);
-        assert_eq!(settings(r#"{"eos_token_id": -1}"#).eos(), None);
+    fn there_may_be_several_end_tokens() {
+        let eos = |text| settings(text).eos_tokens();
+        assert_eq!(eos(r#"{"eos_token_id": 7}"#), [7]);
+        assert_eq!(eos(r#"{"eos_token_id": [8, 9]}"#), [8, 9]);
+        for none in [r#"{"eos_token_id": null}"#, r#"{"eos_token_id": -1}"#, "{}"] {
+            assert!(eos(none).is_empty());
+        }
     }
 }

@@ -62,7 +62,10 @@ pub struct Hub {
 
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub").field("endpoint", &self.endpoint).field("offline", &self.offline).finish()
+        f.debug_struct("Hub")
+            .field("endpoint", &self.endpoint)
+            .field("offline", &self.offline)
+            .finish()
     }
 }
 
@@ -113,10 +116,16 @@ impl Hub {
         let client = builder.build().map_err(HubError::setup)?;
         let endpoint = client.endpoint().to_owned();
         let offline = options.offline.unwrap_or_else(|| {
-            std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+            std::env::var("HF_HUB_OFFLINE")
+                .is_ok_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         });
         let client = HFClientSync::from_inner(client).map_err(HubError::setup)?;
-        Ok(Hub { client, endpoint, offline, report: None })
+        Ok(Hub {
+            client,
+            endpoint,
+            offline,
+            report: None,
+        })
     }
 
     /// The same hub; `report` hears of every piece that arrives, from another
@@ -136,7 +145,12 @@ impl Hub {
     /// [`HubError`]; its message names the id and says what can be done.
     pub fn fetch(&self, id: &HubId) -> Result<PathBuf, HubError> {
         let (owner, name) = hf_hub::split_id(id.repo());
-        let mut fetch = Fetch { hub: self, id, repo: self.client.model(owner, name), revision: id.revision().to_owned() };
+        let mut fetch = Fetch {
+            hub: self,
+            id,
+            repo: self.client.model(owner, name),
+            revision: id.revision().to_owned(),
+        };
         let Some(config) = fetch.file(CONFIG_FILE)? else {
             return Err(fetch.why_no_config());
         };
@@ -165,13 +179,22 @@ impl Fetch<'_> {
         if self.file(SINGLE_FILE)?.is_some() {
             return Ok(());
         }
-        let no_safetensors = || HubError::NoSafetensors { id: self.id.clone(), endpoint: self.hub.endpoint.clone() };
+        let no_safetensors = || HubError::NoSafetensors {
+            id: self.id.clone(),
+            endpoint: self.hub.endpoint.clone(),
+        };
         let index = self.file(INDEX_FILE)?.ok_or_else(no_safetensors)?;
-        let text = fs::read_to_string(&index).map_err(|source| HubError::Cache { path: index.clone(), source })?;
+        let text = fs::read_to_string(&index).map_err(|source| HubError::Cache {
+            path: index.clone(),
+            source,
+        })?;
         let shards = shards_of_index(&index, &text)?;
         for shard in shards {
             if self.file(&shard)?.is_none() {
-                return Err(HubError::NoShard { id: self.id.clone(), shard });
+                return Err(HubError::NoShard {
+                    id: self.id.clone(),
+                    shard,
+                });
             }
         }
         Ok(())
@@ -195,10 +218,14 @@ impl Fetch<'_> {
         // that a file is not in it included.
         match self.cached(name) {
             Ok(path) if self.hub.offline || self.is_pinned() => return Ok(Some(path)),
-            Err(HFError::EntryNotFound { .. }) if self.hub.offline || self.is_pinned() => return Ok(None),
+            Err(HFError::EntryNotFound { .. }) if self.hub.offline || self.is_pinned() => {
+                return Ok(None);
+            }
             Err(HFError::LocalEntryNotFound { .. }) if self.hub.offline => {
                 return match name {
-                    CONFIG_FILE => Err(HubError::NotCached { id: self.id.clone() }),
+                    CONFIG_FILE => Err(HubError::NotCached {
+                        id: self.id.clone(),
+                    }),
                     _ => Ok(None),
                 };
             }
@@ -210,8 +237,13 @@ impl Fetch<'_> {
             expected: Arc::clone(&expected),
             report: self.hub.report.clone(),
         });
-        let fetched =
-            self.repo.download_file().filename(name).revision(self.revision.as_str()).progress(progress).send();
+        let fetched = self
+            .repo
+            .download_file()
+            .filename(name)
+            .revision(self.revision.as_str())
+            .progress(progress)
+            .send();
         match fetched {
             Ok(path) => {
                 self.check_length(name, &path, expected.load(Ordering::Relaxed))?;
@@ -239,7 +271,10 @@ impl Fetch<'_> {
     /// hf-hub stores whatever a server answers to the request for a file; an
     /// error page must not stay in the cache as weights.
     fn check_length(&self, name: &str, path: &Path, expected: u64) -> Result<(), HubError> {
-        let cache = |source| HubError::Cache { path: path.to_owned(), source };
+        let cache = |source| HubError::Cache {
+            path: path.to_owned(),
+            source,
+        };
         let found = fs::metadata(path).map_err(cache)?.len();
         if expected == 0 || found == expected {
             return Ok(());
@@ -251,7 +286,12 @@ impl Fetch<'_> {
             // Already gone where `path` was no link.
             let _ = fs::remove_file(content);
         }
-        Err(HubError::Incomplete { id: self.id.clone(), file: name.to_owned(), found, wanted: expected })
+        Err(HubError::Incomplete {
+            id: self.id.clone(),
+            file: name.to_owned(),
+            found,
+            wanted: expected,
+        })
     }
 
     /// A hub answers alike when a model and when a file is not there; asks
@@ -278,25 +318,40 @@ struct Forward {
 impl Forward {
     fn report(&self, done: u64, total: u64) {
         if let Some(report) = &self.report {
-            report(HubProgress { file: self.file.clone(), done, total });
+            report(HubProgress {
+                file: self.file.clone(),
+                done,
+                total,
+            });
         }
     }
 }
 
 impl ProgressHandler for Forward {
     fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else { return };
+        let ProgressEvent::Download(event) = event else {
+            return;
+        };
         match event {
             DownloadEvent::Start { total_bytes, .. } => {
                 self.expected.store(*total_bytes, Ordering::Relaxed);
                 self.report(0, *total_bytes);
             }
             DownloadEvent::Progress { files } => {
-                for FileProgress { bytes_completed, total_bytes, .. } in files {
+                for FileProgress {
+                    bytes_completed,
+                    total_bytes,
+                    ..
+                } in files
+                {
                     self.report(*bytes_completed, *total_bytes);
                 }
             }
-            DownloadEvent::AggregateProgress { bytes_completed, total_bytes, .. } => {
+            DownloadEvent::AggregateProgress {
+                bytes_completed,
+                total_bytes,
+                ..
+            } => {
                 self.report(*bytes_completed, *total_bytes);
             }
             DownloadEvent::Complete => {}

@@ -149,15 +149,27 @@ impl Tokenizer {
             match (vocab.is_file(), merges.is_file()) {
                 (true, true) => {
                     let added = folder.join(ADDED_TOKENS_FILE);
-                    let added = if added.is_file() { Some(read(&added)?) } else { None };
+                    let added = if added.is_file() {
+                        Some(read(&added)?)
+                    } else {
+                        None
+                    };
                     let origin = folder.display().to_string();
-                    Self::from_vocab_and_merges(&origin, &read(&vocab)?, &read(&merges)?, added.as_deref())?
+                    Self::from_vocab_and_merges(
+                        &origin,
+                        &read(&vocab)?,
+                        &read(&merges)?,
+                        added.as_deref(),
+                    )?
                 }
                 (true, false) => return Err(half(folder, VOCAB_FILE, MERGES_FILE)),
                 (false, true) => return Err(half(folder, MERGES_FILE, VOCAB_FILE)),
                 (false, false) if vocab_size == GPT2_VOCAB_SIZE => Self::gpt2()?,
                 (false, false) => {
-                    return Err(TokenizerError::None { origin: folder.display().to_string(), vocab_size });
+                    return Err(TokenizerError::None {
+                        origin: folder.display().to_string(),
+                        vocab_size,
+                    });
                 }
             }
         };
@@ -204,9 +216,14 @@ impl Tokenizer {
             serde_json::from_str(text).map_err(|e| malformed(name, e.to_string()))
         };
         let vocab = parse(VOCAB_FILE, vocab)?;
-        let merges = byte_level::parse_merges(merges).map_err(|reason| malformed(MERGES_FILE, reason))?;
-        let added = added.map(|text| parse(ADDED_TOKENS_FILE, text)).transpose()?.unwrap_or_default();
-        let inner = byte_level::tokenizer(vocab, merges, added).map_err(|(name, reason)| malformed(name, reason))?;
+        let merges =
+            byte_level::parse_merges(merges).map_err(|reason| malformed(MERGES_FILE, reason))?;
+        let added = added
+            .map(|text| parse(ADDED_TOKENS_FILE, text))
+            .transpose()?
+            .unwrap_or_default();
+        let inner = byte_level::tokenizer(vocab, merges, added)
+            .map_err(|(name, reason)| malformed(name, reason))?;
         Ok(Self::new(inner))
     }
 
@@ -219,20 +236,30 @@ impl Tokenizer {
     /// [`TokenizerError::Failed`], should that crate's vocabulary not be what
     /// it is.
     pub fn gpt2() -> Result<Self, TokenizerError> {
-        let failed = |reason| TokenizerError::Failed { what: "GPT-2's own vocabulary", reason };
+        let failed = |reason| TokenizerError::Failed {
+            what: "GPT-2's own vocabulary",
+            reason,
+        };
         let (vocab, merges) = byte_level::gpt2_vocabulary().map_err(failed)?;
-        let inner =
-            byte_level::tokenizer(vocab, merges, BTreeMap::new()).map_err(|(_, reason)| failed(reason))?;
+        let inner = byte_level::tokenizer(vocab, merges, BTreeMap::new())
+            .map_err(|(_, reason)| failed(reason))?;
         Ok(Self::new(inner))
     }
 
     fn new(inner: tokenizers::Tokenizer) -> Self {
         let decoding = match inner.get_decoder() {
-            Some(DecoderWrapper::ByteLevel(_)) => Decoding::Bytes(byte_level::bytes_of_tokens(&inner)),
+            Some(DecoderWrapper::ByteLevel(_)) => {
+                Decoding::Bytes(byte_level::bytes_of_tokens(&inner))
+            }
             _ => Decoding::Contextual,
         };
         let eos = END_TOKENS.iter().find_map(|token| inner.token_to_id(token));
-        Tokenizer { inner, decoding, eos, limit: None }
+        Tokenizer {
+            inner,
+            decoding,
+            eos,
+            limit: None,
+        }
     }
 
     /// The same tokenizer for a model that has `vocab_size` tokens:
@@ -268,13 +295,20 @@ impl Tokenizer {
         let encoding = self
             .inner
             .encode_fast(text, true)
-            .map_err(|e| TokenizerError::Failed { what: "a text to encode", reason: e.to_string() })?;
+            .map_err(|e| TokenizerError::Failed {
+                what: "a text to encode",
+                reason: e.to_string(),
+            })?;
         let ids = encoding.get_ids();
         if let Some(limit) = self.limit
             && let Some(&id) = ids.iter().find(|id| **id as usize >= limit)
         {
             let token = self.inner.id_to_token(id).unwrap_or_default();
-            return Err(TokenizerError::BeyondVocabulary { id, token, vocab_size: limit });
+            return Err(TokenizerError::BeyondVocabulary {
+                id,
+                token,
+                vocab_size: limit,
+            });
         }
         Ok(ids.to_vec())
     }
@@ -288,13 +322,21 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         match &self.decoding {
             Decoding::Bytes(table) => {
-                let bytes: Vec<u8> = ids.iter().flat_map(|id| bytes_of(table, *id)).copied().collect();
+                let bytes: Vec<u8> = ids
+                    .iter()
+                    .flat_map(|id| bytes_of(table, *id))
+                    .copied()
+                    .collect();
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
-            Decoding::Contextual => self
-                .inner
-                .decode(ids, false)
-                .map_err(|e| TokenizerError::Failed { what: "ids to decode", reason: e.to_string() }),
+            Decoding::Contextual => {
+                self.inner
+                    .decode(ids, false)
+                    .map_err(|e| TokenizerError::Failed {
+                        what: "ids to decode",
+                        reason: e.to_string(),
+                    })
+            }
         }
     }
 
@@ -323,21 +365,34 @@ impl Tokenizer {
     pub fn to_json(&self) -> Result<String, TokenizerError> {
         self.inner
             .to_string(false)
-            .map_err(|e| TokenizerError::Failed { what: "being written as JSON", reason: e.to_string() })
+            .map_err(|e| TokenizerError::Failed {
+                what: "being written as JSON",
+                reason: e.to_string(),
+            })
     }
 }
 
 /// The bytes of an id; none for one that the vocabulary does not have.
 fn bytes_of(table: &[Option<Box<[u8]>>], id: u32) -> &[u8] {
-    table.get(id as usize).and_then(Option::as_deref).unwrap_or_default()
+    table
+        .get(id as usize)
+        .and_then(Option::as_deref)
+        .unwrap_or_default()
 }
 
 fn half(folder: &Path, found: &'static str, missing: &'static str) -> TokenizerError {
-    TokenizerError::Half { folder: folder.to_owned(), found, missing }
+    TokenizerError::Half {
+        folder: folder.to_owned(),
+        found,
+        missing,
+    }
 }
 
 fn read(path: &Path) -> Result<String, TokenizerError> {
-    std::fs::read_to_string(path).map_err(|source| TokenizerError::Io { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|source| TokenizerError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

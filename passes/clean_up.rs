@@ -53,7 +53,10 @@ pub(crate) fn share(graph: &mut Graph) -> Changed {
             operands.sort_unstable();
         }
         let same_key = seen.entry((value.op.name(), operands)).or_default();
-        match same_key.iter().find(|e| same(&graph.value(**e).op, &value.op)) {
+        match same_key
+            .iter()
+            .find(|e| same(&graph.value(**e).op, &value.op))
+        {
             Some(earlier) => {
                 graph.replace_uses(id, *earlier);
                 changed.rewrites += 1;

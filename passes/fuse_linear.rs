@@ -1,13 +1,13 @@
 //! `x . w^T` becomes a linear op.
 
-use kiln_ir::{DType, Graph, Op, ValueId};
+use kiln_ir::{Graph, Op, ValueId};
 
 use crate::matcher::{Matcher, rewrite};
 use crate::{Changed, Pass, PassError, in_pass};
 
-/// `matmul(x, transpose(w, [1, 0]))` becomes [`Op::Linear`], where `w` has two
-/// axes of constant size. Such a weight is stored row by row of the output, the
-/// layout that the kernels read.
+/// `matmul(x, transpose(w, [1, 0]))` becomes [`Op::Linear`], where `w` is a
+/// parameter. Such a weight is stored row by row of the output, the layout that
+/// the kernels read; what is computed has the layout that it comes in.
 pub struct FuseLinear;
 
 impl Pass for FuseLinear {
@@ -34,9 +34,6 @@ fn find(m: &Matcher<'_>, root: ValueId) -> Option<[ValueId; 2]> {
     };
     // The transpose is a view of the weight: whoever else uses it keeps it.
     let (w, perm) = m.transposed(*wt)?;
-    let ty = m.ty(w);
-    let is_weight = perm == [1, 0]
-        && ty.dtype == DType::F32
-        && ty.shape.iter().all(|d| d.as_const().is_some());
+    let is_weight = perm == [1, 0] && matches!(m.op(w), Op::Param { .. });
     is_weight.then_some([*x, w])
 }

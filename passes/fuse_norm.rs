@@ -172,7 +172,8 @@ impl Scaled {
         let product = m.binary(square, BinaryOp::Mul) == Some((d, d));
         let power = m.with_number(square, BinaryOp::Pow) == Some((d, 2.0));
         interior.push(square);
-        (product || power).then_some(Scaled {
+        // An epsilon is there to keep the root away from zero.
+        ((product || power) && eps >= 0.0).then_some(Scaled {
             centred: d,
             gain,
             eps,

@@ -9,7 +9,9 @@
 //!
 //! - A rewrite never makes the program worse: a fused op replaces at least the
 //!   work that it does, and nothing that it replaces is computed a second time.
-//!   Where an intermediate of an idiom has another use, the idiom stays.
+//!   Where an intermediate of an idiom has another use, the idiom stays. (The one
+//!   exception: attention probabilities that are an output come to be an op
+//!   beside attention, for attention never writes them.)
 //! - A rewrite keeps the numbers, up to the rounding of a reassociated constant.
 //!   What must be equal, such as the offset of a causal mask, is compared
 //!   exactly, as a symbolic dimension; what was typed by a person, such as
@@ -17,6 +19,14 @@
 //! - A rewritten value keeps the source name of the value that it stands for, so
 //!   that `h.3.attn.c_attn` can be found in every stage.
 //! - One rule, one comment. A rule tests shapes and uses, never names.
+//!
+//! # Adding a pass
+//!
+//! A file with a [`Pass`], a line in [`pipeline`], and a folder `cases/NAME` with
+//! graphs in the text form: before and after where it fires, one graph alone
+//! where it must not. The tests run every case, and hold the numbers before and
+//! after against each other with the reference interpreter; so they do with
+//! random graphs and with the models' own.
 //!
 //! # Example
 //!
@@ -40,21 +50,22 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attention_heads;
+mod attention_mask;
 mod clean_up;
+mod fold_constants;
 mod fuse_activation;
 mod fuse_attention;
 mod fuse_epilogue;
 mod fuse_linear;
 mod fuse_norm;
 mod fuse_norm_into_linear;
-mod fold_constants;
-mod heads;
-mod mask;
 pub mod matcher;
 mod polynomial;
 mod simplify_movement;
 mod sink_slice;
 
+use kiln_ir::verify::{VerifyErrors, verify};
 use kiln_ir::{Graph, GraphError};
 
 pub use clean_up::{Cse, Dce};
@@ -110,16 +121,18 @@ pub enum PassError {
         /// The pass.
         pass: &'static str,
         /// What the typing rules say.
-        #[source]
         error: GraphError,
     },
+    /// The graph that was handed in is not valid.
+    #[error("before the first pass: {0}")]
+    Input(VerifyErrors),
     /// The pass left a graph that the verifier refuses.
-    #[error("pass `{pass}` left a graph that is not valid:\n{report}")]
+    #[error("after pass `{pass}`: {errors}")]
     Invalid {
-        /// The pass; `input` for the graph that was handed in.
+        /// The pass.
         pass: &'static str,
-        /// All that the verifier says, one error a line.
-        report: String,
+        /// All that the verifier says.
+        errors: VerifyErrors,
     },
     /// The pass cannot do its work, for a reason of its own.
     #[error("pass `{pass}`: {reason}")]
@@ -172,6 +185,50 @@ pub fn optimize(graph: &mut Graph, observer: &mut Observer<'_>) -> Result<(), Pa
 /// Runs `passes`, a pipeline of your own, on `graph`, verifying it before the
 /// first and after each, and numbers its values anew.
 ///
+/// A fusion of your own finds an idiom with a [`matcher::Matcher`], hands what
+/// stands for it to [`matcher::rewrite`], and takes its place among the others:
+///
+/// ```
+/// use kiln_ir::{BinaryOp, DType, Graph, GraphBuilder, Op, UnaryOp, ValueId};
+/// use kiln_passes::matcher::{Matcher, rewrite};
+/// use kiln_passes::{Changed, Pass, PassError, optimize_with, pipeline};
+///
+/// /// `log(e^x)` is `x`.
+/// struct CancelLog;
+///
+/// impl Pass for CancelLog {
+///     fn name(&self) -> &'static str {
+///         "cancel_log"
+///     }
+///
+///     fn run(&self, graph: &mut Graph) -> Result<Changed, PassError> {
+///         let find = |m: &Matcher<'_>, root: ValueId| {
+///             let power = m.unary(root, UnaryOp::Log)?;
+///             m.unary(power, UnaryOp::Exp)
+///         };
+///         rewrite(graph, find, |_, _, x| Ok(x)).map_err(|error| PassError::Build {
+///             pass: self.name(),
+///             error,
+///         })
+///     }
+/// }
+///
+/// let mut g = GraphBuilder::new("example");
+/// let x = g.input("x", DType::F32, [4u64])?;
+/// let power = g.exp(x)?;
+/// let y = g.log(power)?;
+/// let z = g.add(y, x)?;
+/// g.output("z", z)?;
+/// let mut graph = g.finish();
+///
+/// let mut passes = pipeline();
+/// passes.insert(0, Box::new(CancelLog));
+/// optimize_with(&passes, &mut graph, &mut |_, _, _| {})?;
+/// let left: Vec<&Op> = graph.iter().map(|(_, value)| &value.op).collect();
+/// assert!(matches!(left[..], [Op::Input { .. }, Op::Binary(BinaryOp::Add)]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// When the graph is not valid to begin with, or a pass fails or breaks it.
 pub fn optimize_with(
@@ -179,19 +236,12 @@ pub fn optimize_with(
     graph: &mut Graph,
     observer: &mut Observer<'_>,
 ) -> Result<(), PassError> {
-    verify("input", graph)?;
+    verify(graph).map_err(PassError::Input)?;
     for pass in passes {
-        let changed = pass.run(graph)?;
-        verify(pass.name(), graph)?;
-        observer(pass.name(), graph, changed);
+        let (name, changed) = (pass.name(), pass.run(graph)?);
+        verify(graph).map_err(|errors| PassError::Invalid { pass: name, errors })?;
+        observer(name, graph, changed);
     }
     graph.compact();
     Ok(())
 }
-
-fn verify(_pass: &'static str, _graph: &Graph) -> Result<(), PassError> {
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests;

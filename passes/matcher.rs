@@ -120,9 +120,7 @@ impl<'g> Matcher<'g> {
     /// Both ways round of `f(a, b)` for a commutative `f`; one way for another.
     pub fn either(&self, id: ValueId, f: BinaryOp) -> impl Iterator<Item = (ValueId, ValueId)> {
         let found = self.binary(id, f);
-        let swapped = found
-            .filter(|_| f.is_commutative())
-            .map(|(a, b)| (b, a));
+        let swapped = found.filter(|_| f.is_commutative()).map(|(a, b)| (b, a));
         found.into_iter().chain(swapped)
     }
 
@@ -235,5 +233,146 @@ pub fn rewrite_all<M>(
             return Ok(changed);
         }
         changed += once;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_ir::text::parse;
+
+    fn graph(body: &str) -> Graph {
+        parse(&format!("graph g {{ {body} }}")).unwrap()
+    }
+
+    fn id(index: usize) -> ValueId {
+        ValueId::from_index(index)
+    }
+
+    #[test]
+    fn operands_of_either_way_round() {
+        let g = graph(
+            "%0 = input \"x\" : f32[4]
+             %1 = const {f32=2.0}
+             %2 = mul %1, %0
+             %3 = sub %1, %0
+             %4 = div %0, %1
+             %5 = mul %0, %0",
+        );
+        let m = Matcher::new(&g);
+        assert_eq!(m.binary(id(2), BinaryOp::Mul), Some((id(1), id(0))));
+        assert_eq!(m.binary(id(2), BinaryOp::Add), None);
+        assert_eq!(m.either(id(2), BinaryOp::Mul).count(), 2);
+        assert_eq!(m.either(id(3), BinaryOp::Sub).count(), 1);
+        assert_eq!(m.with_number(id(2), BinaryOp::Mul), Some((id(0), 2.0)));
+        assert_eq!(m.with_number(id(3), BinaryOp::Sub), None);
+        assert_eq!(m.scaled(id(4)), Some((id(0), 0.5)));
+        assert_eq!(m.scaled(id(5)), None);
+    }
+
+    #[test]
+    fn a_quotient_by_zero_is_no_scaling() {
+        let g = graph(
+            "%0 = input \"x\" : f32[4]
+             %1 = const {f32=0.0}
+             %2 = div %0, %1",
+        );
+        assert_eq!(Matcher::new(&g).scaled(id(2)), None);
+    }
+
+    #[test]
+    fn constants_through_movements() {
+        let g = graph(
+            "%0 = const {f32=3.0}
+             %1 = reshape %0 {shape=[1, 1]}
+             %2 = broadcast %1 {shape=[4, 4]}
+             %3 = const {i32=3}
+             %4 = input \"x\" : f32[]",
+        );
+        let m = Matcher::new(&g);
+        assert_eq!(m.number(id(2)), Some(3.0));
+        assert_eq!(m.constant(id(3)), Some(Scalar::I32(3)));
+        assert_eq!(m.number(id(3)), None);
+        assert_eq!(m.constant(id(4)), None);
+    }
+
+    #[test]
+    fn transposes_compose() {
+        let g = graph(
+            "%0 = input \"x\" : f32[2, 3, 4]
+             %1 = transpose %0 {perm=[1, 2, 0]}
+             %2 = transpose %1 {perm=[1, 2, 0]}",
+        );
+        let m = Matcher::new(&g);
+        assert_eq!(m.transposed(id(2)), Some((id(0), vec![2, 0, 1])));
+        // Said another way: the shape that the composed order gives.
+        let shape: Vec<Dim> = [2, 0, 1].map(|p: usize| m.shape(id(0))[p].clone()).to_vec();
+        assert_eq!(m.shape(id(2)), shape);
+        assert_eq!(m.transposed(id(0)), None);
+    }
+
+    #[test]
+    fn reductions_along_the_last_axis() {
+        let g = graph(
+            "%0 = input \"x\" : f32[2, 3]
+             %1 = reduce_mean %0 {axis=1}
+             %2 = reduce_mean %0 {axis=0}",
+        );
+        let m = Matcher::new(&g);
+        assert_eq!(m.reduced_last(id(1), ReduceOp::Mean), Some(id(0)));
+        assert_eq!(m.reduced_last(id(1), ReduceOp::Sum), None);
+        assert_eq!(m.reduced_last(id(2), ReduceOp::Mean), None);
+    }
+
+    #[test]
+    fn closed_idioms() {
+        let body = "%0 = input \"x\" : f32[4]
+             %1 = const {f32=2.0}
+             %2 = mul %0, %1
+             %3 = exp %2
+             %4 = add %2, %3
+             %5 = mul %0, %1
+             output \"y\" = %4
+             output \"z\" = %5";
+        let g = graph(body);
+        let m = Matcher::new(&g);
+        // The constant has another user, which does not count.
+        assert!(m.closed(id(4), &[id(1), id(2), id(3)]));
+        // %3 is left out, and uses %2.
+        assert!(!m.closed(id(4), &[id(2)]));
+        assert_eq!(m.use_count(id(2)), 2);
+        assert!(m.used_once(id(3)) && !m.is_named(id(3)) && m.is_named(id(4)));
+
+        let named = graph(&format!("{body} output \"inner\" = %3"));
+        assert!(!Matcher::new(&named).closed(id(4), &[id(2), id(3)]));
+    }
+
+    #[test]
+    fn numbers_that_a_person_typed() {
+        assert!(about(0.797_884_6, (2.0 / std::f64::consts::PI).sqrt()));
+        assert!(!about(0.797, (2.0 / std::f64::consts::PI).sqrt()));
+        assert!(!about(1e-9, 0.0));
+    }
+
+    /// A rewrite sees what the one before left: no value is taken twice.
+    #[test]
+    fn rewrites_keep_the_use_counts_exact() {
+        let mut g = graph(
+            "%0 = input \"x\" : f32[4]
+             %1 = neg %0
+             %2 = neg %1
+             %3 = neg %2
+             %4 = neg %3
+             output \"y\" = %4",
+        );
+        let twice = |m: &Matcher<'_>, root: ValueId| {
+            let inner = m.unary(root, UnaryOp::Neg)?;
+            let x = m.unary(inner, UnaryOp::Neg)?;
+            m.used_once(inner).then_some(x)
+        };
+        let changed = rewrite(&mut g, twice, |_, _, x| Ok(x)).unwrap();
+        assert_eq!(changed.rewrites, 2);
+        assert_eq!(g.outputs()[0].1, id(0));
+        assert_eq!(g.order(), [id(0)]);
     }
 }

@@ -40,7 +40,7 @@ fn find(m: &Matcher<'_>, root: ValueId) -> Option<Simpler> {
         return None;
     };
     // What moves nothing: to the same shape, in the same order, all of an axis,
-    // one part. Axes of size one may change places only among themselves.
+    // one part.
     let same = match op {
         Op::Reshape { shape } | Op::Broadcast { shape } => m.shape(*x) == shape,
         Op::Transpose { perm } => perm.iter().enumerate().all(|(i, p)| i == *p),

@@ -6,9 +6,24 @@
 // 16 bytes at a time) after another, and reads each activation once for all its outputs.
 // No workgroup memory, no barriers.
 //
-// Constants: K, N, WV, GROUPS, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP.
+// Constants: K, N, N_STORED, WV, GROUPS, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP,
+//            ROW_SLACK (see linear_software_tile).
 // Hooks: rows, load_x, load_w, w_scale, store4, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
+
+fn tile_row(row: u32) -> u32 {
+    if TILE_ROWS == 1u || ROW_SLACK {
+        return row;
+    }
+    return min(row, rows() - 1u);
+}
+
+fn tile_column(n: u32) -> u32 {
+    if N_STORED % TILE_COLS == 0u {
+        return n;
+    }
+    return min(n, N_STORED - 1u);
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -29,11 +44,11 @@ fn main(
         var x: array<array<vec4<f32>, WV>, TILE_ROWS>;
         for (var r = 0u; r < TILE_ROWS; r++) {
             for (var i = 0u; i < WV; i++) {
-                x[r][i] = load_x(min(row + r, rows() - 1u), group * WV + i);
+                x[r][i] = load_x(tile_row(row + r), group * WV + i);
             }
         }
         for (var c = 0u; c < TILE_COLS; c++) {
-            let column = min(n + c, N - 1u);
+            let column = tile_column(n + c);
             var w = load_w(column, group);
             let scale = w_scale(column, group);
             for (var r = 0u; r < TILE_ROWS; r++) {

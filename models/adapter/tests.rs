@@ -18,21 +18,39 @@ fn checkpoint(tensors: &[(&str, Dtype, &[usize], f32)]) -> Checkpoint {
     let views = tensors
         .iter()
         .zip(&data)
-        .map(|((name, dtype, shape, _), data)| (*name, TensorView::new(*dtype, shape.to_vec(), data).unwrap()));
+        .map(|((name, dtype, shape, _), data)| {
+            (
+                *name,
+                TensorView::new(*dtype, shape.to_vec(), data).unwrap(),
+            )
+        });
     Checkpoint::from_bytes("m", "{}", safetensors::serialize(views, None).unwrap()).unwrap()
 }
 
 fn wanted() -> Vec<Parameter> {
-    vec![Parameter::new("e", [3, 2]), Parameter::new("up", [4, 2]), Parameter::new("bias", [4])]
+    vec![
+        Parameter::new("e", [3, 2]),
+        Parameter::new("up", [4, 2]),
+        Parameter::new("bias", [4]),
+    ]
 }
 
 fn adapter(stored: &str) -> Placement {
     let name = stored.strip_prefix("body.").unwrap_or(stored);
     match name {
         "mask" => Placement::Ignored,
-        "head" => Placement::Copy { of: "e".into(), setting: "tie" },
-        "up" => Placement::Parameter { name: name.into(), layout: Layout::Transposed },
-        _ => Placement::Parameter { name: name.into(), layout: Layout::AsStored },
+        "head" => Placement::Copy {
+            of: "e".into(),
+            setting: "tie",
+        },
+        "up" => Placement::Parameter {
+            name: name.into(),
+            layout: Layout::Transposed,
+        },
+        _ => Placement::Parameter {
+            name: name.into(),
+            layout: Layout::AsStored,
+        },
     }
 }
 
@@ -60,7 +78,10 @@ fn everything_finds_its_place() {
     assert_eq!(&*weights.get("up").unwrap(), &[2.0; 8]);
     assert_eq!(weights.stored_dtype("up"), Some(Dtype::F16));
     assert_eq!(&*weights.get("e").unwrap(), &[1.0; 6]);
-    assert_eq!(weights.get("head").unwrap_err().to_string(), "the model has no parameter `head`");
+    assert_eq!(
+        weights.get("head").unwrap_err().to_string(),
+        "the model has no parameter `head`"
+    );
 }
 
 #[test]
@@ -93,7 +114,9 @@ fn every_kind_of_problem_is_in_the_one_error() {
 
 #[test]
 fn a_flood_of_one_kind_does_not_hide_the_others() {
-    let many: Vec<Parameter> = (0..100).map(|i| Parameter::new(format!("p{i}"), [1])).collect();
+    let many: Vec<Parameter> = (0..100)
+        .map(|i| Parameter::new(format!("p{i}"), [1]))
+        .collect();
     let error = Weights::map(checkpoint(&[("x.p0", F, &[1], 0.0)]), many, &adapter).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -117,7 +140,10 @@ fn a_copy_must_hold_the_same_values() {
             ("head", dtype, &[3, 2][..], fill),
         ]
     };
-    assert!(map(&tensors(1.0, Dtype::F16)).is_ok(), "equal values in another type are equal");
+    assert!(
+        map(&tensors(1.0, Dtype::F16)).is_ok(),
+        "equal values in another type are equal"
+    );
     assert_eq!(
         mismatch(&tensors(2.0, F)),
         "tensor `head` in m should be a copy of `e`, since config.json sets `tie`, but they differ \
@@ -131,7 +157,11 @@ fn a_copy_must_hold_the_same_values() {
 
 #[test]
 fn a_copy_stands_in_for_what_is_not_stored() {
-    let weights =
-        map(&[("up", F, &[2, 4], 0.0), ("bias", F, &[4], 0.0), ("head", F, &[3, 2], 5.0)]).unwrap();
+    let weights = map(&[
+        ("up", F, &[2, 4], 0.0),
+        ("bias", F, &[4], 0.0),
+        ("head", F, &[3, 2], 5.0),
+    ])
+    .unwrap();
     assert_eq!(&*weights.get("e").unwrap(), &[5.0; 6]);
 }

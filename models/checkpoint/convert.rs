@@ -49,8 +49,12 @@ impl<'a> StoredTensor<'a> {
                 Some(values) => Cow::Borrowed(values),
                 None => Cow::Owned(convert(self.bytes, f32::from_le_bytes)),
             }),
-            Dtype::F16 => Ok(Cow::Owned(convert(self.bytes, |b| f16::from_le_bytes(b).to_f32()))),
-            Dtype::BF16 => Ok(Cow::Owned(convert(self.bytes, |b| bf16::from_le_bytes(b).to_f32()))),
+            Dtype::F16 => Ok(Cow::Owned(convert(self.bytes, |b| {
+                f16::from_le_bytes(b).to_f32()
+            }))),
+            Dtype::BF16 => Ok(Cow::Owned(convert(self.bytes, |b| {
+                bf16::from_le_bytes(b).to_f32()
+            }))),
             _ => Err(self.unsupported()),
         }
     }
@@ -67,31 +71,45 @@ impl<'a> StoredTensor<'a> {
         };
         let values = match self.dtype {
             Dtype::F32 => transpose(self.bytes, rows, columns, f32::from_le_bytes),
-            Dtype::F16 => transpose(self.bytes, rows, columns, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => transpose(self.bytes, rows, columns, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => transpose(self.bytes, rows, columns, |b| {
+                f16::from_le_bytes(b).to_f32()
+            }),
+            Dtype::BF16 => transpose(self.bytes, rows, columns, |b| {
+                bf16::from_le_bytes(b).to_f32()
+            }),
             _ => return Err(self.unsupported()),
         };
         Ok(Cow::Owned(values))
     }
 
     fn unsupported(&self) -> UnsupportedDtype {
-        UnsupportedDtype { tensor: self.name.to_owned(), file: self.file.to_owned(), dtype: self.dtype }
+        UnsupportedDtype {
+            tensor: self.name.to_owned(),
+            file: self.file.to_owned(),
+            dtype: self.dtype,
+        }
     }
 }
 
 /// `bytes` as f32 in place, where alignment and byte order allow.
 fn borrow_f32(bytes: &[u8]) -> Option<&[f32]> {
-    if cfg!(target_endian = "little") { bytemuck::try_cast_slice(bytes).ok() } else { None }
+    if cfg!(target_endian = "little") {
+        bytemuck::try_cast_slice(bytes).ok()
+    } else {
+        None
+    }
 }
 
 fn convert<const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
     let elements = bytes.as_chunks::<N>().0;
     let mut out = vec![0.0; elements.len()];
-    out.par_chunks_mut(CHUNK).zip(elements.par_chunks(CHUNK)).for_each(|(out, elements)| {
-        for (out, bytes) in out.iter_mut().zip(elements) {
-            *out = element(*bytes);
-        }
-    });
+    out.par_chunks_mut(CHUNK)
+        .zip(elements.par_chunks(CHUNK))
+        .for_each(|(out, elements)| {
+            for (out, bytes) in out.iter_mut().zip(elements) {
+                *out = element(*bytes);
+            }
+        });
     out
 }
 
@@ -109,16 +127,18 @@ fn transpose<const N: usize>(
     }
     // One task per TILE rows of the output, walked in square tiles so that
     // neither side strides through memory.
-    out.par_chunks_mut(TILE * rows).enumerate().for_each(|(task, out)| {
-        let first_column = task * TILE;
-        for first_row in (0..rows).step_by(TILE) {
-            let tile_rows = first_row..rows.min(first_row + TILE);
-            for (offset, out_row) in out.chunks_exact_mut(rows).enumerate() {
-                for row in tile_rows.clone() {
-                    out_row[row] = element(elements[row * columns + first_column + offset]);
+    out.par_chunks_mut(TILE * rows)
+        .enumerate()
+        .for_each(|(task, out)| {
+            let first_column = task * TILE;
+            for first_row in (0..rows).step_by(TILE) {
+                let tile_rows = first_row..rows.min(first_row + TILE);
+                for (offset, out_row) in out.chunks_exact_mut(rows).enumerate() {
+                    for row in tile_rows.clone() {
+                        out_row[row] = element(elements[row * columns + first_column + offset]);
+                    }
                 }
             }
-        }
-    });
+        });
     out
 }

@@ -176,13 +176,17 @@ pub enum HeaderProblem {
     #[error("it is a Git LFS pointer; run `git lfs pull` in its folder")]
     LfsPointer,
     /// The file has no room for the header's length.
-    #[error("it is {found} bytes long, and the length of the header alone takes 8; fetch or copy it again")]
+    #[error(
+        "it is {found} bytes long, and the length of the header alone takes 8; fetch or copy it again"
+    )]
     TooShort {
         /// The file's length in bytes.
         found: u64,
     },
     /// The header is said to be longer than the file.
-    #[error("its header should be {wanted} bytes long, and only {found} bytes follow; fetch or copy it again")]
+    #[error(
+        "its header should be {wanted} bytes long, and only {found} bytes follow; fetch or copy it again"
+    )]
     HeaderCutOff {
         /// The length the file states.
         wanted: u64,
@@ -190,7 +194,9 @@ pub enum HeaderProblem {
         found: u64,
     },
     /// The header is said to be implausibly long.
-    #[error("its header should be {wanted} bytes long, where at most {limit} are allowed; fetch or copy it again")]
+    #[error(
+        "its header should be {wanted} bytes long, where at most {limit} are allowed; fetch or copy it again"
+    )]
     HeaderTooLong {
         /// The length the file states.
         wanted: u64,
@@ -213,7 +219,9 @@ pub enum IndexProblem {
     #[error("the index's `weight_map` lists no tensor; fetch or copy it again")]
     Empty,
     /// The index names a file outside the checkpoint.
-    #[error("the index puts tensor `{tensor}` into `{shard}`, which is no file name within the folder")]
+    #[error(
+        "the index puts tensor `{tensor}` into `{shard}`, which is no file name within the folder"
+    )]
     BadShardName {
         /// A tensor that is said to be in it.
         tensor: String,
@@ -263,8 +271,14 @@ impl CheckpointError {
             "model.ckpt.index",
             "rust_model.ot",
         ];
-        let other = OTHER_FORMATS.iter().find(|name| folder.join(name).exists()).map(|name| (*name).to_owned());
-        CheckpointError::NoWeights { folder: folder.to_owned(), other }
+        let other = OTHER_FORMATS
+            .iter()
+            .find(|name| folder.join(name).exists())
+            .map(|name| (*name).to_owned());
+        CheckpointError::NoWeights {
+            folder: folder.to_owned(),
+            other,
+        }
     }
 }
 

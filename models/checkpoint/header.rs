@@ -37,29 +37,44 @@ pub(super) struct NamedTensor {
 
 /// Parses and checks the header of the file `label` whose content is `bytes`.
 pub(super) fn parse(label: &str, bytes: &[u8]) -> Result<Header, CheckpointError> {
-    let bad = |problem| CheckpointError::Header { file: label.to_owned(), problem };
+    let bad = |problem| CheckpointError::Header {
+        file: label.to_owned(),
+        problem,
+    };
     if bytes.starts_with(LFS_POINTER) {
         return Err(bad(HeaderProblem::LfsPointer));
     }
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
-        return Err(bad(HeaderProblem::TooShort { found: bytes.len() as u64 }));
+        return Err(bad(HeaderProblem::TooShort {
+            found: bytes.len() as u64,
+        }));
     };
     let wanted = u64::from_le_bytes(*length);
     if wanted > MAX_HEADER {
-        return Err(bad(HeaderProblem::HeaderTooLong { wanted, limit: MAX_HEADER }));
+        return Err(bad(HeaderProblem::HeaderTooLong {
+            wanted,
+            limit: MAX_HEADER,
+        }));
     }
     // At most MAX_HEADER, so it fits in a usize.
     let header_len = wanted as usize;
     let Some(header) = rest.get(..header_len) else {
-        return Err(bad(HeaderProblem::HeaderCutOff { wanted, found: rest.len() as u64 }));
+        return Err(bad(HeaderProblem::HeaderCutOff {
+            wanted,
+            found: rest.len() as u64,
+        }));
     };
-    let Rows(mut tensors) = serde_json::from_slice(header).map_err(|e| bad(HeaderProblem::NotJson(e)))?;
+    let Rows(mut tensors) =
+        serde_json::from_slice(header).map_err(|e| bad(HeaderProblem::NotJson(e)))?;
     check_names(label, &tensors)?;
     tensors.sort_by(|a, b| (a.info.data_offsets, &a.name).cmp(&(b.info.data_offsets, &b.name)));
     let data_start = LENGTH_BYTES + header_len;
     check_extents(label, &tensors)?;
     check_length(label, &tensors, data_start, bytes.len())?;
-    Ok(Header { data_start, tensors })
+    Ok(Header {
+        data_start,
+        tensors,
+    })
 }
 
 fn check_names(label: &str, tensors: &[NamedTensor]) -> Result<(), CheckpointError> {
@@ -139,7 +154,10 @@ fn check_length(
 /// The bytes that type and shape ask for; `None` when that is no whole number
 /// of bytes or beyond the address space.
 fn byte_len(info: &TensorInfo) -> Option<usize> {
-    let elements = info.shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim))?;
+    let elements = info
+        .shape
+        .iter()
+        .try_fold(1usize, |n, dim| n.checked_mul(*dim))?;
     let bits = elements.checked_mul(info.dtype.bitsize())?;
     bits.is_multiple_of(8).then_some(bits / 8)
 }

@@ -15,7 +15,10 @@ struct IndexFile {
 
 /// Reads an index: tensor name to shard file name.
 pub(super) fn read(index: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
-    parse(&read_text(index)?).map_err(|problem| CheckpointError::Index { index: index.to_owned(), problem })
+    parse(&read_text(index)?).map_err(|problem| CheckpointError::Index {
+        index: index.to_owned(),
+        problem,
+    })
 }
 
 /// Parses the text of an index.
@@ -25,9 +28,10 @@ pub(super) fn parse(text: &str) -> Result<BTreeMap<String, String>, IndexProblem
         return Err(IndexProblem::Empty);
     }
     match weight_map.iter().find(|(_, shard)| !is_inner_path(shard)) {
-        Some((tensor, shard)) => {
-            Err(IndexProblem::BadShardName { tensor: tensor.clone(), shard: shard.clone() })
-        }
+        Some((tensor, shard)) => Err(IndexProblem::BadShardName {
+            tensor: tensor.clone(),
+            shard: shard.clone(),
+        }),
         None => Ok(weight_map),
     }
 }
@@ -42,11 +46,18 @@ pub(super) fn check_shards(
     let Some(absent) = shards.iter().find(|shard| !folder.join(shard).is_file()) else {
         return Ok(shards);
     };
-    let mut tensors = weight_map.iter().filter(|(_, shard)| *shard == absent).map(|(tensor, _)| tensor);
+    let mut tensors = weight_map
+        .iter()
+        .filter(|(_, shard)| *shard == absent)
+        .map(|(tensor, _)| tensor);
     let tensor = tensors.next().cloned().unwrap_or_default();
     Err(CheckpointError::Index {
         index: index.to_owned(),
-        problem: IndexProblem::AbsentShard { shard: absent.clone(), tensor, count: 1 + tensors.count() },
+        problem: IndexProblem::AbsentShard {
+            shard: absent.clone(),
+            tensor,
+            count: 1 + tensors.count(),
+        },
     })
 }
 
@@ -54,5 +65,7 @@ pub(super) fn check_shards(
 fn is_inner_path(name: &str) -> bool {
     !name.is_empty()
         && !name.contains('\\')
-        && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+        && Path::new(name)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
 }

@@ -20,9 +20,12 @@ fn f32_bytes(values: &[f32]) -> Vec<u8> {
 }
 
 fn serialized(tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Vec<u8> {
-    let views = tensors
-        .iter()
-        .map(|(name, dtype, shape, bytes)| (*name, TensorView::new(*dtype, shape.to_vec(), bytes).unwrap()));
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (
+            *name,
+            TensorView::new(*dtype, shape.to_vec(), bytes).unwrap(),
+        )
+    });
     safetensors::serialize(views, None).unwrap()
 }
 
@@ -40,7 +43,10 @@ fn config() -> (&'static str, Vec<u8>) {
 
 /// The message, with the folder's path taken out.
 fn message(dir: &Path, result: Result<Checkpoint, CheckpointError>) -> String {
-    result.unwrap_err().to_string().replace(&dir.display().to_string(), "DIR")
+    result
+        .unwrap_err()
+        .to_string()
+        .replace(&dir.display().to_string(), "DIR")
 }
 
 fn open_message(files: &[(&str, Vec<u8>)]) -> String {
@@ -49,14 +55,23 @@ fn open_message(files: &[(&str, Vec<u8>)]) -> String {
 }
 
 fn bytes_message(weights: Vec<u8>) -> String {
-    message(Path::new("/nowhere"), Checkpoint::from_bytes("m", "{}", weights))
+    message(
+        Path::new("/nowhere"),
+        Checkpoint::from_bytes("m", "{}", weights),
+    )
 }
 
 #[test]
 fn a_single_file_is_read_in_every_float_type() {
     let values = [1.0f32, -2.5, 0.0, 65504.0, 3.0, 0.125];
-    let halves = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
-    let brains = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
+    let halves = values
+        .iter()
+        .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+        .collect::<Vec<u8>>();
+    let brains = values
+        .iter()
+        .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
+        .collect::<Vec<u8>>();
     let file = serialized(&[
         ("a", Dtype::F32, &[2, 3], f32_bytes(&values)),
         ("b", Dtype::F16, &[6], halves),
@@ -68,7 +83,10 @@ fn a_single_file_is_read_in_every_float_type() {
     assert_eq!(checkpoint.config(), "{}");
     assert_eq!(checkpoint.data_len(), 48);
     let a = checkpoint.tensor("a").unwrap();
-    assert_eq!((a.dtype, a.shape, a.len()), (Dtype::F32, &[2usize, 3][..], 6));
+    assert_eq!(
+        (a.dtype, a.shape, a.len()),
+        (Dtype::F32, &[2usize, 3][..], 6)
+    );
     assert_eq!(&*a.to_f32().unwrap(), &values);
     assert_eq!(&*checkpoint.tensor("b").unwrap().to_f32().unwrap(), &values);
     let c = checkpoint.tensor("c").unwrap().to_f32().unwrap();
@@ -82,17 +100,28 @@ fn a_matrix_is_transposed_in_every_float_type() {
     // Larger than a tile in both directions, and a multiple of it in neither.
     let (rows, columns) = (37, 70);
     let values: Vec<f32> = (0..rows * columns).map(|i| (i % 2048) as f32).collect();
-    let halves = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
+    let halves = values
+        .iter()
+        .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+        .collect::<Vec<u8>>();
     let file = serialized(&[
         ("f", Dtype::F32, &[rows, columns], f32_bytes(&values)),
         ("h", Dtype::F16, &[rows, columns], halves),
     ]);
     let checkpoint = Checkpoint::from_bytes("m", "{}", file).unwrap();
     for name in ["f", "h"] {
-        let out = checkpoint.tensor(name).unwrap().to_f32_transposed().unwrap();
+        let out = checkpoint
+            .tensor(name)
+            .unwrap()
+            .to_f32_transposed()
+            .unwrap();
         for row in 0..rows {
             for column in 0..columns {
-                assert_eq!(out[column * rows + row], values[row * columns + column], "{name}[{row}, {column}]");
+                assert_eq!(
+                    out[column * rows + row],
+                    values[row * columns + column],
+                    "{name}[{row}, {column}]"
+                );
             }
         }
     }
@@ -107,7 +136,10 @@ fn unaligned_f32_is_copied() {
         shifted.extend_from_slice(&file);
         let bytes: &'static [u8] = &*Box::leak(shifted.into_boxed_slice());
         let checkpoint = Checkpoint::from_static("m", "{}", &bytes[offset..]).unwrap();
-        assert_eq!(&*checkpoint.tensor("a").unwrap().to_f32().unwrap(), &[1.5, -1.5]);
+        assert_eq!(
+            &*checkpoint.tensor("a").unwrap().to_f32().unwrap(),
+            &[1.5, -1.5]
+        );
     }
 }
 
@@ -127,7 +159,10 @@ fn sharded(index: &str) -> Vec<(&'static str, Vec<u8>)> {
     vec![
         config(),
         (INDEX_FILE, index.as_bytes().to_vec()),
-        ("s-1.safetensors", serialized(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))])),
+        (
+            "s-1.safetensors",
+            serialized(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]),
+        ),
         (
             "s-2.safetensors",
             serialized(&[
@@ -147,7 +182,13 @@ fn shards_are_read_through_their_index() {
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "c"]);
     assert_eq!(checkpoint.tensor("c").unwrap().to_f32().unwrap()[0], 3.0);
-    assert!(checkpoint.tensor("c").unwrap().file.ends_with("s-2.safetensors"));
+    assert!(
+        checkpoint
+            .tensor("c")
+            .unwrap()
+            .file
+            .ends_with("s-2.safetensors")
+    );
 }
 
 #[test]
@@ -209,8 +250,7 @@ fn an_index_that_lists_nothing_is_refused() {
 
 #[test]
 fn a_tensor_in_two_shards_is_refused() {
-    let mut files =
-        sharded(r#"{"weight_map": {"a": "s-1.safetensors", "b": "s-2.safetensors"}}"#);
+    let mut files = sharded(r#"{"weight_map": {"a": "s-1.safetensors", "b": "s-2.safetensors"}}"#);
     files[3].1 = serialized(&[("a", Dtype::F32, &[1], f32_bytes(&[2.0]))]);
     assert_eq!(
         open_message(&files),
@@ -277,7 +317,10 @@ fn truncated_data_names_the_first_tensor_that_is_cut_off() {
     );
     file.truncate(whole - 28);
     let text = bytes_message(file);
-    assert!(text.contains("tensor `a`") && text.contains("and 2 more tensors are cut off"), "{text}");
+    assert!(
+        text.contains("tensor `a`") && text.contains("and 2 more tensors are cut off"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -303,7 +346,10 @@ fn sizes_that_contradict_shapes_are_refused() {
         "tensor `a` in m/model.safetensors has 8 bytes, but F32 of shape [3] takes 12; \
          the header is corrupt: fetch or copy the file again"
     );
-    let huge = format!(r#"{{"a":{{"dtype":"F32","shape":[{0},{0}],"data_offsets":[0,8]}}}}"#, u64::MAX);
+    let huge = format!(
+        r#"{{"a":{{"dtype":"F32","shape":[{0},{0}],"data_offsets":[0,8]}}}}"#,
+        u64::MAX
+    );
     assert!(bytes_message(raw(&huge, &[0; 8])).contains("takes 18446744073709551615"));
     let backwards = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[8,4]}}"#;
     assert!(bytes_message(raw(backwards, &[0; 8])).contains("tensor `a`"));
@@ -318,7 +364,9 @@ fn gaps_and_overlaps_are_refused() {
          the header is corrupt: fetch or copy the file again"
     );
     let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
-    assert!(bytes_message(raw(header, &[0; 8])).contains("begins at byte 4 of the data where byte 8"));
+    assert!(
+        bytes_message(raw(header, &[0; 8])).contains("begins at byte 4 of the data where byte 8")
+    );
 }
 
 #[test]
@@ -344,7 +392,10 @@ fn a_header_that_is_none_is_refused() {
         "m/model.safetensors is no safetensors file: its header should be 99 bytes long, and only 5 bytes \
          follow; fetch or copy it again"
     );
-    assert!(bytes_message(raw("[]", &[])).contains("its header cannot be parsed: invalid type: sequence"));
+    assert!(
+        bytes_message(raw("[]", &[]))
+            .contains("its header cannot be parsed: invalid type: sequence")
+    );
     let unknown = r#"{"a":{"dtype":"F7","shape":[1],"data_offsets":[0,4]}}"#;
     assert!(bytes_message(raw(unknown, &[0; 4])).contains("unknown variant `F7`"));
 }
@@ -354,6 +405,13 @@ fn metadata_and_empty_tensors_are_no_trouble() {
     let header = r#"{"__metadata__":{"format":"pt"},"e":{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
     let checkpoint = Checkpoint::from_bytes("m", "{}", raw(header, &f32_bytes(&[7.0]))).unwrap();
     assert!(checkpoint.tensor("e").unwrap().is_empty());
-    assert!(checkpoint.tensor("e").unwrap().to_f32_transposed().unwrap().is_empty());
+    assert!(
+        checkpoint
+            .tensor("e")
+            .unwrap()
+            .to_f32_transposed()
+            .unwrap()
+            .is_empty()
+    );
     assert_eq!(&*checkpoint.tensor("a").unwrap().to_f32().unwrap(), &[7.0]);
 }

@@ -2,14 +2,20 @@
 
 use kiln_ir::Activation;
 
-use crate::config::{ConfigError, Settings, invalid};
+use serde_json::json;
+
+use crate::config::{ConfigError, Settings};
 
 /// The name that `model_type` has in a GPT-2's `config.json`.
 pub const MODEL_TYPE: &str = "gpt2";
 
 /// The four published sizes: name, embedding, heads, layers.
-const PRESETS: [(&str, usize, usize, usize); 4] =
-    [("gpt2", 768, 12, 12), ("gpt2-medium", 1024, 16, 24), ("gpt2-large", 1280, 20, 36), ("gpt2-xl", 1600, 25, 48)];
+const PRESETS: [(&str, usize, usize, usize); 4] = [
+    ("gpt2", 768, 12, 12),
+    ("gpt2-medium", 1024, 16, 24),
+    ("gpt2-large", 1280, 20, 36),
+    ("gpt2-xl", 1600, 25, 48),
+];
 
 /// The activations by the names that transformers has for them.
 const ACTIVATIONS: [(&str, Activation); 7] = [
@@ -49,8 +55,8 @@ pub struct Gpt2Config {
     pub scale_attn_by_inverse_layer_idx: bool,
     /// The head: tied, its own, or none.
     pub head: Head,
-    /// The token after which a text is over (`eos_token_id`).
-    pub eos_token_id: Option<u32>,
+    /// The tokens after which a text is over (`eos_token_id`).
+    pub eos_token_ids: Vec<u32>,
 }
 
 /// What turns hidden states into logits.
@@ -91,12 +97,44 @@ impl Gpt2Config {
             activation: activation(&settings)?,
             layer_norm_epsilon: settings.positive("layer_norm_epsilon")?.unwrap_or(1e-5),
             scale_attn_weights: settings.switch("scale_attn_weights")?.unwrap_or(true),
-            scale_attn_by_inverse_layer_idx: settings.switch("scale_attn_by_inverse_layer_idx")?.unwrap_or(false),
+            scale_attn_by_inverse_layer_idx: settings
+                .switch("scale_attn_by_inverse_layer_idx")?
+                .unwrap_or(false),
             head: head(&settings)?,
-            eos_token_id: settings.eos(),
+            eos_token_ids: settings.eos_tokens(),
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// The text of a `config.json` that says the same: the inverse of
+    /// [`from_json`](Self::from_json).
+    pub fn to_json(&self) -> String {
+        let (architecture, tied) = match self.head {
+            Head::Tied => ("GPT2LMHeadModel", true),
+            Head::Own => ("GPT2LMHeadModel", false),
+            Head::None => ("GPT2Model", true),
+        };
+        let activation = ACTIVATIONS
+            .iter()
+            .find(|(_, activation)| *activation == self.activation);
+        let config = json!({
+            "model_type": MODEL_TYPE,
+            "architectures": [architecture],
+            "vocab_size": self.vocab_size,
+            "n_positions": self.n_positions,
+            "n_embd": self.n_embd,
+            "n_layer": self.n_layer,
+            "n_head": self.n_head,
+            "n_inner": self.n_inner,
+            "activation_function": activation.map(|(name, _)| name),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "scale_attn_weights": self.scale_attn_weights,
+            "scale_attn_by_inverse_layer_idx": self.scale_attn_by_inverse_layer_idx,
+            "tie_word_embeddings": tied,
+            "eos_token_id": self.eos_token_ids,
+        });
+        format!("{config:#}\n")
     }
 
     /// The published size of this name: `gpt2`, `gpt2-medium`, `gpt2-large`
@@ -115,7 +153,7 @@ impl Gpt2Config {
             scale_attn_weights: true,
             scale_attn_by_inverse_layer_idx: false,
             head: Head::Tied,
-            eos_token_id: Some(50_256),
+            eos_token_ids: vec![50_256],
         })
     }
 
@@ -170,7 +208,11 @@ fn refuse_unsupported(settings: &Settings) -> Result<(), ConfigError> {
     if let Some(model_type) = settings.text("model_type")?
         && model_type != MODEL_TYPE
     {
-        return Err(unsupported("model_type", format!("\"{model_type}\""), "it is read here as \"gpt2\""));
+        return Err(unsupported(
+            "model_type",
+            format!("\"{model_type}\""),
+            "it is read here as \"gpt2\"",
+        ));
     }
     if settings.switch("add_cross_attention")? == Some(true) {
         return Err(unsupported(
@@ -189,7 +231,11 @@ fn refuse_unsupported(settings: &Settings) -> Result<(), ConfigError> {
     if let Some(pruned) = settings.get("pruned_heads")
         && pruned.as_object().is_none_or(|heads| !heads.is_empty())
     {
-        return Err(unsupported("pruned_heads", pruned.to_string(), "only models with all heads are"));
+        return Err(unsupported(
+            "pruned_heads",
+            pruned.to_string(),
+            "only models with all heads are",
+        ));
     }
     Ok(())
 }
@@ -211,21 +257,16 @@ fn activation(settings: &Settings) -> Result<Activation, ConfigError> {
 }
 
 fn head(settings: &Settings) -> Result<Head, ConfigError> {
-    const KEY: &str = "architectures";
     let tied = settings.switch("tie_word_embeddings")?.unwrap_or(true);
     let with_head = if tied { Head::Tied } else { Head::Own };
-    let Some(value) = settings.get(KEY) else { return Ok(with_head) };
-    let wanted = "a list with one name, such as [\"GPT2LMHeadModel\"]";
-    let names = value.as_array().ok_or_else(|| invalid(KEY, value, wanted))?;
-    match names.first().map(|name| name.as_str()) {
-        None | Some(Some("GPT2LMHeadModel")) => Ok(with_head),
-        Some(Some("GPT2Model")) => Ok(Head::None),
-        Some(Some(_)) => Err(ConfigError::Unsupported {
-            key: KEY,
-            found: value.to_string(),
+    match settings.architecture()? {
+        None | Some("GPT2LMHeadModel") => Ok(with_head),
+        Some("GPT2Model") => Ok(Head::None),
+        Some(name) => Err(ConfigError::Unsupported {
+            key: "architectures",
+            found: format!("[\"{name}\"]"),
             supported: "those it does are GPT2LMHeadModel and GPT2Model".to_owned(),
         }),
-        Some(None) => Err(invalid(KEY, value, wanted)),
     }
 }
 
@@ -248,7 +289,10 @@ mod tests {
             "task_specific_params": {"text-generation": {"do_sample": true, "max_length": 50}},
             "vocab_size": 50257
         }"#;
-        assert_eq!(Gpt2Config::from_json(published).unwrap(), Gpt2Config::preset("gpt2").unwrap());
+        assert_eq!(
+            Gpt2Config::from_json(published).unwrap(),
+            Gpt2Config::preset("gpt2").unwrap()
+        );
     }
 
     #[test]
@@ -274,9 +318,10 @@ mod tests {
             scale_attn_weights: false,
             scale_attn_by_inverse_layer_idx: true,
             head: Head::Own,
-            eos_token_id: Some(5),
+            eos_token_ids: vec![5],
         };
         assert_eq!(config, expected);
+        assert_eq!(Gpt2Config::from_json(&config.to_json()), Ok(expected));
         assert_eq!(config.score_divisors(2), [3.0]);
         assert_eq!(config.head_dim(), 6);
     }
@@ -284,20 +329,26 @@ mod tests {
     #[test]
     fn absent_settings_are_those_of_transformers() {
         let mut expected = Gpt2Config::preset("gpt2").unwrap();
-        expected.eos_token_id = None;
+        expected.eos_token_ids.clear();
         assert_eq!(Gpt2Config::from_json("{}").unwrap(), expected);
-        let config = Gpt2Config::from_json(r#"{"n_embd": 48, "n_inner": null, "n_ctx": 64}"#).unwrap();
+        let config =
+            Gpt2Config::from_json(r#"{"n_embd": 48, "n_inner": null, "n_ctx": 64}"#).unwrap();
         assert_eq!((config.n_inner, config.n_positions), (192, 64));
-        let aliases =
-            Gpt2Config::from_json(r#"{"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}"#)
-                .unwrap();
-        assert_eq!((aliases.n_embd, aliases.n_head, aliases.n_layer), (16, 2, 1));
+        let aliases = Gpt2Config::from_json(
+            r#"{"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (aliases.n_embd, aliases.n_head, aliases.n_layer),
+            (16, 2, 1)
+        );
     }
 
     #[test]
     fn every_activation_is_known_by_its_names() {
         for (name, activation) in ACTIVATIONS {
-            let config = Gpt2Config::from_json(&format!(r#"{{"activation_function": "{name}"}}"#)).unwrap();
+            let config =
+                Gpt2Config::from_json(&format!(r#"{{"activation_function": "{name}"}}"#)).unwrap();
             assert_eq!(config.activation, activation);
         }
         assert_eq!(
@@ -310,7 +361,10 @@ mod tests {
     #[test]
     fn the_architecture_decides_on_the_head() {
         let head = |text| Gpt2Config::from_json(text).unwrap().head;
-        assert_eq!(head(r#"{"architectures": ["GPT2LMHeadModel"]}"#), Head::Tied);
+        assert_eq!(
+            head(r#"{"architectures": ["GPT2LMHeadModel"]}"#),
+            Head::Tied
+        );
         assert_eq!(head(r#"{"architectures": ["GPT2Model"]}"#), Head::None);
         assert_eq!(head(r#"{"architectures": []}"#), Head::Tied);
         assert_eq!(head(r#"{"tie_word_embeddings": false}"#), Head::Own);
@@ -319,11 +373,13 @@ mod tests {
             "config.json sets `architectures` to [\"GPT2ForSequenceClassification\"], which kiln does not support; \
              those it does are GPT2LMHeadModel and GPT2Model"
         );
-        assert!(message(r#"{"architectures": ["GPT2DoubleHeadsModel"]}"#).contains("GPT2DoubleHeadsModel"));
+        assert!(
+            message(r#"{"architectures": ["GPT2DoubleHeadsModel"]}"#)
+                .contains("GPT2DoubleHeadsModel")
+        );
         assert_eq!(
             message(r#"{"architectures": "GPT2Model"}"#),
-            "config.json sets `architectures` to \"GPT2Model\"; it should be a list with one name, such as \
-             [\"GPT2LMHeadModel\"]"
+            "config.json sets `architectures` to \"GPT2Model\"; it should be a list with one name"
         );
     }
 
@@ -348,7 +404,9 @@ mod tests {
             "config.json sets `pruned_heads` to {\"0\":[1]}, which kiln does not support; only models with all \
              heads are"
         );
-        assert!(Gpt2Config::from_json(r#"{"pruned_heads": {}, "quantization_config": null}"#).is_ok());
+        assert!(
+            Gpt2Config::from_json(r#"{"pruned_heads": {}, "quantization_config": null}"#).is_ok()
+        );
     }
 
     #[test]

@@ -80,7 +80,9 @@ pub enum HubError {
         endpoint: String,
     },
     /// A shard is not there.
-    #[error("model `{id}` has no file {shard}, which its index names; tell its owner, or try another revision")]
+    #[error(
+        "model `{id}` has no file {shard}, which its index names; tell its owner, or try another revision"
+    )]
     NoShard {
         /// The model.
         id: HubId,
@@ -91,7 +93,9 @@ pub enum HubError {
     #[error(transparent)]
     Index(#[from] CheckpointError),
     /// The hub was not to be asked, and the cache has not the model.
-    #[error("model `{id}` is not in the cache, and HF_HUB_OFFLINE forbids fetching it; unset that to fetch it")]
+    #[error(
+        "model `{id}` is not in the cache, and HF_HUB_OFFLINE forbids fetching it; unset that to fetch it"
+    )]
     NotCached {
         /// The model.
         id: HubId,
@@ -163,7 +167,9 @@ pub enum HubError {
 
 impl HubError {
     pub(super) fn setup(error: HFError) -> Self {
-        HubError::Setup { reason: error.to_string() }
+        HubError::Setup {
+            reason: error.to_string(),
+        }
     }
 
     /// What hf-hub's error means for the person who asked for `file` of `id`.
@@ -180,14 +186,29 @@ impl HubError {
             }
             HFError::RepoNotFound { .. } => HubError::NotFound { id, endpoint },
             HFError::RevisionNotFound { .. } => HubError::NoRevision { id, endpoint },
-            HFError::RateLimited { retry_after, .. } => HubError::RateLimited { id, endpoint, retry_after },
-            HFError::Request { source, .. } => {
-                HubError::Unreachable { id, endpoint, file, reason: innermost(&source) }
-            }
+            HFError::RateLimited { retry_after, .. } => HubError::RateLimited {
+                id,
+                endpoint,
+                retry_after,
+            },
+            HFError::Request { source, .. } => HubError::Unreachable {
+                id,
+                endpoint,
+                file,
+                reason: innermost(&source),
+            },
             HFError::Http { context } if context.status.is_server_error() => {
-                HubError::Unreachable { id, endpoint, file, reason: format!("it answered {}", context.status) }
+                HubError::Unreachable {
+                    id,
+                    endpoint,
+                    file,
+                    reason: format!("it answered {}", context.status),
+                }
             }
-            HFError::Io(source) => HubError::Cache { path: file.into(), source },
+            HFError::Io(source) => HubError::Cache {
+                path: file.into(),
+                source,
+            },
             source => HubError::Other { id, file, source },
         }
     }

@@ -1,5 +1,12 @@
 //! Fetching from a hub, played by a small HTTP server on this machine.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed helper is a failed test"
+)]
 #![cfg(feature = "hub")]
+
+mod common;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -10,6 +17,8 @@ use std::thread;
 
 use kiln_models::checkpoint::Checkpoint;
 use kiln_models::hub::{Hub, HubError, HubId, HubOptions, HubProgress};
+use kiln_models::registry::ModelError;
+use kiln_models::source::open_hub;
 use tempfile::TempDir;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -94,12 +103,20 @@ fn answer(method: &str, path: &str, content: &Content) -> (&'static str, String,
     if path == format!("api/models/{REPO}") || path == format!("api/models/{REPO}/revision/main") {
         return ("200 OK", String::new(), b"{}".to_vec());
     }
-    let file = ["main", COMMIT].iter().find_map(|r| path.strip_prefix(&format!("{REPO}/resolve/{r}/")));
+    let file = ["main", COMMIT]
+        .iter()
+        .find_map(|r| path.strip_prefix(&format!("{REPO}/resolve/{r}/")));
     match file.and_then(|file| Some((file, content.files.get(file)?))) {
-        Some((file, _)) if method == "GET" && content.spoiled == Some(file) => {
-            ("502 Bad Gateway", commit, b"<html>an error page</html>".to_vec())
-        }
-        Some((file, body)) => ("200 OK", format!("{commit}etag: \"etag-of-{file}\"\r\n"), body.clone()),
+        Some((file, _)) if method == "GET" && content.spoiled == Some(file) => (
+            "502 Bad Gateway",
+            commit,
+            b"<html>an error page</html>".to_vec(),
+        ),
+        Some((file, body)) => (
+            "200 OK",
+            format!("{commit}etag: \"etag-of-{file}\"\r\n"),
+            body.clone(),
+        ),
         None if path.starts_with(REPO) => ("404 Not Found", commit, Vec::new()),
         None => ("404 Not Found", String::new(), Vec::new()),
     }
@@ -114,7 +131,11 @@ fn safetensors(name: &str) -> Vec<u8> {
 }
 
 fn files(files: &[(&'static str, Vec<u8>)]) -> Content {
-    Content { files: files.iter().cloned().collect(), others: BTreeMap::new(), spoiled: None }
+    Content {
+        files: files.iter().cloned().collect(),
+        others: BTreeMap::new(),
+        spoiled: None,
+    }
 }
 
 fn single() -> Content {
@@ -145,7 +166,9 @@ fn fetch(content: Content, id: &str) -> Result<std::path::PathBuf, HubError> {
 /// The message of a failed fetch, with the hub's address taken out.
 fn message(content: Content, id: &str) -> String {
     let (fake, cache) = (FakeHub::start(content), TempDir::new().unwrap());
-    let error = hub(&fake, &cache).fetch(&HubId::parse(id).unwrap()).unwrap_err();
+    let error = hub(&fake, &cache)
+        .fetch(&HubId::parse(id).unwrap())
+        .unwrap_err();
     error.to_string().replace(&fake.endpoint, "HUB")
 }
 
@@ -164,21 +187,72 @@ fn only_what_is_read_is_fetched_and_only_once() {
     assert!(!folder.join("pytorch_model.bin").exists());
 
     let requests = fake.requests();
-    assert!(requests.iter().any(|r| r == "token hf_secret"), "{requests:?}");
-    assert!(!requests.iter().any(|r| r.contains("pytorch") || r.contains("vocab")), "{requests:?}");
+    assert!(
+        requests.iter().any(|r| r == "token hf_secret"),
+        "{requests:?}"
+    );
+    assert!(
+        !requests
+            .iter()
+            .any(|r| r.contains("pytorch") || r.contains("vocab")),
+        "{requests:?}"
+    );
     // All but the first file are asked for by commit.
-    assert!(requests.contains(&format!("GET /{REPO}/resolve/main/config.json")), "{requests:?}");
-    assert!(requests.contains(&format!("GET /{REPO}/resolve/{COMMIT}/model.safetensors")), "{requests:?}");
-    let last = heard.lock().unwrap().iter().rfind(|p| p.file == "model.safetensors").cloned().unwrap();
+    assert!(
+        requests.contains(&format!("GET /{REPO}/resolve/main/config.json")),
+        "{requests:?}"
+    );
+    assert!(
+        requests.contains(&format!("GET /{REPO}/resolve/{COMMIT}/model.safetensors")),
+        "{requests:?}"
+    );
+    let last = heard
+        .lock()
+        .unwrap()
+        .iter()
+        .rfind(|p| p.file == "model.safetensors")
+        .cloned()
+        .unwrap();
     assert_eq!(last.done, last.total);
     assert_eq!(last.total, safetensors("a").len() as u64);
 
     // Again: one question, whether `main` has moved, and nothing fetched.
     let before = fake.requests().len();
     assert_eq!(hub.fetch(&id).unwrap(), folder);
-    let again: Vec<String> =
-        fake.requests().split_off(before).into_iter().filter(|r| !r.starts_with("token")).collect();
+    let again: Vec<String> = fake
+        .requests()
+        .split_off(before)
+        .into_iter()
+        .filter(|r| !r.starts_with("token"))
+        .collect();
     assert_eq!(again, [format!("HEAD /{REPO}/resolve/main/config.json")]);
+}
+
+#[test]
+fn a_model_is_opened_by_its_id() {
+    let folder = common::fixture("base");
+    let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
+    let content = files(&[
+        ("config.json", read("config.json")),
+        ("model.safetensors", read("model.safetensors")),
+    ]);
+    let (fake, cache) = (FakeHub::start(content), TempDir::new().unwrap());
+    let hub = hub(&fake, &cache);
+    let loaded = open_hub(&hub, &HubId::parse(REPO).unwrap()).unwrap();
+    assert_eq!(loaded.model.family(), "gpt2");
+    let here = kiln_models::source::open_folder(&folder).unwrap();
+    let weight = "h.1.attn.c_attn.weight";
+    assert_eq!(
+        loaded.params.param(weight).unwrap(),
+        here.params.param(weight).unwrap()
+    );
+
+    let error = open_hub(&hub, &HubId::parse("someone/else").unwrap()).unwrap_err();
+    assert!(
+        matches!(error, ModelError::Hub(HubError::NotFound { .. })),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("someone/else"), "{error}");
 }
 
 #[test]
@@ -226,14 +300,25 @@ fn what_was_fetched_before_serves_without_a_hub() {
         retries: Some(0),
         offline: Some(offline),
     };
-    assert_eq!(Hub::new(options(false)).unwrap().fetch(&id).unwrap(), folder);
+    assert_eq!(
+        Hub::new(options(false)).unwrap().fetch(&id).unwrap(),
+        folder
+    );
     assert_eq!(Hub::new(options(true)).unwrap().fetch(&id).unwrap(), folder);
     let other = HubId::parse("someone/else").unwrap();
     assert_eq!(
-        Hub::new(options(true)).unwrap().fetch(&other).unwrap_err().to_string(),
+        Hub::new(options(true))
+            .unwrap()
+            .fetch(&other)
+            .unwrap_err()
+            .to_string(),
         "model `someone/else` is not in the cache, and HF_HUB_OFFLINE forbids fetching it; unset that to fetch it"
     );
-    let unreachable = Hub::new(options(false)).unwrap().fetch(&other).unwrap_err().to_string();
+    let unreachable = Hub::new(options(false))
+        .unwrap()
+        .fetch(&other)
+        .unwrap_err()
+        .to_string();
     assert!(
         unreachable.starts_with("cannot reach http://127.0.0.1:9 to fetch config.json of `someone/else`: Connection refused")
             && unreachable.ends_with("or give the path of a folder that has the model"),
@@ -247,14 +332,26 @@ fn a_model_that_is_not_there_is_named() {
                     set HF_TOKEN to a token that may read it";
     assert_eq!(message(single(), "no/such"), expected);
     let mut hidden = single();
-    hidden.others.insert("no/such", Answer { status: "401 Unauthorized", headers: "x-error-code: RepoNotFound\r\n" });
+    hidden.others.insert(
+        "no/such",
+        Answer {
+            status: "401 Unauthorized",
+            headers: "x-error-code: RepoNotFound\r\n",
+        },
+    );
     assert_eq!(message(hidden, "no/such"), expected);
 }
 
 #[test]
 fn a_gated_model_says_where_to_accept_its_terms() {
     let mut gated = single();
-    gated.others.insert("a/gated", Answer { status: "403 Forbidden", headers: "x-error-code: GatedRepo\r\n" });
+    gated.others.insert(
+        "a/gated",
+        Answer {
+            status: "403 Forbidden",
+            headers: "x-error-code: GatedRepo\r\n",
+        },
+    );
     assert_eq!(
         message(gated, "a/gated"),
         "model `a/gated` is gated: accept its terms at HUB/a/gated and set HF_TOKEN to a token of that account"
@@ -276,7 +373,13 @@ fn a_repository_without_a_model_says_what_is_missing() {
         "model `someone/tiny` has no config.json, so it is none that kiln reads; see HUB/someone/tiny"
     );
     assert_eq!(
-        message(files(&[("config.json", b"{}".to_vec()), ("pytorch_model.bin", vec![])]), REPO),
+        message(
+            files(&[
+                ("config.json", b"{}".to_vec()),
+                ("pytorch_model.bin", vec![])
+            ]),
+            REPO
+        ),
         "model `someone/tiny` has neither model.safetensors nor model.safetensors.index.json; look at \
          HUB/someone/tiny for a version with safetensors, or convert it with transformers' \
          `save_pretrained(folder, safe_serialization=True)`"
@@ -286,12 +389,28 @@ fn a_repository_without_a_model_says_what_is_missing() {
 #[test]
 fn too_many_requests_and_a_broken_server_say_so() {
     let mut content = single();
-    content.others.insert("a/busy", Answer { status: "429 Too Many Requests", headers: "retry-after: 7\r\n" });
-    content.others.insert("a/down", Answer { status: "503 Service Unavailable", headers: "" });
+    content.others.insert(
+        "a/busy",
+        Answer {
+            status: "429 Too Many Requests",
+            headers: "retry-after: 7\r\n",
+        },
+    );
+    content.others.insert(
+        "a/down",
+        Answer {
+            status: "503 Service Unavailable",
+            headers: "",
+        },
+    );
     let (fake, cache) = (FakeHub::start(content), TempDir::new().unwrap());
     let hub = hub(&fake, &cache);
-    let message =
-        |id| hub.fetch(&HubId::parse(id).unwrap()).unwrap_err().to_string().replace(&fake.endpoint, "HUB");
+    let message = |id| {
+        hub.fetch(&HubId::parse(id).unwrap())
+            .unwrap_err()
+            .to_string()
+            .replace(&fake.endpoint, "HUB")
+    };
     assert_eq!(
         message("a/busy"),
         "HUB refuses further requests for `a/busy` for now; try again in 7 s, or set HF_TOKEN for a higher limit"
@@ -328,13 +447,24 @@ fn an_error_page_does_not_stay_in_the_cache() {
 fn the_usual_environment_variables_are_honoured() {
     const ROLE: &str = "KILN_HUB_TEST_CHILD";
     if std::env::var_os(ROLE).is_some() {
-        let folder = Hub::from_env().unwrap().fetch(&HubId::parse(REPO).unwrap()).unwrap();
-        assert!(folder.starts_with(std::env::var("HF_HOME").unwrap()), "{}", folder.display());
+        let folder = Hub::from_env()
+            .unwrap()
+            .fetch(&HubId::parse(REPO).unwrap())
+            .unwrap();
+        assert!(
+            folder.starts_with(std::env::var("HF_HOME").unwrap()),
+            "{}",
+            folder.display()
+        );
         return;
     }
     let (fake, home) = (FakeHub::start(single()), TempDir::new().unwrap());
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "the_usual_environment_variables_are_honoured", "--nocapture"])
+        .args([
+            "--exact",
+            "the_usual_environment_variables_are_honoured",
+            "--nocapture",
+        ])
         .env(ROLE, "1")
         .env("HF_ENDPOINT", &fake.endpoint)
         .env("HF_HOME", home.path())
@@ -345,6 +475,16 @@ fn the_usual_environment_variables_are_honoured() {
         .env_remove("HF_HUB_DISABLE_IMPLICIT_TOKEN")
         .output()
         .unwrap();
-    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
-    assert!(fake.requests().iter().any(|r| r == "token hf_from_the_environment"), "{:?}", fake.requests());
+    assert!(
+        child.status.success(),
+        "{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
+    assert!(
+        fake.requests()
+            .iter()
+            .any(|r| r == "token hf_from_the_environment"),
+        "{:?}",
+        fake.requests()
+    );
 }

@@ -40,15 +40,22 @@ pub(super) fn tokenizer(
     tokenizer.with_decoder(Some(byte_level));
     let at_fault = |error: tokenizers::Error| (ADDED_TOKENS_FILE, error.to_string());
     if has_end {
-        tokenizer.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]).map_err(at_fault)?;
+        tokenizer
+            .add_special_tokens([AddedToken::from(END_OF_TEXT, true)])
+            .map_err(at_fault)?;
     }
     // Added tokens are numbered as they come.
     let mut added: Vec<(u32, String)> = added.into_iter().map(|(token, id)| (id, token)).collect();
     added.sort();
     for (id, token) in added {
-        tokenizer.add_special_tokens([AddedToken::from(token.clone(), true)]).map_err(at_fault)?;
+        tokenizer
+            .add_special_tokens([AddedToken::from(token.clone(), true)])
+            .map_err(at_fault)?;
         if tokenizer.token_to_id(&token) != Some(id) {
-            return Err((ADDED_TOKENS_FILE, format!("`{token}` cannot have id {id}, which leaves a gap")));
+            return Err((
+                ADDED_TOKENS_FILE,
+                format!("`{token}` cannot have id {id}, which leaves a gap"),
+            ));
         }
     }
     Ok(tokenizer)
@@ -58,12 +65,20 @@ pub(super) fn tokenizer(
 pub(super) fn parse_merges(text: &str) -> Result<Vec<Merge>, String> {
     let lines = text.lines().enumerate();
     lines
-        .filter(|(number, line)| !line.is_empty() && !(*number == 0 && line.starts_with("#version")))
+        .filter(|(number, line)| {
+            let is_version = *number == 0 && line.starts_with("#version");
+            !line.is_empty() && !is_version
+        })
         .map(|(number, line)| match line.split_once(' ') {
-            Some((left, right)) if !left.is_empty() && !right.is_empty() && !right.contains(' ') => {
+            Some((left, right))
+                if !left.is_empty() && !right.is_empty() && !right.contains(' ') =>
+            {
                 Ok((left.to_owned(), right.to_owned()))
             }
-            _ => Err(format!("line {} is `{line}`, which is not two tokens", number + 1)),
+            _ => Err(format!(
+                "line {} is `{line}`, which is not two tokens",
+                number + 1
+            )),
         })
         .collect()
 }
@@ -78,12 +93,19 @@ pub(super) fn gpt2_vocabulary() -> Result<(BTreeMap<String, u32>, Vec<Merge>), S
     let table = tiktoken_rs::r50k_base_singleton();
     let ordinary = GPT2_VOCAB_SIZE as u32 - 1;
     let chars = byte_chars();
-    let spell = |bytes: &[u8]| bytes.iter().map(|byte| chars[usize::from(*byte)]).collect::<String>();
+    let spell = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .map(|byte| chars[usize::from(*byte)])
+            .collect::<String>()
+    };
     let mut vocab = BTreeMap::new();
     let mut merges = Vec::new();
     let mut ranks: HashMap<Vec<u8>, u32> = HashMap::new();
     for id in 0..ordinary {
-        let bytes = table.decode_bytes(&[id]).map_err(|error| error.to_string())?;
+        let bytes = table
+            .decode_bytes(&[id])
+            .map_err(|error| error.to_string())?;
         if bytes.len() > 1 {
             let parts = split(&bytes, &ranks);
             let &[middle] = parts.as_slice() else {
@@ -104,7 +126,9 @@ fn split(word: &[u8], ranks: &HashMap<Vec<u8>, u32>) -> Vec<usize> {
     // A window of three bounds is a pair of neighbours.
     let first_ranked = |bounds: &[usize]| {
         let pairs = bounds.windows(3).enumerate();
-        pairs.filter_map(|(at, w)| Some((*ranks.get(&word[w[0]..w[2]])?, at + 1))).min()
+        pairs
+            .filter_map(|(at, w)| Some((*ranks.get(&word[w[0]..w[2]])?, at + 1)))
+            .min()
     };
     while let Some((_, joint)) = first_ranked(&bounds) {
         bounds.remove(joint);
@@ -129,7 +153,10 @@ fn byte_chars() -> [char; 256] {
 /// The bytes of every token of a byte-level tokenizer, by id. As in the crate
 /// `tokenizers`, a token with a character that stands for no byte is text.
 pub(super) fn bytes_of_tokens(tokenizer: &Tokenizer) -> Vec<Option<Box<[u8]>>> {
-    let bytes: HashMap<char, u8> = (0..=255u8).zip(byte_chars()).map(|(byte, c)| (c, byte)).collect();
+    let bytes: HashMap<char, u8> = (0..=255u8)
+        .zip(byte_chars())
+        .map(|(byte, c)| (c, byte))
+        .collect();
     let mut table = Vec::new();
     for (token, id) in tokenizer.get_vocab(true) {
         let spelled: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
@@ -163,7 +190,10 @@ mod tests {
     fn merges_are_parsed_line_by_line() {
         assert_eq!(
             parse_merges("#version: 0.2\nĠ t\n# #\n\n").unwrap(),
-            [("Ġ".to_owned(), "t".to_owned()), ("#".to_owned(), "#".to_owned())]
+            [
+                ("Ġ".to_owned(), "t".to_owned()),
+                ("#".to_owned(), "#".to_owned())
+            ]
         );
         assert_eq!(
             parse_merges("#version: 0.2\na b\nabc").unwrap_err(),

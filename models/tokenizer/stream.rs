@@ -23,7 +23,12 @@ pub struct DecodeStream<'a> {
 
 impl<'a> DecodeStream<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        DecodeStream { tokenizer, pending: Vec::new(), ids: Vec::new(), context: 0 }
+        DecodeStream {
+            tokenizer,
+            pending: Vec::new(),
+            ids: Vec::new(),
+            context: 0,
+        }
     }
 
     /// Takes the next id; gives the text that is whole now, often empty.
@@ -132,7 +137,9 @@ mod tests {
     #[test]
     fn pieces_of_any_bytes_join_to_the_lossy_whole() {
         // All byte values in a scrambled order, fed one at a time.
-        let all: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let all: Vec<u8> = (0..4096u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
         let mut pending = Vec::new();
         let mut text = String::new();
         for byte in &all {

@@ -33,7 +33,10 @@ fn tiktoken(text: &str) -> Vec<u32> {
 #[test]
 fn gpt2_agrees_with_tiktoken() {
     let tokenizer = Tokenizer::gpt2().unwrap();
-    assert_eq!((tokenizer.vocab_size(), tokenizer.eos_id()), (GPT2_VOCAB_SIZE, Some(50_256)));
+    assert_eq!(
+        (tokenizer.vocab_size(), tokenizer.eos_id()),
+        (GPT2_VOCAB_SIZE, Some(50_256))
+    );
     for text in TEXTS {
         let ids = tokenizer.encode(text).unwrap();
         assert_eq!(ids, tiktoken(text), "{text:?}");
@@ -47,12 +50,23 @@ fn gpt2_agrees_with_tiktoken() {
 fn what_is_written_reads_back_the_same() {
     let tokenizer = Tokenizer::gpt2().unwrap();
     let json = tokenizer.to_json().unwrap();
-    assert_eq!(json, Tokenizer::gpt2().unwrap().to_json().unwrap(), "the same bytes each time");
+    assert_eq!(
+        json,
+        Tokenizer::gpt2().unwrap().to_json().unwrap(),
+        "the same bytes each time"
+    );
     let again = Tokenizer::from_json("again", &json).unwrap();
     assert_eq!(again.to_json().unwrap(), json);
-    assert_eq!((again.vocab_size(), again.eos_id()), (GPT2_VOCAB_SIZE, Some(50_256)));
+    assert_eq!(
+        (again.vocab_size(), again.eos_id()),
+        (GPT2_VOCAB_SIZE, Some(50_256))
+    );
     for text in TEXTS {
-        assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap(), "{text:?}");
+        assert_eq!(
+            again.encode(text).unwrap(),
+            tokenizer.encode(text).unwrap(),
+            "{text:?}"
+        );
     }
 }
 
@@ -81,7 +95,8 @@ proptest! {
 }
 
 fn shared() -> &'static Tokenizer {
-    static SHARED: std::sync::LazyLock<Tokenizer> = std::sync::LazyLock::new(|| Tokenizer::gpt2().unwrap());
+    static SHARED: std::sync::LazyLock<Tokenizer> =
+        std::sync::LazyLock::new(|| Tokenizer::gpt2().unwrap());
     &SHARED
 }
 
@@ -89,7 +104,11 @@ fn shared() -> &'static Tokenizer {
 fn characters_are_streamed_whole() {
     let tokenizer = shared();
     let ids = tokenizer.encode("a😀b").unwrap();
-    assert_eq!(ids.len(), 4, "the emoji is two tokens, neither of them text by itself");
+    assert_eq!(
+        ids.len(),
+        4,
+        "the emoji is two tokens, neither of them text by itself"
+    );
     let mut stream = tokenizer.stream();
     let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
     assert_eq!(pieces, ["a", "", "😀", "b"]);
@@ -115,26 +134,44 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
 fn open_message(files: &[(&str, &str)], vocab_size: usize) -> String {
     let dir = folder(files);
     let error = Tokenizer::open(dir.path(), vocab_size).unwrap_err();
-    error.to_string().replace(&dir.path().display().to_string(), "DIR")
+    error
+        .to_string()
+        .replace(&dir.path().display().to_string(), "DIR")
 }
 
 #[test]
 fn vocab_and_merges_are_read() {
     let dir = folder(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, MERGES)]);
     let tokenizer = Tokenizer::open(dir.path(), 6).unwrap();
-    assert_eq!(tokenizer.encode("ab ab<|endoftext|>ba").unwrap(), [3, 4, 5, 1, 0]);
-    assert_eq!(tokenizer.decode(&[3, 4, 5, 1, 0]).unwrap(), "ab ab<|endoftext|>ba");
+    assert_eq!(
+        tokenizer.encode("ab ab<|endoftext|>ba").unwrap(),
+        [3, 4, 5, 1, 0]
+    );
+    assert_eq!(
+        tokenizer.decode(&[3, 4, 5, 1, 0]).unwrap(),
+        "ab ab<|endoftext|>ba"
+    );
     assert_eq!((tokenizer.vocab_size(), tokenizer.eos_id()), (6, Some(5)));
     let json = tokenizer.to_json().unwrap();
     let again = Tokenizer::from_json("again", &json).unwrap();
-    assert_eq!(again.encode("ab ab<|endoftext|>ba").unwrap(), [3, 4, 5, 1, 0]);
+    assert_eq!(
+        again.encode("ab ab<|endoftext|>ba").unwrap(),
+        [3, 4, 5, 1, 0]
+    );
 }
 
 #[test]
 fn added_tokens_keep_their_ids() {
     let added = |text| {
-        let dir = folder(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, MERGES), (ADDED_TOKENS_FILE, text)]);
-        Tokenizer::open(dir.path(), 8).map_err(|e| e.to_string().replace(&dir.path().display().to_string(), "DIR"))
+        let dir = folder(&[
+            (VOCAB_FILE, VOCAB),
+            (MERGES_FILE, MERGES),
+            (ADDED_TOKENS_FILE, text),
+        ]);
+        Tokenizer::open(dir.path(), 8).map_err(|e| {
+            e.to_string()
+                .replace(&dir.path().display().to_string(), "DIR")
+        })
     };
     let tokenizer = added(r#"{"[B]": 7, "[A]": 6}"#).unwrap();
     assert_eq!(tokenizer.encode("a[B][A]").unwrap(), [0, 7, 6]);
@@ -186,7 +223,11 @@ fn malformed_files_are_named() {
          fetch or copy it again"
     );
     let outside = open_message(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, "a z")], 6);
-    assert!(outside.starts_with("DIR/merges.txt cannot be read as a tokenizer: ") && outside.contains('z'), "{outside}");
+    assert!(
+        outside.starts_with("DIR/merges.txt cannot be read as a tokenizer: ")
+            && outside.contains('z'),
+        "{outside}"
+    );
 }
 
 #[test]
@@ -254,7 +295,11 @@ fn every_token_of_gpt2_decodes_to_its_bytes() {
     let mut seen = HashSet::new();
     for id in 0..GPT2_VOCAB_SIZE as u32 {
         let bytes = table.decode_bytes(&[id]).unwrap();
-        assert_eq!(tokenizer.decode(&[id]).unwrap(), String::from_utf8_lossy(&bytes), "{id}");
+        assert_eq!(
+            tokenizer.decode(&[id]).unwrap(),
+            String::from_utf8_lossy(&bytes),
+            "{id}"
+        );
         assert!(seen.insert(bytes), "{id}");
     }
 }

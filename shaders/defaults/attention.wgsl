@@ -76,3 +76,16 @@ fn store_out(b: u32, i: u32, h: u32, d4: u32, v: vec4<f32>) {
         }
     }
 }
+
+// attention_decode hands over its sums, not yet divided. Unsplit, this is the end of it; a split
+// kernel writes v, top and total to a buffer instead.
+const SPLITS: u32 = 1u;
+
+fn store_split(b: u32, i: u32, h: u32, split: u32, d4: u32, v: vec4<f32>, top: f32, total: f32) {
+    store_out(b, i, h, d4, v / max(total, 1e-30));
+}
+
+// attention_probs: one probability.
+fn store_prob(b: u32, h: u32, i: u32, j: u32, p: f32) {
+    y[((b * HEADS + h) * sym.seq + i) * kv_len() + j] = p;
+}

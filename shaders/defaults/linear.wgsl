@@ -3,8 +3,18 @@
 
 const K: u32 = 768u;
 const N: u32 = 2304u;
+// Rows of weights in the buffer: N, or more where zero rows pad it to a multiple of 8.
+const N_STORED: u32 = N;
 const K4: u32 = (K + 3u) / 4u;
 const GROUPS: u32 = (K4 + WV - 1u) / WV;
+
+// With NORM, linear_matvec* normalise each row on its way in.
+const NORM: bool = false;
+const CENTER: bool = true;
+const EPSILON: f32 = 1e-5;
+
+// Whether load_x may be called for up to TILE_ROWS - 1 rows beyond rows(); linear_software_tile asks.
+const ROW_SLACK: bool = false;
 
 @group(0) @binding(3) var<storage, read> x: array<f32>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
@@ -25,6 +35,12 @@ fn load_x(row: u32, k4: u32) -> vec4<f32> {
         }
     }
     return v;
+}
+
+// A raw activation after the norm whose statistics are given: gain and bias of the norm go here.
+// Must give 0 beyond K, or anything finite: weights there are 0. Called only with NORM.
+fn norm_x(v: vec4<f32>, k4: u32, mean: f32, rstd: f32) -> vec4<f32> {
+    return (v - mean) * rstd;
 }
 
 // The epilogue of one element.

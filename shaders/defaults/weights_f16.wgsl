@@ -2,6 +2,7 @@
 // WV may be 2, 4 or 8. No f16 feature is needed.
 
 const WV: u32 = 4u;
+const SCALED: bool = false;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 

@@ -1,6 +1,7 @@
 // Weights as f32: rows padded with zeros to whole groups. WV may be 1, 2, 4 or 8.
 
 const WV: u32 = 4u;
+const SCALED: bool = false;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
 

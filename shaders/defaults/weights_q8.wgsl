@@ -4,6 +4,7 @@
 // A group is a block.
 
 const WV: u32 = 8u;
+const SCALED: bool = true;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;

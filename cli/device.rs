@@ -1,0 +1,79 @@
+//! What a model runs on: an adapter, or the interpreter.
+
+use kiln_runtime::{Adapter, Artifact, Error, LoadOptions, Model};
+
+use crate::failure::{Failure, Result};
+use crate::output::warn;
+use crate::progress::LoadBars;
+
+/// What `--device` calls the interpreter.
+pub const CPU: &str = "cpu";
+
+/// Where to run.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Device")]
+pub struct DeviceArgs {
+    /// Adapter to run on: its number or a part of its name as `kiln devices`
+    /// lists them, or `cpu` for the reference interpreter, which needs no driver
+    /// and is slow. Default: the most capable adapter
+    #[arg(long, value_name = "N|NAME|cpu")]
+    pub device: Option<String>,
+
+    /// Set of kernels to use: `coop`, `subgroup`, `base` or `software`. Default:
+    /// the best that the adapter can run
+    #[arg(long, value_name = "NAME")]
+    pub tier: Option<String>,
+}
+
+/// What to run on.
+pub enum Target {
+    /// A graphics adapter.
+    Adapter(Adapter),
+    /// The reference interpreter.
+    Interpreter,
+}
+
+impl DeviceArgs {
+    /// The target that the arguments name. Without any adapter and any wish it is
+    /// the interpreter, with a warning.
+    pub fn select(&self) -> Result<Target> {
+        if self.device.as_deref() == Some(CPU) {
+            return self.interpreter();
+        }
+        match Adapter::select(self.device.as_deref()) {
+            Ok(adapter) => Ok(Target::Adapter(adapter)),
+            Err(Error::NoAdapter) if self.device.is_none() => {
+                warn(NO_DRIVER);
+                self.interpreter()
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn interpreter(&self) -> Result<Target> {
+        match &self.tier {
+            None => Ok(Target::Interpreter),
+            Some(tier) => Err(Failure::usage(format!(
+                "`--tier {tier}` chooses an adapter's kernels; the interpreter, which runs here, has none"
+            ))),
+        }
+    }
+
+    /// Loads entries of an artifact on an adapter.
+    pub fn load(&self, adapter: &Adapter, artifact: &Artifact, entries: &[&str]) -> Result<Model> {
+        let options = LoadOptions {
+            tier: self.tier.clone(),
+            ..LoadOptions::default()
+        };
+        let bars = LoadBars::new();
+        let options = options.entries(entries);
+        Ok(Model::open(adapter, artifact, &options, &mut |p| {
+            bars.set(p)
+        })?)
+    }
+}
+
+/// How to get a driver, in one line.
+pub const NO_DRIVER: &str = "no graphics adapter was found, so the slow reference interpreter runs; \
+    for a driver, install your GPU's Vulkan driver, or the software one (on Debian and Ubuntu: \
+    `apt-get install mesa-vulkan-drivers`)";

@@ -1,0 +1,289 @@
+//! What MODEL on the command line means, and getting it ready to run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use kiln_codegen::{CompileOptions, compile};
+use kiln_ir::plan::ModelInfo;
+use kiln_ir::{Graph, Packing, text};
+use kiln_models::hub::{Hub, HubError, HubId};
+use kiln_models::registry::{EntryOptions, preset_names};
+use kiln_models::source::{self, Loaded};
+use kiln_models::tokenizer::Tokenizer;
+use kiln_runtime::{Artifact, WeightFn};
+
+use crate::failure::{Failure, Result};
+use crate::interpreter::Interpretable;
+use crate::progress::{Bar, FileBars};
+
+/// The name of the built-in model.
+const DEMO: &str = "demo";
+
+/// The file that tells a compiled model from a checkpoint.
+const PLAN_FILE: &str = "plan.json";
+
+/// Which model.
+#[derive(clap::Args, Debug)]
+pub struct ModelArgs {
+    /// `demo` (built in), a folder in the Hugging Face layout, a hub id such as
+    /// `openai-community/gpt2`, or a compiled `.kiln` folder
+    #[arg(required_unless_present = "random_weights")]
+    pub model: Option<String>,
+
+    /// Take this published size with random weights instead of MODEL; needs no
+    /// checkpoint
+    #[arg(long, value_name = "PRESET", conflicts_with = "model", value_parser = preset_parser())]
+    pub random_weights: Option<String>,
+}
+
+fn preset_parser() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(preset_names())
+}
+
+/// How large weights are stored.
+#[derive(clap::Args, Debug)]
+pub struct DtypeArgs {
+    /// Store the large weights in this type; a compiled model keeps the one that
+    /// it was compiled with. Default: f32
+    #[arg(long, value_name = "DTYPE", value_parser = dtype_parser())]
+    pub dtype: Option<Packing>,
+}
+
+fn dtype_parser() -> impl clap::builder::TypedValueParser<Value = Packing> {
+    use clap::builder::TypedValueParser;
+    let names = clap::builder::PossibleValuesParser::new(Packing::ALL.map(Packing::name));
+    names.try_map(|name| Packing::from_name(&name).ok_or("not a dtype"))
+}
+
+/// A model, compiled or not.
+pub enum Opened {
+    /// A compiled folder.
+    Artifact(Box<Artifact>),
+    /// A checkpoint.
+    Checkpoint(Box<Loaded>),
+}
+
+impl ModelArgs {
+    /// What messages call the model.
+    pub fn name(&self) -> &str {
+        let names = [&self.random_weights, &self.model];
+        names.into_iter().flatten().next().map_or("", |n| n)
+    }
+
+    /// Opens what the arguments name, from the hub if need be.
+    pub fn open(&self) -> Result<Opened> {
+        let checkpoint = |loaded| Opened::Checkpoint(Box::new(loaded));
+        if let Some(preset) = &self.random_weights {
+            return Ok(checkpoint(source::random_weights(preset, 0)?));
+        }
+        let name = self.name();
+        if name == DEMO {
+            return Ok(checkpoint(source::open_demo()?));
+        }
+        let path = Path::new(name);
+        if path.join(PLAN_FILE).exists() || (path.is_dir() && is_kiln(path)) {
+            let _bar = Bar::busy("checking the files");
+            return Ok(Opened::Artifact(Box::new(Artifact::open(path)?)));
+        }
+        if path.is_dir() {
+            return Ok(checkpoint(source::open_folder(path)?));
+        }
+        if path.exists() {
+            return Err(Failure::failed(format!(
+                "`{name}` is a file; a model is a folder, in the Hugging Face layout or compiled"
+            )));
+        }
+        let id = match HubId::parse(name) {
+            Ok(id) if !looks_like_path(name) => id,
+            _ => {
+                return Err(Failure::failed(format!(
+                    "there is no folder `{name}`; MODEL is `{DEMO}`, a folder in the Hugging Face layout, \
+                     a compiled `.kiln` folder, or a hub id such as `openai-community/gpt2`"
+                )));
+            }
+        };
+        Ok(checkpoint(source::open_folder(&fetch(&id)?)?))
+    }
+
+    /// Opens a checkpoint; what is compiled is refused.
+    pub fn open_checkpoint(&self, what_for: &str) -> Result<Loaded> {
+        match self.open()? {
+            Opened::Checkpoint(loaded) => Ok(*loaded),
+            Opened::Artifact(_) => Err(Failure::failed(format!(
+                "`{}` is compiled already; {what_for} takes the checkpoint that it was made from",
+                self.name()
+            ))),
+        }
+    }
+}
+
+fn is_kiln(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "kiln")
+}
+
+/// Whether a person who wrote this meant a path rather than a hub id.
+fn looks_like_path(name: &str) -> bool {
+    let slashes = name.matches(['/', '\\']).count();
+    name.starts_with(['.', '/', '~'])
+        || name.contains('\\')
+        || slashes > 1
+        || name.ends_with(".kiln")
+}
+
+/// The folder of a model from the hub.
+fn fetch(id: &HubId) -> Result<std::path::PathBuf> {
+    let bars = FileBars::default();
+    let hub = Hub::from_env()?.with_progress(move |p| bars.set(&p.file, p.done, p.total));
+    hub.fetch(id).map_err(|error| match error {
+        HubError::NotFound { .. } | HubError::NotCached { .. } => Failure::because(
+            format!("`{id}` is no folder here, and the hub does not have it either"),
+            error,
+        ),
+        other => other.into(),
+    })
+}
+
+impl Opened {
+    /// The maxima of a model's symbols, wide enough for `batch` sequences.
+    pub fn options_for(batch: usize) -> EntryOptions {
+        let mut options = EntryOptions::default();
+        options.max_batch = options.max_batch.max(batch as u64);
+        options
+    }
+
+    /// What the model is.
+    pub fn info(&self) -> ModelInfo {
+        match self {
+            Opened::Artifact(artifact) => artifact.plan().model.clone(),
+            Opened::Checkpoint(loaded) => loaded.info(&EntryOptions::default()),
+        }
+    }
+
+    /// The model's own tokenizer, if it has one.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        match self {
+            Opened::Checkpoint(loaded) => Ok(loaded.tokenizer.clone()),
+            Opened::Artifact(artifact) => {
+                let Some(json) = artifact.tokenizer() else {
+                    return Ok(None);
+                };
+                let info = &artifact.plan().model;
+                let json = String::from_utf8_lossy(json);
+                let tokenizer = Tokenizer::from_json("tokenizer.json", &json)?;
+                let tokenizer = tokenizer.with_limit(info.vocab_size as usize);
+                Ok(Some(tokenizer.with_eos(info.eos_tokens.first().copied())))
+            }
+        }
+    }
+
+    /// The compiled model; a checkpoint's `entries` are compiled here and now.
+    pub fn into_artifact(
+        self,
+        name: &str,
+        entries: &[&str],
+        batch: usize,
+        dtype: Option<Packing>,
+    ) -> Result<Artifact> {
+        match self {
+            Opened::Artifact(artifact) => {
+                check_dtype(name, artifact.plan(), dtype)?;
+                Ok(*artifact)
+            }
+            Opened::Checkpoint(loaded) => {
+                let _bar = Bar::busy("compiling");
+                let options = Self::options_for(batch);
+                compile_in_memory(*loaded, entries, &options, dtype.unwrap_or(Packing::F32))
+            }
+        }
+    }
+
+    /// The model for the interpreter.
+    pub fn into_interpretable(
+        self,
+        name: &str,
+        entries: &[&str],
+        batch: usize,
+        dtype: Option<Packing>,
+    ) -> Result<Interpretable> {
+        match self {
+            Opened::Checkpoint(loaded) if matches!(dtype, None | Some(Packing::F32)) => {
+                let options = Self::options_for(batch);
+                let mut graphs = BTreeMap::new();
+                for entry in entries {
+                    graphs.insert((*entry).to_owned(), loaded.model.graph(entry, &options)?);
+                }
+                Ok(Interpretable {
+                    info: loaded.info(&options),
+                    graphs,
+                    params: loaded.params,
+                })
+            }
+            // The rounded weights of another type come out of the artifact.
+            other => interpret_artifact(other.into_artifact(name, entries, batch, dtype)?),
+        }
+    }
+}
+
+fn check_dtype(name: &str, plan: &kiln_ir::plan::Plan, wanted: Option<Packing>) -> Result {
+    let has = &plan.model.weight_dtype;
+    match wanted {
+        Some(wanted) if wanted.name() != has => Err(Failure::failed(format!(
+            "`{name}` was compiled with --dtype {has} and cannot run as {0}; \
+             compile the checkpoint again with --dtype {0}",
+            wanted.name()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn compile_in_memory(
+    loaded: Loaded,
+    entries: &[&str],
+    options: &EntryOptions,
+    packing: Packing,
+) -> Result<Artifact> {
+    let mut graphs = Vec::new();
+    for entry in entries {
+        graphs.push(loaded.model.graph(entry, options)?);
+    }
+    let compile_options = CompileOptions {
+        packing,
+        ..CompileOptions::default()
+    };
+    let info = loaded.info(options);
+    let compiled = compile(&graphs, info, &compile_options, &mut |_, _, _, _| {})?;
+    let tokenizer = match &loaded.tokenizer {
+        Some(tokenizer) => Some(tokenizer.to_json()?.into_bytes()),
+        None => None,
+    };
+    let (plan, kernels, graphs) = (
+        compiled.plan.clone(),
+        compiled.kernels.clone(),
+        compiled.graphs.clone(),
+    );
+    let params = loaded.params;
+    let weights = WeightFn(move |name: &str| Ok(compiled.weight(name, params.as_ref())?));
+    Ok(Artifact::from_parts(
+        plan,
+        kernels,
+        graphs,
+        tokenizer,
+        Box::new(weights),
+    )?)
+}
+
+/// The graphs that an artifact carries, on its own weights.
+fn interpret_artifact(artifact: Artifact) -> Result<Interpretable> {
+    let mut graphs = BTreeMap::new();
+    for (file, source) in artifact.graphs() {
+        let parsed = text::parse(source);
+        let graph: Graph =
+            parsed.map_err(|e| Failure::because(format!("`{file}` cannot be read"), e))?;
+        graphs.insert(graph.name.clone(), graph);
+    }
+    Ok(Interpretable {
+        info: artifact.plan().model.clone(),
+        graphs,
+        params: Box::new(artifact),
+    })
+}

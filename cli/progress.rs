@@ -1,0 +1,109 @@
+//! Progress on standard error, shown only when that is a terminal.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use kiln_runtime::LoadProgress;
+
+/// A bar that counts bytes. It vanishes when dropped.
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// A bar for work on `total` bytes, which may become known later.
+    pub fn bytes(what: &str, total: u64) -> Bar {
+        let bar = ProgressBar::new(total).with_style(style(
+            "{msg:<12} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta:>4}",
+        ));
+        bar.set_message(what.to_owned());
+        Bar(bar)
+    }
+
+    /// A line that shows that work is going on.
+    pub fn busy(what: &str) -> Bar {
+        let bar = ProgressBar::new_spinner().with_style(style("{spinner} {msg} {elapsed}"));
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        Bar(bar)
+    }
+
+    /// Moves to `done` of `total`.
+    pub fn set(&self, done: u64, total: u64) {
+        if self.0.length() != Some(total) {
+            self.0.set_length(total);
+        }
+        self.0.set_position(done);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Two bars for loading a model: weights in bytes, kernels by number.
+pub struct LoadBars {
+    weights: ProgressBar,
+    kernels: ProgressBar,
+}
+
+impl LoadBars {
+    pub fn new() -> LoadBars {
+        let group = MultiProgress::new();
+        let add = |what: &'static str, template| {
+            let bar = group.add(ProgressBar::new(0).with_style(style(template)));
+            bar.set_message(what);
+            bar
+        };
+        LoadBars {
+            weights: add(
+                "weights",
+                "{msg:<12} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta:>4}",
+            ),
+            kernels: add("kernels", "{msg:<12} {wide_bar} {pos}/{len}"),
+        }
+    }
+
+    pub fn set(&self, p: LoadProgress) {
+        self.weights.set_length(p.weight_bytes_total);
+        self.weights.set_position(p.weight_bytes);
+        self.kernels.set_length(p.kernels_total as u64);
+        self.kernels.set_position(p.kernels as u64);
+    }
+}
+
+impl Drop for LoadBars {
+    fn drop(&mut self) {
+        self.weights.finish_and_clear();
+        self.kernels.finish_and_clear();
+    }
+}
+
+/// A bar for each file that is fetched; may be told of them from any thread.
+#[derive(Default)]
+pub struct FileBars {
+    group: MultiProgress,
+    bars: Mutex<BTreeMap<String, Bar>>,
+}
+
+impl FileBars {
+    pub fn set(&self, file: &str, done: u64, total: u64) {
+        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        if !bars.contains_key(file) {
+            let bar = Bar::bytes(file, total);
+            let bar = Bar(self.group.add(bar.0.clone()));
+            bars.insert(file.to_owned(), bar);
+        }
+        if let Some(bar) = bars.get(file) {
+            bar.set(done, total);
+        }
+    }
+}
+
+/// The default style, should the template be wrong.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━╸ ")
+}

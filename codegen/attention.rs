@@ -1,0 +1,261 @@
+//! Attention.
+
+use kiln_ir::{AttentionSpec, Dim, Op, ValueId};
+
+use crate::error::CodegenError;
+use crate::expr::{Source, load};
+use crate::kernel::{Draft, Element, Launch};
+use crate::linear::Blocked;
+use crate::place::describe;
+use crate::tier::Tier;
+use crate::view::View;
+use crate::wgsl;
+
+/// An attention op, or its probabilities, to lower.
+pub(crate) struct Attention<'a> {
+    pub source: Source<'a>,
+    pub tier: Tier,
+    pub id: ValueId,
+    pub spec: AttentionSpec,
+    /// Whether there are few queries a sequence.
+    pub few_queries: bool,
+    pub blocked: Option<Blocked>,
+}
+
+impl Attention<'_> {
+    pub fn lower(&self) -> Result<Launch, CodegenError> {
+        let source = self.source;
+        let value = source.graph.value(self.id);
+        let probabilities = matches!(value.op, Op::AttentionProbs(_));
+        let plain = if probabilities { 2 } else { 3 };
+        let names = ["q", "k", "v"];
+        let mut views = Vec::new();
+        for (x, name) in value.inputs.iter().take(plain).zip(names) {
+            let Some(view) = source.view(*x) else {
+                return Err(source.unsupported(self.id, &format!("its {name} lies in no buffer")));
+            };
+            views.push((name, view.clone()));
+        }
+        let (Some((_, q)), Some((_, k))) = (views.first(), views.get(1)) else {
+            return Err(source.unsupported(self.id, "it has no queries or keys"));
+        };
+        let width = q.shape.last().and_then(Dim::as_const).unwrap_or(0);
+        let heads = self.spec.heads as u64;
+        let head_dim = width / heads.max(1);
+        let (batch, queries, keys) = (q.shape[0].clone(), q.shape[1].clone(), k.shape[1].clone());
+
+        let (body, constants) = self.kernel(probabilities, head_dim);
+        let workgroup: u64 = match body {
+            "attention_prefill" => constant(&constants, "TILE_QUERIES") * constant(&constants, "TEAM"),
+            _ => constant(&constants, "WORKGROUP"),
+        };
+        let mut detail = format!("{heads}x{head_dim}");
+        if self.spec.kv_heads != self.spec.heads {
+            detail = format!("{heads}by{}x{head_dim}", self.spec.kv_heads);
+        }
+        if !self.spec.causal {
+            detail.push_str(".full");
+        }
+        let start = value.inputs.get(plain).copied();
+        if start.is_some() {
+            detail.push_str(".padded");
+        }
+        let mut d = Draft::new(body, detail, workgroup as u32);
+        d.constant_u32("HEADS", heads);
+        d.constant_u32("KV_HEADS", self.spec.kv_heads);
+        d.constant_u32("HEAD_DIM", head_dim);
+        d.constant_f32("SCALE", self.spec.scale);
+        d.constant_bool("CAUSAL", self.spec.causal);
+        for (name, size) in &constants {
+            d.constant_u32(name, size);
+        }
+        size_hook("batch", &batch, &mut d);
+        size_hook("queries", &queries, &mut d);
+        size_hook("kv_len", &keys, &mut d);
+        // Only a causal kernel asks: query i stands at position past + i.
+        let past = match self.spec.causal {
+            true => &keys - &queries,
+            false => Dim::default(),
+        };
+        size_hook("past", &past, &mut d);
+        self.visible_from(start, &mut d)?;
+        for (name, view) in &views {
+            let (row, head) = if *name == "q" { ("i", "h") } else { ("j", "kvh") };
+            load_hook(name, view, row, head, head_dim, &mut d);
+        }
+        if probabilities {
+            self.store_prob(&keys, &mut d)?;
+        } else {
+            self.store_out(head_dim, &mut d)?;
+        }
+
+        let tokens = &batch * &queries;
+        let pairs = &tokens * &keys;
+        let products = if probabilities { 2 } else { 4 };
+        let kv_bytes = &(&batch * &keys) * &Dim::constant(4 * head_dim * self.spec.kv_heads as u64 * (plain as u64 - 1));
+        let out_bytes = match probabilities {
+            true => &pairs * &Dim::constant(4 * heads),
+            false => &tokens * &Dim::constant(4 * width),
+        };
+        Ok(Launch {
+            label: describe(source.graph, self.id),
+            workgroups: self.workgroups(body, &constants, &batch, &queries),
+            kernel: d,
+            flops: &pairs * &Dim::constant(products * width),
+            bytes: &(&(&tokens * &Dim::constant(4 * width)) + &kv_bytes) + &out_bytes,
+        })
+    }
+
+    /// The body and its tile's constants.
+    fn kernel(&self, probabilities: bool, head_dim: u64) -> (&'static str, Vec<(&'static str, u64)>) {
+        let workgroup = u64::from(self.tier.pointwise_workgroup());
+        match (self.tier, self.few_queries) {
+            _ if probabilities => ("attention_probs", vec![("WORKGROUP", workgroup)]),
+            (Tier::Software, true) => ("attention_software_decode", vec![("WORKGROUP", 8)]),
+            (Tier::Software, false) => (
+                "attention_software_prefill",
+                vec![("WORKGROUP", 8), ("TILE_QUERIES", 2)],
+            ),
+            (_, true) => {
+                // As many invocations as a head has vec4s at the least.
+                let least = head_dim.div_ceil(4).next_power_of_two();
+                let constants = vec![("WORKGROUP", least.max(128)), ("SPLITS", 1)];
+                ("attention_decode", constants)
+            }
+            (_, false) => {
+                // The largest tile that workgroup memory of 16 KiB holds.
+                let row = 16 * (head_dim.div_ceil(4) + 1);
+                let bytes = |t: u64| 3 * t * row + 4 * t * (t + 1);
+                let tiles = [16, 8, 4, 2];
+                let tile = tiles.into_iter().find(|t| bytes(*t) <= 16 << 10).unwrap_or(1);
+                let constants = vec![("TILE_QUERIES", tile), ("TILE_KEYS", tile), ("TEAM", 16)];
+                ("attention_prefill", constants)
+            }
+        }
+    }
+
+    fn workgroups(
+        &self,
+        body: &str,
+        constants: &[(&'static str, u64)],
+        batch: &Dim,
+        queries: &Dim,
+    ) -> Dim {
+        let heads = Dim::constant(self.spec.heads as u64);
+        let tiles = match body {
+            "attention_probs" => {
+                let rows = match self.blocked {
+                    Some(b) => Dim::constant(b.rows_per_block),
+                    None => &(batch * queries) * &heads,
+                };
+                return rows.ceil_div(constant(constants, "WORKGROUP"));
+            }
+            "attention_software_prefill" => queries
+                .ceil_div(constant(constants, "WORKGROUP") * constant(constants, "TILE_QUERIES")),
+            "attention_prefill" => queries.ceil_div(constant(constants, "TILE_QUERIES")),
+            _ => queries.clone(),
+        };
+        &(batch * &tiles) * &heads
+    }
+
+    fn visible_from(&self, start: Option<ValueId>, d: &mut Draft) -> Result<(), CodegenError> {
+        let text = match start {
+            None => "0u".to_owned(),
+            Some(start) => {
+                let Some(view) = self.source.view(start) else {
+                    let reason = "the first visible keys lie in no buffer";
+                    return Err(self.source.unsupported(self.id, reason));
+                };
+                let address = view.address(&["b".to_owned()], 1);
+                let value = load(view.base, self.source.graph.ty(start).dtype, &address, d);
+                format!("min(u32(max({value}, 0i)), kv_len())")
+            }
+        };
+        d.hook(format!("fn visible_from(b: u32) -> u32 {{\n    return {text};\n}}\n"));
+        Ok(())
+    }
+
+    fn store_out(&self, head_dim: u64, d: &mut Draft) -> Result<(), CodegenError> {
+        let Some(out) = self.source.view(self.id) else {
+            return Err(self.source.unsupported(self.id, "its result has no place"));
+        };
+        let body = if head_dim.is_multiple_of(4) && out.is_vectorised() {
+            let y = d.write("y", out.base, Element::F32x4);
+            let address = head_address(out, "i", "h", head_dim / 4, "d4", 4);
+            format!("    {y}[{address}] = v;\n")
+        } else {
+            let y = d.write("y", out.base, Element::F32);
+            let address = head_address(out, "i", "h", head_dim, "(d4 * 4u + e)", 1);
+            format!(
+                "    for (var e = 0u; e < 4u; e++) {{\n        if d4 * 4u + e < HEAD_DIM {{\n            \
+                 {y}[{address}] = v[e];\n        }}\n    }}\n"
+            )
+        };
+        d.hook(format!("fn store_out(b: u32, i: u32, h: u32, d4: u32, v: vec4<f32>) {{\n{body}}}\n"));
+        if !self.few_queries || self.tier == Tier::Software {
+            return Ok(());
+        }
+        d.hook(
+            "fn store_split(b: u32, i: u32, h: u32, split: u32, d4: u32, v: vec4<f32>, top: f32, total: f32) {\n    \
+             store_out(b, i, h, d4, v / max(total, 1e-30));\n}\n",
+        );
+        Ok(())
+    }
+
+    fn store_prob(&self, keys: &Dim, d: &mut Draft) -> Result<(), CodegenError> {
+        let Some(out) = self.source.view(self.id) else {
+            return Err(self.source.unsupported(self.id, "its result has no place"));
+        };
+        let y = d.write("y", out.base, Element::F32);
+        let keys = wgsl::dim(keys);
+        let row = "(b * HEADS + h) * queries() + i";
+        let block = wgsl::symbol(&kiln_ir::Symbol::new(kiln_ir::plan::BLOCK));
+        let row = match self.blocked {
+            Some(_) => {
+                // A block is a multiple of the workgroup, so it starts with one.
+                d.first_workgroup(format!("{block} / WORKGROUP"));
+                format!("({row} - {block})")
+            }
+            None => format!("({row})"),
+        };
+        d.hook(format!(
+            "fn store_prob(b: u32, h: u32, i: u32, j: u32, p: f32) {{\n    {y}[{row} * {keys} + j] = p;\n}}\n"
+        ));
+        Ok(())
+    }
+}
+
+fn constant(constants: &[(&'static str, u64)], name: &str) -> u64 {
+    let found = constants.iter().find(|(n, _)| *n == name);
+    found.map_or(1, |(_, size)| *size)
+}
+
+fn size_hook(name: &str, size: &Dim, d: &mut Draft) {
+    d.hook(format!("fn {name}() -> u32 {{\n    return {};\n}}\n", wgsl::dim(size)));
+}
+
+/// The address of an element of a head in `[batch, row, heads * head_dim]`.
+fn head_address(view: &View, row: &str, head: &str, head_size: u64, element: &str, unit: u64) -> String {
+    let last = wgsl::sum([wgsl::times(head, &format!("{head_size}u")), element.to_owned()]);
+    let index = ["b".to_owned(), row.to_owned(), format!("({last})")];
+    view.address(&index, unit)
+}
+
+/// A hook `load_q`, `load_k` or `load_v`.
+fn load_hook(name: &str, view: &View, row: &str, head: &str, head_dim: u64, d: &mut Draft) {
+    let body = if head_dim.is_multiple_of(4) && view.is_vectorised() {
+        let x = d.read(name, view.base, Element::F32x4);
+        let address = head_address(view, row, head, head_dim / 4, "d4", 4);
+        format!("    return {x}[{address}];\n")
+    } else {
+        let x = d.read(name, view.base, Element::F32);
+        let address = head_address(view, row, head, head_dim, "(d4 * 4u + e)", 1);
+        format!(
+            "    var v = vec4<f32>(0.0);\n    for (var e = 0u; e < 4u; e++) {{\n        \
+             if d4 * 4u + e < HEAD_DIM {{\n            v[e] = {x}[{address}];\n        }}\n    }}\n    return v;\n"
+        )
+    };
+    d.hook(format!(
+        "fn load_{name}(b: u32, {row}: u32, {head}: u32, d4: u32) -> vec4<f32> {{\n{body}}}\n"
+    ));
+}

@@ -1,0 +1,615 @@
+//! Printing of values that are evaluated where they are used.
+//!
+//! A value that lies in a buffer is a load; any other is an expression over its
+//! operands. An expression is printed either for one element or, where loads of
+//! four lie side by side, for four elements of the last axis at a time.
+
+use kiln_ir::plan::Access;
+use kiln_ir::{Activation, BinaryOp, DType, Dim, Graph, Op, Packing, UnaryOp, ValueId};
+
+use crate::error::CodegenError;
+use crate::kernel::{Draft, Element};
+use crate::place::Placement;
+use crate::view::{Base, View, unflatten};
+use crate::weights::{Matrix, Weights, vector_operands};
+use crate::wgsl;
+
+/// A place in a tensor: one WGSL expression an axis, and perhaps the flat index
+/// of all axes but the last, which makes for cheaper addresses.
+#[derive(Clone, Debug)]
+pub(crate) struct At {
+    pub index: Vec<String>,
+    /// The flat index, and the sizes that it runs over.
+    pub row: Option<(String, Vec<Dim>)>,
+}
+
+impl At {
+    /// Element `last` of row `row` of a tensor of this shape.
+    pub fn row(row: &str, last: &str, shape: &[Dim]) -> Self {
+        let leading = &shape[..shape.len().saturating_sub(1)];
+        let mut index = unflatten(row, leading);
+        if !shape.is_empty() {
+            index.push(last.to_owned());
+        }
+        At {
+            index,
+            row: Some((row.to_owned(), leading.to_vec())),
+        }
+    }
+
+    /// Element `flat`, counted row-major, of a tensor of this shape.
+    pub fn flat(flat: &str, shape: &[Dim]) -> Self {
+        At {
+            index: unflatten(flat, shape),
+            row: None,
+        }
+    }
+
+    fn of(index: Vec<String>) -> Self {
+        At { index, row: None }
+    }
+
+    fn last(&self) -> &str {
+        self.index.last().map_or("0u", String::as_str)
+    }
+}
+
+/// What expressions are printed from.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub graph: &'a Graph,
+    pub placement: &'a Placement,
+    pub weights: &'a Weights,
+}
+
+impl<'a> Source<'a> {
+    pub fn unsupported(&self, id: ValueId, reason: &str) -> CodegenError {
+        let value = self.graph.value(id);
+        CodegenError::Unsupported {
+            value: id.to_string(),
+            op: value.op.name(),
+            source_name: value.source.clone(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    pub fn view(&self, id: ValueId) -> Option<&'a View> {
+        self.placement.views.get(id.index())?.as_ref()
+    }
+
+    pub fn shape(&self, id: ValueId) -> &'a [Dim] {
+        &self.graph.ty(id).shape
+    }
+
+    /// The address of an element of a view: an index in units of `unit`
+    /// elements, as `at`'s last one is.
+    fn address(&self, view: &View, at: &At, unit: u64) -> String {
+        let leading = view.shape.len().saturating_sub(1);
+        match &at.row {
+            Some((row, sizes)) if *sizes == view.shape[..leading] => {
+                let stride = view.strides.last().map_or(1.into(), |s| s.ceil_div(unit));
+                let last = wgsl::times(at.last(), &wgsl::dim(&stride));
+                wgsl::sum([view.row_address(row, unit), last])
+            }
+            _ => view.address(&at.index, unit),
+        }
+    }
+
+    /// Where `id`, whose user takes it broadcast to the shape of `at`, is read.
+    fn broadcast(&self, id: ValueId, at: &At, shape: &[Dim]) -> At {
+        let own = self.shape(id);
+        if own == shape {
+            return at.clone();
+        }
+        let skip = at.index.len() - own.len().min(at.index.len());
+        let index = at.index.iter().skip(skip).zip(own);
+        At::of(index.map(|(i, n)| if n.is_one() { "0u".to_owned() } else { i.clone() }).collect())
+    }
+
+    // One element
+
+    /// An expression for one element of `id`.
+    pub fn scalar(&self, id: ValueId, at: &At, k: &mut Draft) -> Result<String, CodegenError> {
+        let value = self.graph.value(id);
+        if let Some(view) = self.view(id) {
+            let address = self.address(view, at, 1);
+            return Ok(load(view.base, value.ty.dtype, &address, k));
+        }
+        let operand = |i: usize| value.inputs.get(i).copied();
+        let first = operand(0);
+        match (&value.op, first) {
+            (Op::Const(scalar), _) => Ok(wgsl::literal(*scalar)),
+            (Op::Arange { start, .. }, _) => {
+                let index = at.last();
+                Ok(if *start == Dim::default() {
+                    format!("i32({index})")
+                } else {
+                    format!("i32({} + {index})", wgsl::dim(start))
+                })
+            }
+            (Op::Param { name, ty }, _) if ty.rank() <= 1 => {
+                let (buffer, offset) = self.vector(id, std::slice::from_ref(name), 0)?;
+                let name = k.read("vectors", buffer, Element::F32);
+                Ok(format!("{name}[{}]", wgsl::sum([format!("{offset}u"), at.last().to_owned()])))
+            }
+            (Op::Param { name, .. }, _) => {
+                let row = flatten(&at.index[..at.index.len() - 1], self.shape(id));
+                let last = at.last().to_owned();
+                let load = self.matrix(id, name, &row, &format!("{last} / 4u"), k)?;
+                Ok(format!("{load}[{last} % 4u]"))
+            }
+            (Op::Unary(op), Some(x)) => {
+                let x = self.scalar(x, at, k)?;
+                Ok(unary(*op, &x, "", k))
+            }
+            (Op::Activate(a), Some(x)) => {
+                let x = self.scalar(x, at, k)?;
+                Ok(format!("{}({x})", k.function(activation(*a, false))))
+            }
+            (Op::Binary(op), Some(a)) => {
+                let b = operand(1).unwrap_or(a);
+                let shape = &value.ty.shape;
+                let ty = self.graph.ty(a).dtype;
+                let a = self.scalar(a, &self.broadcast(a, at, shape), k)?;
+                let b = self.scalar(b, &self.broadcast(b, at, shape), k)?;
+                if *op == BinaryOp::Pow && ty != DType::F32 {
+                    return Err(self.unsupported(id, "powers are of real numbers only"));
+                }
+                Ok(binary(*op, &a, &b, k))
+            }
+            (Op::Where, Some(c)) => {
+                let shape = &value.ty.shape;
+                let mut part = |x: Option<ValueId>| match x {
+                    Some(x) => self.scalar(x, &self.broadcast(x, at, shape), k),
+                    None => Err(self.unsupported(id, "an operand is missing")),
+                };
+                let c = part(Some(c))?;
+                let (a, b) = (part(operand(1))?, part(operand(2))?);
+                Ok(format!("select({b}, {a}, {c})"))
+            }
+            (Op::Cast(to), Some(x)) => {
+                let from = self.graph.ty(x).dtype;
+                let x = self.scalar(x, at, k)?;
+                Ok(match (from, to) {
+                    (a, b) if a == *b => x,
+                    (_, DType::F32) => format!("f32({x})"),
+                    (_, DType::I32) => format!("i32({x})"),
+                    (_, DType::Bool) => format!("bool({x})"),
+                })
+            }
+            (Op::Gather, Some(table)) => {
+                let Some(ids) = operand(1) else {
+                    return Err(self.unsupported(id, "it has no ids"));
+                };
+                let row = self.gathered_row(id, table, ids, at, k)?;
+                let of_ids = self.shape(ids).len();
+                let mut index = vec![row];
+                index.extend(at.index.iter().skip(of_ids).cloned());
+                self.scalar(table, &At::of(index), k)
+            }
+            (Op::Concat { axis }, Some(_)) => self.concat(id, *axis, at, k),
+            (_, Some(x)) => match self.moved(id, at) {
+                Some(inner) => self.scalar(x, &inner, k),
+                None => Err(self.unsupported(id, "no kernel evaluates it in place")),
+            },
+            (_, None) => Err(self.unsupported(id, "no kernel evaluates it in place")),
+        }
+    }
+
+    /// Where a movement op's operand is read for an element of its result.
+    fn moved(&self, id: ValueId, at: &At) -> Option<At> {
+        let value = self.graph.value(id);
+        let x = *value.inputs.first()?;
+        let from = self.shape(x);
+        match &value.op {
+            Op::Reshape { shape } => {
+                let flat = flatten(&at.index, shape);
+                Some(At::flat(&flat, from))
+            }
+            Op::Transpose { perm } => {
+                let mut index = vec!["0u".to_owned(); perm.len()];
+                for (i, p) in perm.iter().enumerate() {
+                    *index.get_mut(*p)? = at.index.get(i)?.clone();
+                }
+                Some(At::of(index))
+            }
+            Op::Broadcast { shape } => Some(self.broadcast(x, at, shape)),
+            Op::Slice { axis, start, .. } => {
+                let mut index = at.index.clone();
+                let place = index.get_mut(*axis)?;
+                *place = format!("({})", wgsl::sum([wgsl::dim(start), place.clone()]));
+                Some(At::of(index))
+            }
+            _ => None,
+        }
+    }
+
+    fn gathered_row(
+        &self,
+        id: ValueId,
+        table: ValueId,
+        ids: ValueId,
+        at: &At,
+        k: &mut Draft,
+    ) -> Result<String, CodegenError> {
+        let rank = self.shape(ids).len();
+        // The ids as a plain list, where they lie so: their row is their index.
+        let listed = self.view(ids).filter(|v| **v == View::contiguous(v.base, &v.shape));
+        let index = match (&at.row, listed) {
+            (Some((row, sizes)), Some(view)) if *sizes == *self.shape(ids) => {
+                load(view.base, self.graph.ty(ids).dtype, row, k)
+            }
+            _ => self.scalar(ids, &At::of(at.index[..rank].to_vec()), k)?,
+        };
+        let Some(rows) = self.shape(table).first() else {
+            return Err(self.unsupported(id, "its table has no axis"));
+        };
+        Ok(format!("min(u32(max({index}, 0i)), {} - 1u)", wgsl::dim(rows)))
+    }
+
+    fn concat(
+        &self,
+        id: ValueId,
+        axis: usize,
+        at: &At,
+        k: &mut Draft,
+    ) -> Result<String, CodegenError> {
+        let value = self.graph.value(id);
+        let rank = value.ty.rank();
+        let names: Vec<String> = (0..rank).map(|i| format!("i{i}")).collect();
+        let mut text = String::new();
+        let mut start = Dim::default();
+        for (n, part) in value.inputs.iter().enumerate() {
+            let mut index = names.clone();
+            if start != Dim::default() {
+                index[axis] = format!("({} - {})", names[axis], wgsl::dim(&start));
+            }
+            let body = self.scalar(*part, &At::of(index), k)?;
+            start = &start + &self.shape(*part)[axis];
+            text.push_str(&if n + 1 == value.inputs.len() {
+                format!("    return {body};\n")
+            } else {
+                let end = wgsl::dim(&start);
+                format!("    if {} < {end} {{\n        return {body};\n    }}\n", names[axis])
+            });
+        }
+        let ty = match value.ty.dtype {
+            DType::F32 => "f32",
+            DType::I32 => "i32",
+            DType::Bool => "bool",
+        };
+        let args: Vec<String> = names.iter().map(|n| format!("{n}: u32")).collect();
+        let name = format!("concat_{}", k.next_function());
+        k.hook(format!("fn {name}({}) -> {ty} {{\n{text}}}\n", args.join(", ")));
+        Ok(format!("{name}({})", at.index.join(", ")))
+    }
+
+    // Four elements
+
+    /// Whether four elements of the last axis of `id`, which is `width` long or
+    /// one, can be had at a time.
+    pub fn is_vector(&self, id: ValueId, width: &Dim) -> bool {
+        let value = self.graph.value(id);
+        if value.ty.dtype != DType::F32 || width.as_const().is_none_or(|w| w % 4 != 0) {
+            return false;
+        }
+        let last = value.ty.last();
+        if last.is_one() {
+            return true;
+        }
+        if last != *width {
+            return false;
+        }
+        if let Some(view) = self.view(id) {
+            return view.is_vectorised();
+        }
+        let all = || value.inputs.iter().all(|x| self.is_vector(*x, width));
+        match &value.op {
+            Op::Param { .. } => true,
+            Op::Unary(_) | Op::Activate(_) => all(),
+            Op::Binary(op) => {
+                use BinaryOp::{Add, Div, Max, Min, Mul, Sub};
+                matches!(op, Add | Sub | Mul | Div | Max | Min) && all()
+            }
+            Op::Gather => value.inputs.first().is_some_and(|table| {
+                self.shape(*table).len() > 1 && self.is_vector(*table, width)
+            }),
+            Op::Broadcast { .. } => all(),
+            Op::Reshape { .. } => all() && value.inputs.iter().all(|x| self.graph.ty(*x).last() == *width),
+            Op::Transpose { perm } => perm.last() == Some(&(perm.len() - 1)) && all(),
+            Op::Slice { axis, .. } => *axis + 1 < value.ty.rank() && all(),
+            _ => false,
+        }
+    }
+
+    /// An expression for elements `4 * last .. 4 * last + 3` of a row of `id`,
+    /// where `last` is the last of `at` and [`Source::is_vector`] holds.
+    pub fn vector4(&self, id: ValueId, at: &At, k: &mut Draft) -> Result<String, CodegenError> {
+        let value = self.graph.value(id);
+        if value.ty.last().is_one() {
+            let mut one = at.clone();
+            if let Some(last) = one.index.last_mut() {
+                *last = "0u".to_owned();
+            }
+            return Ok(format!("vec4<f32>({})", self.scalar(id, &one, k)?));
+        }
+        if let Some(view) = self.view(id) {
+            let address = self.address(view, at, 4);
+            let name = k.read(role(view.base), view.base, Element::F32x4);
+            return Ok(format!("{name}[{address}]"));
+        }
+        let first = value.inputs.first().copied();
+        match (&value.op, first) {
+            (Op::Param { name, ty }, _) if ty.rank() <= 1 => {
+                let (buffer, offset) = self.vector(id, std::slice::from_ref(name), 0)?;
+                let name = k.read("vectors", buffer, Element::F32x4);
+                let at = wgsl::sum([format!("{}u", offset / 4), at.last().to_owned()]);
+                Ok(format!("{name}[{at}]"))
+            }
+            (Op::Param { name, .. }, _) => {
+                let row = flatten(&at.index[..at.index.len() - 1], self.shape(id));
+                self.matrix(id, name, &row, at.last(), k)
+            }
+            (Op::Unary(op), Some(x)) => {
+                let x = self.vector4(x, at, k)?;
+                Ok(unary(*op, &x, "4", k))
+            }
+            (Op::Activate(a), Some(x)) => {
+                let x = self.vector4(x, at, k)?;
+                Ok(format!("{}({x})", k.function(activation(*a, true))))
+            }
+            (Op::Binary(op), Some(a)) => {
+                let b = value.inputs.get(1).copied().unwrap_or(a);
+                let shape = &value.ty.shape;
+                let a = self.vector4(a, &self.broadcast(a, at, shape), k)?;
+                let b = self.vector4(b, &self.broadcast(b, at, shape), k)?;
+                Ok(binary(*op, &a, &b, k))
+            }
+            (Op::Gather, Some(table)) => {
+                let Some(ids) = value.inputs.get(1).copied() else {
+                    return Err(self.unsupported(id, "it has no ids"));
+                };
+                let row = self.gathered_row(id, table, ids, at, k)?;
+                let mut index = vec![row];
+                index.extend(at.index.iter().skip(self.shape(ids).len()).cloned());
+                self.vector4(table, &At::of(index), k)
+            }
+            (_, Some(x)) => {
+                let inner = match &value.op {
+                    // Only the leading axes are regrouped; the last keeps its unit.
+                    Op::Reshape { shape } => {
+                        let lead = at.index.len() - 1;
+                        let flat = flatten(&at.index[..lead], &shape[..lead]);
+                        At::row(&flat, at.last(), self.shape(x))
+                    }
+                    _ => match self.moved(id, at) {
+                        Some(inner) => inner,
+                        None => return Err(self.unsupported(id, "it is not read in fours")),
+                    },
+                };
+                self.vector4(x, &inner, k)
+            }
+            (_, None) => Err(self.unsupported(id, "it is not read in fours")),
+        }
+    }
+
+    // Parameters
+
+    /// The buffer and the offset in elements of the parameter of one axis that
+    /// stands at `position` among `names`, which `id`'s op takes together.
+    pub fn vector(
+        &self,
+        id: ValueId,
+        names: &[String],
+        position: usize,
+    ) -> Result<(Base, u64), CodegenError> {
+        let found = self.weights.vectors(names);
+        let found = found.and_then(|v| Some((v.buffer, *v.offsets.get(position)?)));
+        let (buffer, offset) =
+            found.ok_or_else(|| self.unsupported(id, "a parameter has no place"))?;
+        Ok((Base::Weight(buffer), offset))
+    }
+
+    /// Of the parameters of one axis that `user` takes: the buffer and offset of
+    /// its operand `x`, if it is one of them.
+    pub fn vector_of(&self, user: ValueId, x: ValueId) -> Option<(Base, u64)> {
+        let Op::Param { name, ty } = &self.graph.value(x).op else {
+            return None;
+        };
+        if ty.rank() > 1 {
+            return None;
+        }
+        let names = vector_operands(self.graph, user);
+        let position = names.iter().position(|n| n == name)?;
+        self.vector(user, &names, position).ok()
+    }
+
+    /// Four consecutive weights of a row of a packed matrix.
+    fn matrix(
+        &self,
+        id: ValueId,
+        name: &str,
+        row: &str,
+        k4: &str,
+        kernel: &mut Draft,
+    ) -> Result<String, CodegenError> {
+        let Some(matrix) = self.weights.matrix(name) else {
+            return Err(self.unsupported(id, "the parameter has no place"));
+        };
+        let loader = load_rows(matrix, kernel)?;
+        Ok(format!("{loader}({row}, {k4})"))
+    }
+}
+
+/// Adds a function `(row, k4) -> vec4<f32>` that reads a packed matrix, parts
+/// and scales and all, and returns its name.
+fn load_rows(matrix: &Matrix, k: &mut Draft) -> Result<String, CodegenError> {
+    let packing = matrix.packing;
+    let wide = packing.group() as u64 / 4;
+    let groups = packing.groups(matrix.k as usize).to_string() + "u";
+    let data = match packing {
+        Packing::F32 => Element::F32x4,
+        _ => Element::U32x4,
+    };
+    let prelude = format!("weights_{}", packing.name());
+    let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
+    let blocks: Vec<&str> = text.split("\n\n").collect();
+    let mut branches = String::new();
+    let first = matrix.parts.first().map_or(0, |p| p.data);
+    let tag = k.read("table", Base::Weight(first), data);
+    for (i, part) in matrix.parts.iter().enumerate() {
+        let table = k.read("table", Base::Weight(part.data), data);
+        let scales = match part.scales {
+            Some(s) => k.read("table_scales", Base::Weight(s), Element::U32),
+            None => String::new(),
+        };
+        let (load, scale) = (format!("load_{table}"), format!("scale_{table}"));
+        let wide = format!("{wide}u");
+        let names = [
+            ("load_w4", load.as_str()),
+            ("w_scale", scale.as_str()),
+            ("weights", table.as_str()),
+            ("scales", scales.as_str()),
+            ("GROUPS", groups.as_str()),
+            ("WV", wide.as_str()),
+        ];
+        for block in &blocks {
+            let used = ["fn load_w4(", "fn unpack_"].iter().any(|f| block.contains(f))
+                || (packing.has_scales() && block.contains("fn w_scale("));
+            if used {
+                k.hook(rename(block, &names));
+            }
+        }
+        let row = match part.first_row {
+            0 => "row".to_owned(),
+            first => format!("row - {first}u"),
+        };
+        let mut value = format!("{load}({row}, k4)");
+        if packing.has_scales() {
+            value = format!("{value} * {scale}({row}, k4 / {wide})");
+        }
+        let end = part.first_row + part.rows;
+        branches.push_str(&if i + 1 == matrix.parts.len() {
+            format!("    return {value};\n")
+        } else {
+            format!("    if row < {end}u {{\n        return {value};\n    }}\n")
+        });
+    }
+    let name = format!("rows_of_{tag}");
+    k.hook(format!("fn {name}(row: u32, k4: u32) -> vec4<f32> {{\n{branches}}}\n"));
+    Ok(name)
+}
+
+/// `text` with whole words exchanged.
+pub(crate) fn rename(text: &str, names: &[(&str, &str)]) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut word = String::new();
+    let flush = |word: &mut String, out: &mut String| {
+        let new = names.iter().find(|(old, _)| old == word);
+        out.push_str(new.map_or(word.as_str(), |(_, new)| new));
+        word.clear();
+    };
+    for c in text.chars() {
+        if c.is_alphanumeric() || c == '_' {
+            word.push(c);
+        } else {
+            flush(&mut word, &mut out);
+            out.push(c);
+        }
+    }
+    flush(&mut word, &mut out);
+    out
+}
+
+/// What a buffer is called in a kernel.
+fn role(base: Base) -> &'static str {
+    match base {
+        Base::Weight(_) => "weights",
+        Base::State(_) => "cache",
+        Base::Local(_) => "x",
+    }
+}
+
+/// A load of one element.
+pub(crate) fn load(base: Base, dtype: DType, address: &str, k: &mut Draft) -> String {
+    let (role, element) = match dtype {
+        DType::F32 => (role(base), Element::F32),
+        DType::I32 => ("ids", Element::I32),
+        DType::Bool => ("flags", Element::U32),
+    };
+    let name = k.bind(role, base, element, Access::Read);
+    match dtype {
+        DType::Bool => format!("({name}[{address}] != 0u)"),
+        _ => format!("{name}[{address}]"),
+    }
+}
+
+/// The row-major flat index over axes of these sizes.
+fn flatten(index: &[String], sizes: &[Dim]) -> String {
+    let terms = index.iter().enumerate().filter(|(i, _)| !sizes[*i].is_one());
+    let terms = terms.map(|(i, text)| {
+        let inner = Dim::product(&sizes[i + 1..index.len()]);
+        wgsl::times(text, &wgsl::dim(&inner))
+    });
+    let terms: Vec<String> = terms.collect();
+    match terms.len() {
+        1 => terms[0].clone(),
+        _ => format!("({})", wgsl::sum(terms)),
+    }
+}
+
+/// A nonlinearity's function.
+pub(crate) fn activation(activation: Activation, four: bool) -> &'static str {
+    match (activation, four) {
+        (Activation::GeluTanh, false) => "gelu_tanh",
+        (Activation::GeluTanh, true) => "gelu_tanh4",
+        (Activation::GeluErf, false) => "gelu_erf",
+        (Activation::GeluErf, true) => "gelu_erf4",
+        (Activation::Relu, false) => "relu",
+        (Activation::Relu, true) => "relu4",
+        (Activation::Silu, false) => "silu",
+        (Activation::Silu, true) => "silu4",
+        (Activation::Tanh, false) => "safe_tanh",
+        (Activation::Tanh, true) => "safe_tanh4",
+    }
+}
+
+fn unary(op: UnaryOp, x: &str, four: &str, k: &mut Draft) -> String {
+    let own = |k: &mut Draft, one: &'static str, wide: &'static str| {
+        let name = k.function(if four.is_empty() { one } else { wide });
+        format!("{name}({x})")
+    };
+    match op {
+        UnaryOp::Neg => format!("(-{x})"),
+        UnaryOp::Not => format!("(!{x})"),
+        UnaryOp::Tanh => own(k, "safe_tanh", "safe_tanh4"),
+        UnaryOp::Erf => own(k, "erf", "erf4"),
+        UnaryOp::Exp => format!("exp({x})"),
+        UnaryOp::Log => format!("log({x})"),
+        UnaryOp::Sqrt => format!("sqrt({x})"),
+        UnaryOp::Rsqrt => format!("inverseSqrt({x})"),
+        UnaryOp::Abs => format!("abs({x})"),
+        UnaryOp::Sin => format!("sin({x})"),
+        UnaryOp::Cos => format!("cos({x})"),
+    }
+}
+
+fn binary(op: BinaryOp, a: &str, b: &str, k: &mut Draft) -> String {
+    let sign = match op {
+        BinaryOp::Add => "+",
+        BinaryOp::Sub => "-",
+        BinaryOp::Mul => "*",
+        BinaryOp::Div => "/",
+        BinaryOp::Lt => "<",
+        BinaryOp::Le => "<=",
+        BinaryOp::Gt => ">",
+        BinaryOp::Ge => ">=",
+        BinaryOp::Eq => "==",
+        BinaryOp::And => "&&",
+        BinaryOp::Or => "||",
+        BinaryOp::Max => return format!("max({a}, {b})"),
+        BinaryOp::Min => return format!("min({a}, {b})"),
+        BinaryOp::Pow => return format!("{}({a}, {b})", k.function("safe_pow")),
+    };
+    format!("({a} {sign} {b})")
+}

@@ -1,0 +1,585 @@
+//! Linear layers and norms: the kernels that read rows of a matrix.
+
+use kiln_ir::plan::Access;
+use kiln_ir::{Dim, Norm, Op, Packing, Step, ValueId};
+
+use crate::error::CodegenError;
+use crate::expr::{At, Source, activation};
+use crate::kernel::{Draft, Element, Launch};
+use crate::place::{Part, describe};
+use crate::tier::Tier;
+use crate::view::{Base, View};
+use crate::weights::{Matrix, MatrixPart, ROW_PADDING};
+use crate::wgsl;
+
+/// How a linear layer's rows are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowKernel {
+    /// Few rows, so many at a time.
+    Matvec(u64),
+    /// Many rows, in tiles of so many.
+    Tiled(u64),
+}
+
+impl RowKernel {
+    /// The kernel of `tier` for at most `rows` rows.
+    pub fn choose(tier: Tier, rows: Option<u64>) -> Self {
+        match (tier, rows) {
+            (_, Some(1)) => RowKernel::Matvec(1),
+            (Tier::Software, Some(rows @ ..=15)) => RowKernel::Tiled(rows.next_power_of_two()),
+            (Tier::Software, _) => RowKernel::Tiled(16),
+            (_, Some(..=8)) => RowKernel::Matvec(4),
+            _ => RowKernel::Tiled(64),
+        }
+    }
+
+    /// Whether the kernel of `tier` normalises rows on their way in.
+    pub fn takes_norm(self, tier: Tier) -> bool {
+        matches!(self, RowKernel::Matvec(_)) && tier != Tier::Software
+    }
+}
+
+/// Rows of a result computed a block at a time; see [`kiln_ir::plan::Stream`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocked {
+    pub rows_per_block: u64,
+}
+
+/// A linear layer to lower.
+pub(crate) struct Linear<'a> {
+    pub source: Source<'a>,
+    pub tier: Tier,
+    pub id: ValueId,
+    pub rows: RowKernel,
+    /// The input, already normalised where the kernel does not do it.
+    pub input: View,
+    /// The norm that the kernel applies.
+    pub norm: Option<Norm>,
+    pub blocked: Option<Blocked>,
+}
+
+impl Linear<'_> {
+    /// One launch for each part of the weight.
+    pub fn lower(&self) -> Result<Vec<Launch>, CodegenError> {
+        let source = self.source;
+        let value = source.graph.value(self.id);
+        let weight = value.inputs.get(1).map(|w| &source.graph.value(*w).op);
+        let matrix = match weight {
+            Some(Op::Param { name, .. }) => source.weights.matrix(name),
+            _ => None,
+        };
+        let Some(matrix) = matrix else {
+            return Err(source.unsupported(self.id, "its weight is not a parameter"));
+        };
+        let parts = matrix.parts.iter();
+        parts.map(|part| self.part(matrix, part)).collect()
+    }
+
+    fn part(&self, matrix: &Matrix, part: &MatrixPart) -> Result<Launch, CodegenError> {
+        let (k, n) = (matrix.k, part.rows);
+        let body = self.body();
+        let tile = self.tile(matrix, n);
+        let mut d = Draft::new(body, self.detail(matrix, part), tile.workgroup);
+
+        let wv = tile.wv;
+        let groups = matrix.packing.groups(k as usize) as u64 * (matrix.packing.group() as u64 / 4) / wv;
+        d.constant_u32("K", k);
+        d.constant_u32("N", n);
+        d.constant_u32("N_STORED", n.next_multiple_of(ROW_PADDING));
+        d.constant_u32("K4", k.div_ceil(4));
+        d.constant_u32("WV", wv);
+        d.constant_u32("GROUPS", groups);
+        d.constant_bool("SCALED", matrix.packing.has_scales());
+        d.constant_bool("NORM", self.norm.is_some());
+        d.constant_bool("CENTER", matches!(self.norm, Some(Norm::Layer { .. })));
+        d.constant_f32("EPSILON", self.norm.map_or(0.0, Norm::eps));
+        d.constant_bool("ROW_SLACK", false);
+        for (name, size) in &tile.constants {
+            d.constant_u32(name, size);
+        }
+        weight_hooks(matrix.packing, part, &mut d);
+        let rows = self.input.rows();
+        let row = self.row_hooks(&rows, &mut d);
+        load_x(&self.input, k, k.is_multiple_of(4 * wv), &row, &mut d);
+        self.norm_hook(k, &mut d)?;
+        self.stores(matrix, part, &row, &mut d)?;
+
+        let block = self.blocked.map_or(rows.clone(), |b| Dim::constant(b.rows_per_block));
+        let workgroups = &Dim::constant(n.div_ceil(tile.columns)) * &block.ceil_div(tile.rows);
+        let weight_bytes = matrix.packing.data_bytes(n as usize, k as usize)
+            + matrix.packing.scale_bytes(n as usize, k as usize);
+        Ok(Launch {
+            label: describe(self.source.graph, self.id),
+            kernel: d,
+            workgroups,
+            flops: &block * &Dim::constant(2 * k * n),
+            bytes: &(&block * &Dim::constant(4 * (k + n))) + &Dim::constant(weight_bytes as u64),
+        })
+    }
+
+    fn body(&self) -> &'static str {
+        match (self.tier, self.rows) {
+            (Tier::Software, RowKernel::Matvec(_)) => "linear_software_matvec",
+            (Tier::Software, RowKernel::Tiled(_)) => "linear_software_tile",
+            (Tier::Subgroup, RowKernel::Matvec(_)) => "linear_matvec_subgroup",
+            (Tier::Base, RowKernel::Matvec(_)) => "linear_matvec",
+            (_, RowKernel::Tiled(_)) => "linear_tiled",
+        }
+    }
+
+    /// What the kernel's name says besides its archetype.
+    fn detail(&self, matrix: &Matrix, part: &MatrixPart) -> String {
+        let mut detail = format!("{}.{}x{}", matrix.packing.name(), matrix.k, part.rows);
+        match self.norm {
+            Some(Norm::Layer { .. }) => detail.push_str(".layer_norm"),
+            Some(Norm::Rms { .. }) => detail.push_str(".rms_norm"),
+            None => {}
+        }
+        if let Op::Linear { steps, .. } = &self.source.graph.value(self.id).op {
+            for step in steps {
+                detail.push('.');
+                detail.push_str(match step {
+                    Step::Add => "add",
+                    Step::Mul => "mul",
+                    Step::Act(a) => a.word(),
+                });
+            }
+        }
+        if let RowKernel::Matvec(rows) | RowKernel::Tiled(rows) = self.rows
+            && rows > 1
+        {
+            detail.push_str(&format!(".rows{rows}"));
+        }
+        if self.blocked.is_some() {
+            detail.push_str(".blocked");
+        }
+        detail
+    }
+
+    fn tile(&self, matrix: &Matrix, n: u64) -> Tile {
+        let group4 = matrix.packing.group() as u64 / 4;
+        match (self.tier, self.rows) {
+            (Tier::Software, RowKernel::Matvec(rows) | RowKernel::Tiled(rows)) => {
+                let workgroup = 8;
+                let columns = 8;
+                Tile {
+                    workgroup,
+                    rows,
+                    columns: u64::from(workgroup) * columns,
+                    wv: group4,
+                    constants: vec![
+                        ("TILE_ROWS", rows),
+                        ("TILE_COLS", columns),
+                        ("WORKGROUP", u64::from(workgroup)),
+                    ],
+                }
+            }
+            (Tier::Subgroup | Tier::Base, RowKernel::Matvec(rows)) => {
+                // One 16-byte load a lane: neighbours read neighbouring loads.
+                let wv = match matrix.packing {
+                    Packing::F32 => 1,
+                    Packing::F16 => 2,
+                    Packing::Q8 | Packing::Q4 => group4,
+                };
+                let groups = matrix.k.div_ceil(4 * wv);
+                // Narrow layers need more workgroups to fill a card.
+                let columns: u64 = if n >= 4096 { 4 } else { 2 };
+                let lanes = groups.next_power_of_two().clamp(32, 128);
+                if self.tier == Tier::Subgroup {
+                    let workgroup = lanes;
+                    return Tile {
+                        workgroup: workgroup as u32,
+                        rows,
+                        columns,
+                        wv,
+                        constants: vec![
+                            ("WORKGROUP", workgroup),
+                            ("TILE_ROWS", rows),
+                            ("TILE_COLS", columns),
+                        ],
+                    };
+                }
+                let lanes_k = lanes.min(64);
+                let lanes_n = if groups < 64 { 2 } else { 1 };
+                Tile {
+                    workgroup: (lanes_k * lanes_n) as u32,
+                    rows,
+                    columns: lanes_n * columns,
+                    wv,
+                    constants: vec![
+                        ("LANES_K", lanes_k),
+                        ("LANES_N", lanes_n),
+                        ("TILE_ROWS", rows),
+                        ("TILE_COLS", columns),
+                    ],
+                }
+            }
+            (Tier::Subgroup | Tier::Base, RowKernel::Tiled(_)) => Tile {
+                workgroup: 256,
+                rows: 64,
+                columns: 64,
+                wv: group4,
+                constants: vec![
+                    ("TILE_M", 64),
+                    ("TILE_N", 64),
+                    ("TILE_K4", 4),
+                    ("THREAD_M", 4),
+                    ("THREAD_N", 4),
+                ],
+            },
+        }
+    }
+
+    /// The hook `rows`; the result is how a hook's `row` is found in the whole
+    /// tensor.
+    fn row_hooks(&self, rows: &Dim, d: &mut Draft) -> String {
+        let all = wgsl::dim(rows);
+        match self.blocked {
+            None => {
+                d.hook(format!("fn rows() -> u32 {{\n    return {all};\n}}\n"));
+                "row".to_owned()
+            }
+            Some(Blocked { rows_per_block }) => {
+                let block = wgsl::symbol(&kiln_ir::Symbol::new(kiln_ir::plan::BLOCK));
+                d.hook(format!(
+                    "fn rows() -> u32 {{\n    return min({all} - {block}, {rows_per_block}u);\n}}\n"
+                ));
+                format!("({block} + row)")
+            }
+        }
+    }
+
+    fn norm_hook(&self, k: u64, d: &mut Draft) -> Result<(), CodegenError> {
+        let body = match self.norm {
+            Some(norm) => normalised(self.source, self.id, norm, 2, k, "v", d)?,
+            None => "v".to_owned(),
+        };
+        if matches!(self.rows, RowKernel::Matvec(_)) && self.tier != Tier::Software {
+            d.hook(format!(
+                "fn norm_x(v: vec4<f32>, k4: u32, mean: f32, rstd: f32) -> vec4<f32> {{\n    return {body};\n}}\n"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The hooks `store` and `store4`.
+    fn stores(
+        &self,
+        matrix: &Matrix,
+        part: &MatrixPart,
+        row: &str,
+        d: &mut Draft,
+    ) -> Result<(), CodegenError> {
+        let source = self.source;
+        let width = Dim::constant(matrix.rows);
+        let outputs = self.outputs(matrix.rows)?;
+        let value = source.graph.value(self.id);
+        let (norm, steps) = match &value.op {
+            Op::Linear { norm, steps } => (*norm, steps.as_slice()),
+            _ => (None, &[][..]),
+        };
+        let operands = &value.inputs[2 + norm.map_or(0, Norm::operands)..];
+
+        let whole_fours = part.rows.is_multiple_of(4)
+            && part.first_row.is_multiple_of(4)
+            && outputs.iter().all(|o| {
+                o.start.is_multiple_of(4) && o.end.is_multiple_of(4) && o.view.is_vectorised()
+            })
+            && operands.iter().all(|x| {
+                source.vector_of(self.id, *x).is_some() || source.is_vector(*x, &width)
+            });
+
+        let column = match part.first_row {
+            0 => "n".to_owned(),
+            first => format!("n + {first}u"),
+        };
+        // The matvec bodies of the GPU tiers end in `store`, all others in
+        // `store4`.
+        let ends_in_one = matches!(self.rows, RowKernel::Matvec(_)) && self.tier != Tier::Software;
+        if ends_in_one || !whole_fours {
+            let epilogue = self.epilogue(steps, operands, row, false, d)?;
+            let writes = self.writes(&outputs, 1, d);
+            d.hook(format!(
+                "fn store(row: u32, n: u32, acc: f32) {{\n    let column = {column};\n{epilogue}{writes}}}\n"
+            ));
+        }
+        if ends_in_one {
+            return Ok(());
+        }
+        if whole_fours {
+            let epilogue = self.epilogue(steps, operands, row, true, d)?;
+            let writes = self.writes(&outputs, 4, d);
+            d.hook(format!(
+                "fn store4(row: u32, n: u32, acc: vec4<f32>) {{\n    let column = {column};\n{epilogue}{writes}}}\n"
+            ));
+        } else {
+            d.hook(
+                "fn store4(row: u32, n: u32, acc: vec4<f32>) {\n    for (var i = 0u; i < 4u; i++) {\n        \
+                 if n + i < N {\n            store(row, n + i, acc[i]);\n        }\n    }\n}\n",
+            );
+        }
+        Ok(())
+    }
+
+    /// Where columns are written.
+    fn outputs(&self, columns: u64) -> Result<Vec<Part>, CodegenError> {
+        let source = self.source;
+        if let Some(parts) = source.placement.parts.get(&self.id) {
+            return Ok(parts.clone());
+        }
+        let Some(view) = source.view(self.id) else {
+            return Err(source.unsupported(self.id, "its result has no place"));
+        };
+        Ok(vec![Part {
+            start: 0,
+            end: columns,
+            view: view.clone(),
+        }])
+    }
+
+    /// Statements that turn `acc` into `v`.
+    fn epilogue(
+        &self,
+        steps: &[Step],
+        operands: &[ValueId],
+        row: &str,
+        four: bool,
+        d: &mut Draft,
+    ) -> Result<String, CodegenError> {
+        let source = self.source;
+        let mut out = "    var v = acc;\n".to_owned();
+        let mut operands = operands.iter();
+        let last = match four {
+            true => "column / 4u",
+            false => "column",
+        };
+        for step in steps {
+            let line = match step {
+                Step::Act(a) => format!("v = {}(v);", d.function(activation(*a, four))),
+                Step::Add | Step::Mul => {
+                    let Some(x) = operands.next() else {
+                        return Err(source.unsupported(self.id, "a step has no operand"));
+                    };
+                    let operand = match source.vector_of(self.id, *x) {
+                        Some((base, offset)) => vector_load(base, offset, last, four, d),
+                        None => {
+                            let shape = source.shape(*x);
+                            let at = match shape.len() {
+                                0 | 1 => At {
+                                    index: shape.iter().map(|_| last.to_owned()).collect(),
+                                    row: None,
+                                },
+                                _ => At::row(row, last, shape),
+                            };
+                            match four {
+                                true => source.vector4(*x, &at, d)?,
+                                false => source.scalar(*x, &at, d)?,
+                            }
+                        }
+                    };
+                    let sign = if *step == Step::Add { "+" } else { "*" };
+                    format!("v {sign}= {operand};")
+                }
+            };
+            out.push_str(&format!("    {line}\n"));
+        }
+        Ok(out)
+    }
+
+    /// Statements that write `v` at `row`, which counts from a block's start, and
+    /// `column`.
+    fn writes(&self, outputs: &[Part], unit: u64, d: &mut Draft) -> String {
+        let mut out = String::new();
+        for (i, part) in outputs.iter().enumerate() {
+            let element = match unit {
+                4 => Element::F32x4,
+                _ => Element::F32,
+            };
+            let name = d.write("y", part.view.base, element);
+            let column = match (part.start, unit) {
+                (0, 1) => "column".to_owned(),
+                (0, _) => "column / 4u".to_owned(),
+                (start, 1) => format!("(column - {start}u)"),
+                (start, _) => format!("(column - {start}u) / 4u"),
+            };
+            let stride = part.view.strides.last().map_or(1.into(), |s| s.ceil_div(unit));
+            let column = wgsl::times(&column, &wgsl::dim(&stride));
+            let address = wgsl::sum([part.view.row_address("row", unit), column]);
+            let statement = format!("{name}[{address}] = v;");
+            out.push_str(&match (i, outputs.len()) {
+                (_, 1) => format!("    {statement}\n"),
+                (0, _) => format!("    if column < {}u {{\n        {statement}\n    }}", part.end),
+                (i, n) if i + 1 == n => format!(" else {{\n        {statement}\n    }}\n"),
+                _ => format!(" else if column < {}u {{\n        {statement}\n    }}", part.end),
+            });
+        }
+        out
+    }
+}
+
+struct Tile {
+    workgroup: u32,
+    rows: u64,
+    /// Columns of a workgroup.
+    columns: u64,
+    wv: u64,
+    constants: Vec<(&'static str, u64)>,
+}
+
+/// A load from the buffer of a layer's vectors.
+fn vector_load(base: Base, offset: u64, last: &str, four: bool, d: &mut Draft) -> String {
+    let (element, offset) = match four {
+        true => (Element::F32x4, offset / 4),
+        false => (Element::F32, offset),
+    };
+    let name = d.read("vectors", base, element);
+    format!("{name}[{}]", wgsl::sum([format!("{offset}u"), last.to_owned()]))
+}
+
+/// The hooks `load_w`, `load_w4` and `w_scale` over the buffers of `part`.
+fn weight_hooks(packing: Packing, part: &MatrixPart, d: &mut Draft) {
+    let element = match packing {
+        Packing::F32 => Element::F32x4,
+        _ => Element::U32x4,
+    };
+    d.bind("weights", Base::Weight(part.data), element, Access::Read);
+    if let Some(scales) = part.scales {
+        d.bind("scales", Base::Weight(scales), Element::U32, Access::Read);
+    }
+    let prelude = format!("weights_{}", packing.name());
+    let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
+    for block in text.split("\n\n").filter(|b| b.contains("fn ")) {
+        d.hook(block);
+    }
+}
+
+/// The hook `load_x`: four elements of a row of `view`, which is `k` long.
+/// `whole` says that the body never asks for more than the row has.
+fn load_x(view: &View, k: u64, whole: bool, row: &str, d: &mut Draft) {
+    let body = if k.is_multiple_of(4) && view.is_vectorised() {
+        let name = d.read("x", view.base, Element::F32x4);
+        let address = wgsl::sum([view.row_address(row, 4), "k4".to_owned()]);
+        if whole {
+            format!("    return {name}[{address}];\n")
+        } else {
+            format!(
+                "    if k4 >= {}u {{\n        return vec4<f32>(0.0);\n    }}\n    return {name}[{address}];\n",
+                k / 4
+            )
+        }
+    } else {
+        let name = d.read("x", view.base, Element::F32);
+        let stride = view.strides.last().cloned().unwrap_or_else(|| 1.into());
+        let last = wgsl::times("(k4 * 4u + i)", &wgsl::dim(&stride));
+        let address = wgsl::sum([view.row_address(row, 1), last]);
+        format!(
+            "    var v = vec4<f32>(0.0);\n    for (var i = 0u; i < 4u; i++) {{\n        \
+             if k4 * 4u + i < {k}u {{\n            v[i] = {name}[{address}];\n        }}\n    }}\n    return v;\n"
+        )
+    };
+    d.hook(format!("fn load_x(row: u32, k4: u32) -> vec4<f32> {{\n{body}}}\n"));
+}
+
+/// An expression for the normalised four elements whose raw ones are `v`: the
+/// statistics `mean` and `rstd`, or none where `v` has them applied. `first` is
+/// the operand of `id` that holds the gain.
+fn normalised(
+    source: Source<'_>,
+    id: ValueId,
+    norm: Norm,
+    first: usize,
+    k: u64,
+    v: &str,
+    d: &mut Draft,
+) -> Result<String, CodegenError> {
+    let inputs = &source.graph.value(id).inputs;
+    let raw = match norm {
+        Norm::Layer { .. } => format!("({v} - mean) * rstd"),
+        Norm::Rms { .. } => format!("{v} * rstd"),
+    };
+    affine(source, id, &inputs[first..first + norm.operands()], k, &raw, d)
+}
+
+/// `raw` times gain plus bias, for those of them that there are.
+fn affine(
+    source: Source<'_>,
+    id: ValueId,
+    operands: &[ValueId],
+    k: u64,
+    raw: &str,
+    d: &mut Draft,
+) -> Result<String, CodegenError> {
+    let mut out = raw.to_owned();
+    for (x, sign) in operands.iter().zip(["*", "+"]) {
+        let Some((base, offset)) = source.vector_of(id, *x) else {
+            return Err(source.unsupported(id, "a norm's gain and bias must be parameters"));
+        };
+        // Rows of vectors are padded to whole fours, not to whole groups.
+        let last = format!("min(k4, {}u)", k.div_ceil(4) - 1);
+        let load = vector_load(base, offset, &last, true, d);
+        out = format!("{out} {sign} {load}");
+    }
+    Ok(out)
+}
+
+/// A norm: `(x, gain[, bias])`, or the norm of a linear op whose kernel does not
+/// apply it, written to `output`.
+pub(crate) struct RowNorm<'a> {
+    pub source: Source<'a>,
+    pub tier: Tier,
+    pub id: ValueId,
+    pub norm: Norm,
+    /// The operand of `id` that holds the gain.
+    pub first_operand: usize,
+    pub input: View,
+    pub output: View,
+}
+
+impl RowNorm<'_> {
+    pub fn lower(&self) -> Result<Launch, CodegenError> {
+        let k = self.input.shape.last().and_then(Dim::as_const);
+        let Some(k) = k else {
+            return Err(self.source.unsupported(self.id, "the normalised axis must have a constant size"));
+        };
+        let center = matches!(self.norm, Norm::Layer { .. });
+        let (body, workgroup, per_workgroup) = match self.tier {
+            Tier::Software => ("row_norm_software", 8, 8),
+            Tier::Subgroup => ("row_norm_subgroup", 64, 1),
+            Tier::Base => ("row_norm", 64, 1),
+        };
+        let kind = if center { "layer" } else { "rms" };
+        let mut d = Draft::new(body, format!("{kind}.{k}"), workgroup);
+        d.constant_u32("K", k);
+        d.constant_f32("EPSILON", self.norm.eps());
+        d.constant_bool("CENTER", center);
+        d.constant_u32("WORKGROUP", workgroup);
+        let rows = self.input.rows();
+        d.hook(format!("fn rows() -> u32 {{\n    return {};\n}}\n", wgsl::dim(&rows)));
+        load_x(&self.input, k, k.is_multiple_of(4), "row", &mut d);
+        let operands = &self.source.graph.value(self.id).inputs;
+        let operands = &operands[self.first_operand..self.first_operand + self.norm.operands()];
+        let value = affine(self.source, self.id, operands, k, "v", &mut d)?;
+        let store = if k.is_multiple_of(4) && self.output.is_vectorised() {
+            let y = d.write("y", self.output.base, Element::F32x4);
+            let address = wgsl::sum([self.output.row_address("row", 4), "k4".to_owned()]);
+            format!("    {y}[{address}] = {value};\n")
+        } else {
+            let y = d.write("y", self.output.base, Element::F32);
+            let address = wgsl::sum([self.output.row_address("row", 1), "k4 * 4u + i".to_owned()]);
+            format!(
+                "    let value = {value};\n    for (var i = 0u; i < 4u; i++) {{\n        \
+                 if k4 * 4u + i < {k}u {{\n            {y}[{address}] = value[i];\n        }}\n    }}\n"
+            )
+        };
+        d.hook(format!("fn store_norm4(row: u32, k4: u32, v: vec4<f32>) {{\n{store}}}\n"));
+        let label = describe(self.source.graph, self.id);
+        let apart = self.first_operand > 1;
+        Ok(Launch {
+            label: if apart { format!("{label}.norm") } else { label },
+            kernel: d,
+            workgroups: rows.ceil_div(per_workgroup),
+            flops: &rows * &Dim::constant(8 * k),
+            bytes: &rows * &Dim::constant(8 * k),
+        })
+    }
+}

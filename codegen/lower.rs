@@ -1,0 +1,258 @@
+//! From a placed graph to launches, for one tier and shape.
+
+use std::collections::BTreeMap;
+
+use kiln_ir::plan::CONTEXT;
+use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, ValueId};
+
+use crate::attention::Attention;
+use crate::error::CodegenError;
+use crate::expr::Source;
+use crate::generic;
+use crate::kernel::Launch;
+use crate::linear::{Blocked, Linear, RowKernel, RowNorm};
+use crate::place::{Local, Placement, Role, describe};
+use crate::tier::{Shape, Tier};
+use crate::view::{Base, View};
+use crate::weights::Weights;
+
+/// Outputs larger than this at the symbols' maxima are computed in blocks.
+const STREAM_ABOVE: u64 = 64 << 20;
+
+/// About how many bytes a block of such an output takes.
+const STREAM_BLOCK: u64 = 16 << 20;
+
+/// Rows of a block come in multiples of this: of every tile and workgroup.
+const STREAM_ROWS: u64 = 64;
+
+/// The outputs that are computed in blocks, and how.
+pub(crate) type Streams = BTreeMap<ValueId, Blocked>;
+
+/// The outputs of `graph` that are too large to be held whole.
+pub(crate) fn streams(graph: &Graph, maxima: &Bindings) -> Result<Streams, CodegenError> {
+    let counts = graph.use_counts();
+    let mut out = Streams::new();
+    for (_, id) in graph.outputs() {
+        let value = graph.value(*id);
+        let kind = matches!(value.op, Op::Linear { .. } | Op::AttentionProbs(_));
+        if !kind || counts[id.index()] != 1 {
+            continue;
+        }
+        let bytes = value.ty.elements().eval(maxima)? * 4;
+        if bytes > STREAM_ABOVE {
+            let row = (value.ty.last().eval(maxima)? * 4).max(1);
+            let rows = (STREAM_BLOCK / row / STREAM_ROWS).max(1) * STREAM_ROWS;
+            out.insert(*id, Blocked { rows_per_block: rows });
+        }
+    }
+    Ok(out)
+}
+
+/// The launches of one variant.
+#[derive(Debug, Default)]
+pub(crate) struct Lowered {
+    pub launches: Vec<Launch>,
+    /// Launches for each block of an output.
+    pub streams: Vec<(ValueId, Blocked, Vec<Launch>)>,
+    /// All of the placement's buffers, and those that only this variant has.
+    pub locals: Vec<Local>,
+}
+
+/// What is lowered, and for what.
+pub(crate) struct Lowering<'a> {
+    pub source: Source<'a>,
+    pub tier: Tier,
+    pub shape: Shape,
+    pub streams: &'a Streams,
+}
+
+impl<'a> Lowering<'a> {
+    pub fn new(
+        graph: &'a Graph,
+        placement: &'a Placement,
+        weights: &'a Weights,
+        streams: &'a Streams,
+        (tier, shape): (Tier, Shape),
+    ) -> Self {
+        Lowering {
+            source: Source {
+                graph,
+                placement,
+                weights,
+            },
+            tier,
+            shape,
+            streams,
+        }
+    }
+
+    pub fn run(&self) -> Result<Lowered, CodegenError> {
+        let placement = self.source.placement;
+        let mut out = Lowered {
+            locals: placement.locals.clone(),
+            ..Lowered::default()
+        };
+        for id in &placement.materialised {
+            match self.streams.get(id) {
+                Some(blocked) => {
+                    let launches = self.value(*id, Some(*blocked), &mut out)?;
+                    out.streams.push((*id, *blocked, launches));
+                }
+                None => {
+                    let launches = self.value(*id, None, &mut out)?;
+                    out.launches.extend(launches);
+                }
+            }
+        }
+        for (id, local) in &placement.copies {
+            let view = View::contiguous(Base::Local(*local), self.source.shape(*id));
+            let copy = generic::pointwise(self.source, self.tier, *id, &view)?;
+            out.launches.push(copy);
+        }
+        Ok(out)
+    }
+
+    /// The launches that compute `id` into its buffer.
+    fn value(
+        &self,
+        id: ValueId,
+        blocked: Option<Blocked>,
+        out: &mut Lowered,
+    ) -> Result<Vec<Launch>, CodegenError> {
+        let source = self.source;
+        let value = source.graph.value(id);
+        match &value.op {
+            Op::Linear { norm, .. } => {
+                let Some(x) = value.inputs.first().and_then(|x| source.view(*x)) else {
+                    return Err(source.unsupported(id, "its input lies in no buffer"));
+                };
+                let mut linear = Linear {
+                    source,
+                    tier: self.tier,
+                    id,
+                    rows: self.row_kernel(&x.rows()),
+                    input: x.clone(),
+                    norm: *norm,
+                    blocked,
+                };
+                if let Some(norm) = *norm
+                    && !linear.rows.takes_norm(self.tier)
+                {
+                    let shape = &x.shape;
+                    out.locals.push(Local {
+                        name: format!("{}.norm", describe(source.graph, id)),
+                        elements: Dim::product(shape),
+                        dtype: kiln_ir::DType::F32,
+                        role: Role::Scratch,
+                    });
+                    let scratch = Base::Local(out.locals.len() - 1);
+                    let normed = View::contiguous(scratch, shape);
+                    let launch = RowNorm {
+                        source,
+                        tier: self.tier,
+                        id,
+                        norm,
+                        first_operand: 2,
+                        input: x.clone(),
+                        output: normed.clone(),
+                    };
+                    // Rows of a block are normalised with all others, before.
+                    out.launches.push(launch.lower()?);
+                    linear.input = normed;
+                    linear.norm = None;
+                }
+                linear.lower()
+            }
+            Op::Normalize(norm) => {
+                let views = value.inputs.first().and_then(|x| source.view(*x));
+                let (Some(input), Some(output)) = (views, source.view(id)) else {
+                    return Err(source.unsupported(id, "its input lies in no buffer"));
+                };
+                let launch = RowNorm {
+                    source,
+                    tier: self.tier,
+                    id,
+                    norm: *norm,
+                    first_operand: 1,
+                    input: input.clone(),
+                    output: output.clone(),
+                };
+                Ok(vec![launch.lower()?])
+            }
+            Op::Attention(spec) | Op::AttentionProbs(spec) => {
+                let attention = Attention {
+                    source,
+                    tier: self.tier,
+                    id,
+                    spec: *spec,
+                    few_queries: self.shape.queries.is_some(),
+                    blocked,
+                };
+                Ok(vec![attention.lower()?])
+            }
+            Op::Softmax { .. } | Op::Reduce { .. } => {
+                Ok(vec![generic::along_axis(source, self.tier, id)?])
+            }
+            Op::MatMul => Ok(vec![generic::matmul(source, self.tier, id)?]),
+            Op::Concat { .. } if source.placement.appended.contains(&id) => {
+                // Only the new elements are written; the old are there.
+                let (Some(new), Op::Concat { axis }, Some(whole)) =
+                    (value.inputs.get(1), &value.op, source.view(id))
+                else {
+                    return Err(source.unsupported(id, "it appends nothing"));
+                };
+                let end = &source.shape(id)[*axis];
+                let start = end - &source.shape(*new)[*axis];
+                let slice = Op::Slice {
+                    axis: *axis,
+                    start,
+                    end: end.clone(),
+                };
+                let Some(place) = whole.apply(&slice) else {
+                    return Err(source.unsupported(id, "its new elements have no place"));
+                };
+                Ok(vec![generic::pointwise(source, self.tier, *new, &place)?])
+            }
+            _ => {
+                let Some(view) = source.view(id).cloned() else {
+                    return Err(source.unsupported(id, "its result has no place"));
+                };
+                // As an expression over its operands, not as a load of itself.
+                let mut placement = Placement {
+                    views: source.placement.views.clone(),
+                    ..Placement::default()
+                };
+                placement.views[id.index()] = None;
+                let inner = Source {
+                    placement: &placement,
+                    ..source
+                };
+                Ok(vec![generic::pointwise(inner, self.tier, id, &view)?])
+            }
+        }
+    }
+
+    /// The kernel for a linear layer with `rows` rows.
+    fn row_kernel(&self, rows: &Dim) -> RowKernel {
+        let at_most = match (rows.as_const(), self.shape.rows) {
+            (Some(n), _) => Some(n),
+            (None, Some(n)) => Some(n),
+            // The last positions of a batch: few, as a rule, whatever the shape.
+            (None, None) if rows.as_symbol().is_some() && rows != &Dim::symbol("seq") => Some(4),
+            (None, None) => None,
+        };
+        RowKernel::choose(self.tier, at_most)
+    }
+}
+
+/// The symbols' maxima with the context's.
+pub(crate) fn maxima(graph: &Graph) -> Bindings {
+    let mut out = Bindings::at_max(&graph.symbols);
+    let past = Symbol::new("past");
+    let seq = Symbol::new("seq");
+    let context = out.get(&past).map_or(0, |p| p + 1);
+    let context = context.max(out.get(&seq).unwrap_or(0));
+    out.set(CONTEXT, context);
+    out.set(kiln_ir::plan::BLOCK, 0);
+    out
+}

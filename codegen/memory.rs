@@ -1,0 +1,164 @@
+//! Which buffer of an entry point each local of a variant lies in.
+//!
+//! Buffers are shared by values whose lifetimes do not overlap. A value lives
+//! from the launch that writes it first to the last one that touches it; all
+//! buffers of one launch are alive at once, so that none is both read and
+//! written. Inputs and outputs have buffers of their own, the same in every
+//! variant; scratch buffers are a pool that the variants draw from.
+
+use std::collections::BTreeMap;
+
+use kiln_ir::plan::Buffer;
+use kiln_ir::{Bindings, Dim};
+
+use crate::error::CodegenError;
+use crate::place::{Local, Role};
+
+/// The buffers of an entry point, as variants add to them.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    pub buffers: Vec<Buffer>,
+    /// The buffers of inputs and outputs, by local.
+    fixed: BTreeMap<usize, usize>,
+}
+
+impl Pool {
+    /// Gives inputs and outputs their buffers.
+    pub fn new(locals: &[Local]) -> Self {
+        let mut pool = Pool::default();
+        for role in [Role::Input, Role::Output] {
+            for (i, local) in locals.iter().enumerate().filter(|(_, l)| l.role == role) {
+                pool.fixed.insert(i, pool.buffers.len());
+                pool.buffers.push(Buffer {
+                    name: local.name.clone(),
+                    bytes: vec![bytes(local)],
+                });
+            }
+        }
+        pool
+    }
+
+    /// The buffer of an input or output.
+    pub fn fixed(&self, local: usize) -> Option<usize> {
+        self.fixed.get(&local).copied()
+    }
+
+    /// The buffer of each local of a variant, whose launches touch the locals
+    /// `uses` in order.
+    pub fn assign(
+        &mut self,
+        locals: &[Local],
+        uses: &[Vec<usize>],
+        maxima: &Bindings,
+    ) -> Result<BTreeMap<usize, usize>, CodegenError> {
+        let mut last: BTreeMap<usize, usize> = BTreeMap::new();
+        for (at, touched) in uses.iter().enumerate() {
+            last.extend(touched.iter().map(|l| (*l, at)));
+        }
+        let mut assigned = self.fixed.clone();
+        let first_scratch = self.fixed.len();
+        let mut free: Vec<usize> = (first_scratch..self.buffers.len()).collect();
+        for (at, touched) in uses.iter().enumerate() {
+            for local in touched {
+                if assigned.contains_key(local) {
+                    continue;
+                }
+                let size = bytes(&locals[*local]);
+                let buffer = self.take(&mut free, &size, maxima)?;
+                assigned.insert(*local, buffer);
+            }
+            for local in touched {
+                let done = last.get(local) == Some(&at) && !self.fixed.contains_key(local);
+                if let (true, Some(buffer)) = (done, assigned.get(local))
+                    && !free.contains(buffer)
+                {
+                    free.push(*buffer);
+                    free.sort_unstable();
+                }
+            }
+        }
+        Ok(assigned)
+    }
+
+    /// A free scratch buffer for `size` bytes: one that has this size already,
+    /// else the one that needs to grow the least, else a new one.
+    fn take(
+        &mut self,
+        free: &mut Vec<usize>,
+        size: &Dim,
+        maxima: &Bindings,
+    ) -> Result<usize, CodegenError> {
+        let wanted = size.eval(maxima)?;
+        let mut best: Option<(u64, usize)> = None;
+        for (place, buffer) in free.iter().enumerate() {
+            let sizes = &self.buffers[*buffer].bytes;
+            let mut largest = 0;
+            for s in sizes {
+                largest = largest.max(s.eval(maxima)?);
+            }
+            let cost = if sizes.contains(size) { 0 } else { 1 + largest.abs_diff(wanted) };
+            if best.is_none_or(|(c, _)| cost < c) {
+                best = Some((cost, place));
+            }
+        }
+        let Some((_, place)) = best else {
+            let scratch = self.buffers.len() - self.fixed.len();
+            self.buffers.push(Buffer {
+                name: format!("scratch.{scratch}"),
+                bytes: vec![size.clone()],
+            });
+            return Ok(self.buffers.len() - 1);
+        };
+        let buffer = free.remove(place);
+        if !self.buffers[buffer].bytes.contains(size) {
+            self.buffers[buffer].bytes.push(size.clone());
+        }
+        Ok(buffer)
+    }
+}
+
+/// A local's bytes.
+pub(crate) fn bytes(local: &Local) -> Dim {
+    &local.elements * &Dim::constant(local.dtype.device_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_ir::DType;
+
+    fn local(elements: &str, role: Role) -> Local {
+        Local {
+            name: "x".into(),
+            elements: elements.parse().unwrap(),
+            dtype: DType::F32,
+            role,
+        }
+    }
+
+    #[test]
+    fn values_share_a_buffer_only_when_they_do_not_meet() {
+        let locals = [
+            local("seq", Role::Input),
+            local("seq*8", Role::Scratch),
+            local("seq*8", Role::Scratch),
+            local("seq*8", Role::Scratch),
+            local("seq*2", Role::Output),
+        ];
+        let maxima = Bindings::new().with("seq", 4);
+        let mut pool = Pool::new(&locals);
+        // 0 -> 1 -> 2 -> 3 -> 4: of three in a row, the first and third may share.
+        let uses = [vec![0, 1], vec![1, 2], vec![2, 3], vec![3, 4]];
+        let assigned = pool.assign(&locals, &uses, &maxima).unwrap();
+        assert_eq!(assigned[&1], assigned[&3]);
+        assert_ne!(assigned[&1], assigned[&2]);
+        assert_eq!(pool.buffers.len(), 4);
+        // The first stays alive to the end: three buffers.
+        let uses = [vec![0, 1], vec![1, 2], vec![2, 3], vec![1, 3, 4]];
+        let assigned = pool.assign(&locals, &uses, &maxima).unwrap();
+        let mut buffers: Vec<usize> = assigned.into_values().collect();
+        buffers.sort_unstable();
+        buffers.dedup();
+        assert_eq!(buffers.len(), 5);
+    }
+}

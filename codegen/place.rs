@@ -1,0 +1,427 @@
+//! Which values lie in buffers, and where.
+//!
+//! A value is *materialised* when a launch of its own computes it into a buffer.
+//! Everything else is either a [`View`] of something that lies in a buffer, or
+//! is evaluated where it is used, inside its users' kernels.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln_ir::plan::CONTEXT;
+use kiln_ir::{DType, Dim, Graph, Op, Symbol, TensorType, ValueId};
+
+use crate::error::CodegenError;
+use crate::view::{Base, View};
+
+/// The most buffers that an inlined expression may read: a kernel has eight
+/// storage bindings under WebGPU's defaults, one of which it writes, and its
+/// other operands want some too.
+const INLINE_BUFFERS: usize = 4;
+
+/// The symbol by which states grow.
+const PAST: &str = "past";
+
+/// A buffer before memory planning.
+#[derive(Clone, Debug)]
+pub(crate) struct Local {
+    /// For a person.
+    pub name: String,
+    pub elements: Dim,
+    pub dtype: DType,
+    pub role: Role,
+}
+
+/// What a local buffer is to the entry point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Input,
+    Output,
+    Scratch,
+}
+
+/// A range of a linear op's outputs and where it is written.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub start: u64,
+    pub end: u64,
+    pub view: View,
+}
+
+/// The placement of a graph's values.
+#[derive(Debug, Default)]
+pub(crate) struct Placement {
+    pub views: Vec<Option<View>>,
+    /// Values to compute, in order.
+    pub materialised: Vec<ValueId>,
+    pub locals: Vec<Local>,
+    /// For linear ops that write to several places.
+    pub parts: BTreeMap<ValueId, Vec<Part>>,
+    /// Concatenations that extend a state in place: the operand that has to be
+    /// copied there, unless the op that computes it writes there itself.
+    pub appended: BTreeSet<ValueId>,
+    /// Outputs that have to be copied, and to which buffer.
+    pub copies: Vec<(ValueId, usize)>,
+}
+
+/// A state's name and its type before a run.
+pub(crate) type States = Vec<(String, TensorType)>;
+
+/// The shape of a state's buffer: growing axes have the capacity.
+pub(crate) fn capacity_shape(shape: &[Dim]) -> Vec<Dim> {
+    let past = Symbol::new(PAST);
+    let context = Dim::symbol(CONTEXT);
+    shape.iter().map(|d| d.substitute(&past, &context)).collect()
+}
+
+/// Whether a kernel of its own computes the op.
+fn has_kernel(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Linear { .. }
+            | Op::Normalize(_)
+            | Op::Attention(_)
+            | Op::AttentionProbs(_)
+            | Op::Softmax { .. }
+            | Op::Reduce { .. }
+            | Op::MatMul
+    )
+}
+
+/// Operands that a kernel reads through a [`View`].
+fn wants_view(op: &Op, operand: usize) -> bool {
+    match op {
+        Op::Linear { .. } | Op::Normalize(_) => operand == 0,
+        Op::Attention(_) => operand < 3,
+        Op::AttentionProbs(_) => operand < 2,
+        _ => false,
+    }
+}
+
+/// Whether evaluating the op again for another user costs next to nothing.
+fn is_cheap(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Param { .. }
+            | Op::Const(_)
+            | Op::Arange { .. }
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Broadcast { .. }
+            | Op::Slice { .. }
+    )
+}
+
+pub(crate) fn place(graph: &Graph, states: &States) -> Result<Placement, CodegenError> {
+    let mut placer = Placer {
+        graph,
+        states,
+        users: graph.users(),
+        counts: graph.use_counts(),
+        out: Placement {
+            views: vec![None; graph.arena_len()],
+            materialised: Vec::new(),
+            locals: Vec::new(),
+            parts: BTreeMap::new(),
+            appended: BTreeSet::new(),
+            copies: Vec::new(),
+        },
+        reads: vec![BTreeSet::new(); graph.arena_len()],
+    };
+    placer.states()?;
+    for (id, _) in graph.iter() {
+        placer.value(id);
+    }
+    placer.outputs();
+    Ok(placer.out)
+}
+
+struct Placer<'g> {
+    graph: &'g Graph,
+    states: &'g States,
+    users: Vec<Vec<ValueId>>,
+    counts: Vec<usize>,
+    out: Placement,
+    /// For values evaluated in place: the buffers that takes.
+    reads: Vec<BTreeSet<Base>>,
+}
+
+impl Placer<'_> {
+    fn local(&mut self, id: ValueId, role: Role) -> usize {
+        let value = self.graph.value(id);
+        self.out.locals.push(Local {
+            name: describe(self.graph, id),
+            elements: value.ty.elements(),
+            dtype: value.ty.dtype,
+            role,
+        });
+        self.out.locals.len() - 1
+    }
+
+    /// Gives every state its view, and lets the values that set it live there.
+    fn states(&mut self) -> Result<(), CodegenError> {
+        for (id, value) in self.graph.iter() {
+            let Op::State { name, ty } = &value.op else {
+                continue;
+            };
+            let Some(index) = self.states.iter().position(|(n, _)| n == name) else {
+                continue;
+            };
+            let capacity = View::contiguous(Base::State(index), &capacity_shape(&ty.shape));
+            let over = |shape: &[Dim]| View {
+                shape: shape.to_vec(),
+                ..capacity.clone()
+            };
+            self.out.views[id.index()] = Some(over(&ty.shape));
+            let Some((_, after)) = self.graph.states().iter().find(|(n, _)| n == name) else {
+                continue;
+            };
+            if *after == id {
+                continue;
+            }
+            let set = self.graph.value(*after);
+            let unsupported = |reason: &str| CodegenError::Unsupported {
+                value: after.to_string(),
+                op: set.op.name(),
+                source_name: set.source.clone(),
+                reason: reason.to_owned(),
+            };
+            let (Op::Concat { axis }, [before, new]) = (&set.op, set.inputs.as_slice()) else {
+                return Err(unsupported(
+                    "a state must be set to its old value with new elements appended",
+                ));
+            };
+            if *before != id || self.users[id.index()] != [*after] {
+                return Err(unsupported(
+                    "the old value of a state may be read only by what appends to it",
+                ));
+            }
+            if ty.shape.get(*axis).and_then(Dim::as_symbol) != Some(&Symbol::new(PAST)) {
+                return Err(unsupported("a state must grow along an axis of size `past`"));
+            }
+            let whole = over(&set.ty.shape);
+            let start = ty.shape[*axis].clone();
+            let end = set.ty.shape[*axis].clone();
+            let appended = Op::Slice { axis: *axis, start, end };
+            // Written by whatever computes the new elements, if that is its
+            // only use; else by a copy.
+            let direct = self.counts[new.index()] == 1
+                && (self.is_part_of_linear(*new)
+                    || matches!(self.graph.value(*new).op, Op::Linear { .. })
+                    || (!has_kernel(&self.graph.value(*new).op)
+                        && !is_cheap(&self.graph.value(*new).op)));
+            if direct {
+                self.out.views[new.index()] = whole.apply(&appended);
+            } else {
+                self.out.appended.insert(*after);
+            }
+            self.out.views[after.index()] = Some(whole);
+        }
+        Ok(())
+    }
+
+    /// Whether `id` is a slice of a linear op whose outputs are all taken in
+    /// such slices.
+    fn is_part_of_linear(&self, id: ValueId) -> bool {
+        let value = self.graph.value(id);
+        match (&value.op, value.inputs.as_slice()) {
+            (Op::Slice { .. }, [linear]) => self.slices(*linear).is_some(),
+            _ => false,
+        }
+    }
+
+    /// The constant ranges of the last axis in which a linear op's outputs are
+    /// taken, if they cover it in order and nothing else reads it.
+    fn slices(&self, linear: ValueId) -> Option<Vec<(u64, u64, ValueId)>> {
+        let value = self.graph.value(linear);
+        if !matches!(value.op, Op::Linear { .. }) {
+            return None;
+        }
+        let last = value.ty.rank() - 1;
+        let users = &self.users[linear.index()];
+        if users.len() != self.counts[linear.index()] {
+            return None;
+        }
+        let mut ranges = Vec::new();
+        for user in users {
+            match &self.graph.value(*user).op {
+                Op::Slice { axis, start, end } if *axis == last => {
+                    ranges.push((start.as_const()?, end.as_const()?, *user));
+                }
+                _ => return None,
+            }
+        }
+        ranges.sort_unstable();
+        let mut at = 0;
+        for (start, end, _) in &ranges {
+            if *start != at {
+                return None;
+            }
+            at = *end;
+        }
+        (value.ty.last().as_const() == Some(at)).then_some(ranges)
+    }
+
+    fn value(&mut self, id: ValueId) {
+        let value = self.graph.value(id);
+        match &value.op {
+            Op::Input { .. } => {
+                let local = self.local(id, Role::Input);
+                self.set_contiguous(id, local);
+                return;
+            }
+            Op::State { .. } | Op::Param { .. } => return,
+            _ => {}
+        }
+        if self.out.views[id.index()].is_some() {
+            // A state's new elements, or the state with them.
+            let is_append = self.graph.states().iter().any(|(_, v)| *v == id);
+            if (is_append && self.out.appended.contains(&id))
+                || (!is_append && !self.is_part_of_linear(id))
+            {
+                self.out.materialised.push(id);
+            }
+            return;
+        }
+        if has_kernel(&value.op) {
+            if let Some(ranges) = self.slices(id).filter(|r| self.any_direct(r)) {
+                self.split(id, &ranges);
+                return;
+            }
+            self.materialise(id);
+            return;
+        }
+        let viewed = value.inputs.first().and_then(|x| self.out.views[x.index()].as_ref());
+        if let Some(view) = viewed.and_then(|v| v.apply(&value.op)) {
+            self.out.views[id.index()] = Some(view);
+            return;
+        }
+        let required = self.users[id.index()].iter().any(|user| {
+            let user = self.graph.value(*user);
+            let mut operands = user.inputs.iter().enumerate();
+            operands.any(|(i, x)| *x == id && wants_view(&user.op, i))
+        });
+        let shared = self.counts[id.index()] > 1 && !is_cheap(&value.op);
+        if required || shared {
+            self.materialise_operands(id);
+            self.materialise(id);
+            return;
+        }
+        self.materialise_operands(id);
+        self.reads[id.index()] = self.operand_reads(id);
+    }
+
+    fn any_direct(&self, ranges: &[(u64, u64, ValueId)]) -> bool {
+        let mut slices = ranges.iter().map(|(_, _, slice)| slice.index());
+        slices.any(|slice| self.out.views[slice].is_some())
+    }
+
+    /// A linear op of which some ranges are a state's new elements: the other
+    /// ranges get buffers of their own.
+    fn split(&mut self, id: ValueId, ranges: &[(u64, u64, ValueId)]) {
+        let mut parts = Vec::new();
+        for (start, end, slice) in ranges {
+            let view = match &self.out.views[slice.index()] {
+                Some(view) => view.clone(),
+                None => {
+                    let local = self.local(*slice, Role::Scratch);
+                    self.set_contiguous(*slice, local)
+                }
+            };
+            parts.push(Part {
+                start: *start,
+                end: *end,
+                view,
+            });
+        }
+        self.out.parts.insert(id, parts);
+        self.out.materialised.push(id);
+    }
+
+    fn set_contiguous(&mut self, id: ValueId, local: usize) -> View {
+        let view = View::contiguous(Base::Local(local), &self.graph.ty(id).shape);
+        self.out.views[id.index()] = Some(view.clone());
+        view
+    }
+
+    fn materialise(&mut self, id: ValueId) {
+        let local = self.local(id, Role::Scratch);
+        self.set_contiguous(id, local);
+        self.out.materialised.push(id);
+    }
+
+    /// The buffers that evaluating `id` in place reads through its operands.
+    fn operand_reads(&self, id: ValueId) -> BTreeSet<Base> {
+        let operands = self.graph.value(id).inputs.iter();
+        operands.flat_map(|x| self.reads_of(*x)).collect()
+    }
+
+    fn reads_of(&self, id: ValueId) -> BTreeSet<Base> {
+        match (&self.out.views[id.index()], &self.graph.value(id).op) {
+            (Some(view), _) => BTreeSet::from([view.base]),
+            // A parameter's buffer is not known here; its value stands for it.
+            // Parts and scales of a large one may make it more.
+            (None, Op::Param { ty, .. }) if ty.rank() > 1 => {
+                BTreeSet::from([Base::Weight(2 * id.index()), Base::Weight(2 * id.index() + 1)])
+            }
+            (None, Op::Param { .. }) => BTreeSet::from([Base::Weight(usize::MAX)]),
+            (None, _) => self.reads[id.index()].clone(),
+        }
+    }
+
+    /// Materialises operands of an expression until what remains reads few
+    /// enough buffers for one kernel.
+    fn materialise_operands(&mut self, id: ValueId) {
+        while self.operand_reads(id).len() > INLINE_BUFFERS {
+            let candidates = self.graph.value(id).inputs.iter().copied();
+            let heaviest = candidates
+                .filter(|x| {
+                    self.out.views[x.index()].is_none()
+                        && !matches!(self.graph.value(*x).op, Op::Param { .. })
+                })
+                .max_by_key(|x| self.reads_of(*x).len());
+            match heaviest {
+                Some(x) if self.reads_of(x).len() > 1 => self.materialise(x),
+                _ => return,
+            }
+        }
+    }
+
+    /// Outputs lie row-major in buffers of their own.
+    fn outputs(&mut self) {
+        for (_, id) in self.graph.outputs() {
+            let shape = self.graph.ty(*id).shape.clone();
+            let found = self.out.views[id.index()].as_ref().and_then(|v| match v.base {
+                Base::Local(local) if self.out.locals[local].role == Role::Scratch => {
+                    (*v == View::contiguous(v.base, &shape)).then_some(local)
+                }
+                _ => None,
+            });
+            match found {
+                Some(local) => self.out.locals[local].role = Role::Output,
+                None => {
+                    // A view of something else, or not in a buffer at all: a
+                    // copy at the end.
+                    let local = self.local(*id, Role::Output);
+                    self.out.copies.push((*id, local));
+                }
+            }
+        }
+    }
+}
+
+/// What a value is called in plans and profiles.
+pub(crate) fn describe(graph: &Graph, id: ValueId) -> String {
+    let value = graph.value(id);
+    match &value.op {
+        Op::Input { name, .. } => name.clone(),
+        _ => {
+            let outputs = graph.outputs().iter();
+            if let Some((name, _)) = outputs.into_iter().find(|(_, v)| *v == id) {
+                name.clone()
+            } else if value.source.is_empty() {
+                value.op.name().to_owned()
+            } else {
+                value.source.clone()
+            }
+        }
+    }
+}

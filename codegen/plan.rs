@@ -1,0 +1,423 @@
+//! Assembly of the plan: entries, variants, launches and kernels.
+
+use std::collections::BTreeMap;
+
+use kiln_ir::plan::{
+    Access, BLOCK, Binding, CONTEXT, Entry, Kernel, Launch, ModelInfo, PLAN_VERSION, Plan, Port,
+    StateBuffer, Stream, Variant,
+};
+use kiln_ir::{Bindings, Dim, Graph, Op, Packing, Symbol, SymbolDecl, TensorType};
+
+use crate::error::CodegenError;
+use crate::kernel;
+use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
+use crate::memory::{Pool, bytes};
+use crate::place::{Placement, Role, States, capacity_shape, place};
+use crate::tier::Tier;
+use crate::view::Base;
+use crate::weights::{self, BINDING_LIMIT, Weights};
+
+/// The symbol whose maximum may be lowered to make buffers fit.
+const BATCH: &str = "batch";
+
+pub(crate) struct Made {
+    pub plan: Plan,
+    pub kernels: BTreeMap<String, String>,
+}
+
+pub(crate) fn make(
+    graphs: &[Graph],
+    model: ModelInfo,
+    packing: Packing,
+    tiers: &[Tier],
+) -> Result<Made, CodegenError> {
+    let weights = weights::plan(graphs, packing)?;
+    let states = states(graphs)?;
+    let mut placed = Vec::new();
+    for graph in graphs {
+        placed.push(Placed::new(graph, &states)?);
+    }
+    let mut kernels = Kernels {
+        symbols: uniforms(graphs),
+        ..Kernels::default()
+    };
+    let all = symbols(&placed);
+    let mut of_tiers = Vec::new();
+    for tier in tiers {
+        let mut entries = BTreeMap::new();
+        for entry in &placed {
+            let made = entry.lower(*tier, &weights, &all, &mut kernels)?;
+            entries.insert(entry.graph.name.clone(), made);
+        }
+        of_tiers.push(kiln_ir::plan::Tier {
+            name: tier.name().to_owned(),
+            requires: tier.requires(),
+            entries,
+        });
+    }
+    let capacities = states.iter().map(|(name, ty)| StateBuffer {
+        name: name.clone(),
+        bytes: &Dim::product(&capacity_shape(&ty.shape)) * &Dim::constant(ty.dtype.device_bytes()),
+    });
+    let plan = Plan {
+        version: PLAN_VERSION,
+        compiler: concat!("kiln ", env!("CARGO_PKG_VERSION")).to_owned(),
+        model: ModelInfo {
+            weight_dtype: packing.name().to_owned(),
+            parameters: weights.parameters,
+            ..model
+        },
+        symbols: all,
+        uniforms: kernels.symbols.clone(),
+        states: capacities.collect(),
+        weights: weights.buffers,
+        kernels: kernels.plan,
+        tiers: of_tiers,
+        files: BTreeMap::new(),
+    };
+    Ok(Made {
+        plan,
+        kernels: kernels.texts,
+    })
+}
+
+/// The states of all graphs.
+fn states(graphs: &[Graph]) -> Result<States, CodegenError> {
+    let mut out = States::new();
+    for (_, value) in graphs.iter().flat_map(Graph::iter) {
+        let Op::State { name, ty } = &value.op else {
+            continue;
+        };
+        match out.iter().find(|(n, _)| n == name) {
+            None => out.push((name.clone(), ty.clone())),
+            Some((_, known)) if known != ty => {
+                return Err(CodegenError::Conflict {
+                    what: "state",
+                    name: name.clone(),
+                    found: ty.to_string(),
+                    other: known.to_string(),
+                });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(out)
+}
+
+/// The members of the uniform block.
+fn uniforms(graphs: &[Graph]) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    let declared = graphs.iter().flat_map(|g| &g.symbols);
+    let declared = declared.map(|s| s.name.name().to_owned());
+    for name in declared.chain([CONTEXT.to_owned(), BLOCK.to_owned()]) {
+        if !out.contains(&name) {
+            out.push(name);
+        }
+    }
+    out
+}
+
+/// Every symbol with the largest of its maxima.
+fn symbols(placed: &[Placed]) -> Vec<SymbolDecl> {
+    let mut out: Vec<SymbolDecl> = Vec::new();
+    for decl in placed.iter().flat_map(|p| &p.graph.symbols) {
+        match out.iter_mut().find(|d| d.name == decl.name) {
+            None => out.push(decl.clone()),
+            Some(known) => known.max = known.max.max(decl.max),
+        }
+    }
+    out
+}
+
+/// An entry's graph with its values placed.
+struct Placed {
+    graph: Graph,
+    placement: Placement,
+    streams: Streams,
+    maxima: Bindings,
+}
+
+impl Placed {
+    /// Places the values. Where a buffer would not fit a binding, the largest
+    /// batch is halved until all do.
+    fn new(graph: &Graph, states: &States) -> Result<Self, CodegenError> {
+        let mut graph = graph.clone();
+        loop {
+            let maxima = maxima(&graph);
+            let streams = streams(&graph, &maxima)?;
+            let mut placement = place(&graph, states)?;
+            for (id, blocked) in &streams {
+                let view = placement.views[id.index()].as_ref();
+                if let Some(Base::Local(local)) = view.map(|v| v.base) {
+                    let rows = Dim::constant(blocked.rows_per_block);
+                    placement.locals[local].elements = &rows * &graph.ty(*id).last();
+                }
+            }
+            let Some((buffer, bytes)) = too_large(&graph, &placement, states, &maxima)? else {
+                return Ok(Placed {
+                    graph,
+                    placement,
+                    streams,
+                    maxima,
+                });
+            };
+            let batch = Symbol::new(BATCH);
+            match graph.symbols.iter_mut().find(|s| s.name == batch && s.max > 1) {
+                Some(batch) => batch.max /= 2,
+                None => {
+                    return Err(CodegenError::TooLarge {
+                        entry: graph.name.clone(),
+                        buffer,
+                        bytes,
+                        limit: BINDING_LIMIT,
+                    });
+                }
+            }
+        }
+    }
+
+    fn lower(
+        &self,
+        tier: Tier,
+        weights: &Weights,
+        symbols: &[SymbolDecl],
+        kernels: &mut Kernels,
+    ) -> Result<Entry, CodegenError> {
+        let mut pool = Pool::new(&self.placement.locals);
+        let (rows, queries) = self.sizes();
+        let mut variants: Vec<Variant> = Vec::new();
+        let shapes = tier.shapes();
+        for (i, shape) in shapes.iter().enumerate() {
+            let mut bounds = shape.bounds(rows.as_ref(), queries.as_ref());
+            let last = i + 1 == shapes.len();
+            if bounds.is_empty() && !last {
+                // It has no size to be told apart by.
+                continue;
+            }
+            let mut all = true;
+            for bound in &bounds {
+                all &= bound.size.eval(&self.maxima)? <= bound.max;
+            }
+            if all {
+                bounds.clear();
+            }
+            if variants.iter().any(|v| v.bounds == bounds) {
+                continue;
+            }
+            let streams = &self.streams;
+            let of = (tier, *shape);
+            let lowering = Lowering::new(&self.graph, &self.placement, weights, streams, of);
+            let lowered = lowering.run()?;
+            let unbounded = bounds.is_empty();
+            let mut variant = self.variant(&lowered, &mut pool, kernels)?;
+            shape.name.clone_into(&mut variant.name);
+            variant.bounds = bounds;
+            variants.push(variant);
+            if unbounded {
+                break;
+            }
+        }
+        let differs = |s: &&SymbolDecl| !symbols.contains(s);
+        Ok(Entry {
+            symbols: self.graph.symbols.iter().filter(differs).cloned().collect(),
+            inputs: self.ports(self.inputs(), &pool),
+            outputs: self.ports(self.outputs(), &pool),
+            buffers: pool.buffers,
+            variants,
+        })
+    }
+
+    /// The rows of the entry's linear layers and the queries of its attention,
+    /// where they depend on symbols.
+    fn sizes(&self) -> (Option<Dim>, Option<Dim>) {
+        let mut rows: Option<Dim> = None;
+        let mut queries: Option<Dim> = None;
+        for (_, value) in self.graph.iter() {
+            let Some(shape) = value.inputs.first().map(|x| &self.graph.ty(*x).shape) else {
+                continue;
+            };
+            match &value.op {
+                Op::Linear { .. } if !shape.is_empty() => {
+                    rows.get_or_insert_with(|| Dim::product(&shape[..shape.len() - 1]));
+                }
+                Op::Attention(_) | Op::AttentionProbs(_) => {
+                    queries = queries.or_else(|| shape.get(1).cloned());
+                }
+                _ => {}
+            }
+        }
+        let symbolic = |d: &Dim| d.as_const().is_none();
+        (rows.filter(symbolic), queries.filter(symbolic))
+    }
+
+    fn variant(
+        &self,
+        lowered: &Lowered,
+        pool: &mut Pool,
+        kernels: &mut Kernels,
+    ) -> Result<Variant, CodegenError> {
+        let streamed = lowered.streams.iter().flat_map(|(_, _, launches)| launches);
+        let uses: Vec<Vec<usize>> = lowered.launches.iter().chain(streamed).map(locals).collect();
+        // What a stream reads is needed for each of its blocks, and other
+        // streams may run in between: all of them are one step.
+        let (before, within) = uses.split_at(lowered.launches.len());
+        let mut steps = before.to_vec();
+        if !within.is_empty() {
+            steps.push(within.concat());
+        }
+        let assigned = pool.assign(&lowered.locals, &steps, &self.maxima)?;
+        let mut launches = Vec::new();
+        for launch in &lowered.launches {
+            launches.push(kernels.launch(launch, &assigned));
+        }
+        let mut streams = Vec::new();
+        for (id, blocked, of_block) in &lowered.streams {
+            let position = self.graph.outputs().iter().position(|(_, v)| v == id);
+            let shape = &self.graph.ty(*id).shape;
+            streams.push(Stream {
+                output: position.unwrap_or(0),
+                rows: Dim::product(&shape[..shape.len().saturating_sub(1)]),
+                rows_per_block: blocked.rows_per_block,
+                launches: of_block.iter().map(|l| kernels.launch(l, &assigned)).collect(),
+            });
+        }
+        Ok(Variant {
+            name: String::new(),
+            bounds: Vec::new(),
+            launches,
+            streams,
+        })
+    }
+
+    fn inputs(&self) -> Vec<(String, TensorType, usize)> {
+        let found = self.graph.iter().filter_map(|(id, value)| match &value.op {
+            Op::Input { name, ty } => match self.placement.views[id.index()].as_ref()?.base {
+                Base::Local(local) => Some((name.clone(), ty.clone(), local)),
+                _ => None,
+            },
+            _ => None,
+        });
+        found.collect()
+    }
+
+    fn outputs(&self) -> Vec<(String, TensorType, usize)> {
+        let placement = &self.placement;
+        // Copies stand in the order of the outputs that need one.
+        let mut copies = placement.copies.iter().peekable();
+        let mut taken: Vec<usize> = Vec::new();
+        let mut out = Vec::new();
+        for (name, id) in self.graph.outputs() {
+            let own = placement.views[id.index()].as_ref().and_then(|v| match v.base {
+                Base::Local(l) if placement.locals[l].role == Role::Output => Some(l),
+                _ => None,
+            });
+            let own = own.filter(|l| !taken.contains(l));
+            let copied = copies.next_if(|(of, _)| of == id).map(|(_, local)| *local);
+            if let Some(local) = copied.or(own) {
+                taken.push(local);
+                out.push((name.clone(), self.graph.ty(*id).clone(), local));
+            }
+        }
+        out
+    }
+
+    fn ports(&self, found: Vec<(String, TensorType, usize)>, pool: &Pool) -> Vec<Port> {
+        let ports = found.into_iter().filter_map(|(name, ty, local)| {
+            let buffer = pool.fixed(local)?;
+            Some(Port { name, ty, buffer })
+        });
+        ports.collect()
+    }
+}
+
+/// A buffer that does not fit a binding at the maxima, and its bytes.
+fn too_large(
+    graph: &Graph,
+    placement: &Placement,
+    states: &States,
+    maxima: &Bindings,
+) -> Result<Option<(String, u64)>, CodegenError> {
+    for local in &placement.locals {
+        let size = bytes(local).eval(maxima)?;
+        if size > BINDING_LIMIT {
+            return Ok(Some((local.name.clone(), size)));
+        }
+    }
+    let reads = |state: &str| {
+        let mut ops = graph.iter().map(|(_, v)| &v.op);
+        ops.any(|op| matches!(op, Op::State { name, .. } if name == state))
+    };
+    for (name, ty) in states.iter().filter(|(name, _)| reads(name)) {
+        let elements = Dim::product(&capacity_shape(&ty.shape)).eval(maxima)?;
+        let size = elements * ty.dtype.device_bytes();
+        if size > BINDING_LIMIT {
+            return Ok(Some((name.clone(), size)));
+        }
+    }
+    Ok(None)
+}
+
+/// The local buffers that a launch binds.
+fn locals(launch: &kernel::Launch) -> Vec<usize> {
+    let bases = launch.kernel.bases().into_iter();
+    bases
+        .filter_map(|(base, _)| match base {
+            Base::Local(local) => Some(local),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Kernels by their text, each under one name.
+#[derive(Default)]
+struct Kernels {
+    symbols: Vec<String>,
+    names: BTreeMap<String, String>,
+    plan: BTreeMap<String, Kernel>,
+    texts: BTreeMap<String, String>,
+}
+
+impl Kernels {
+    fn launch(&mut self, launch: &kernel::Launch, assigned: &BTreeMap<usize, usize>) -> Launch {
+        let bases = launch.kernel.bases();
+        let bindings = bases.iter().map(|(base, _)| match *base {
+            Base::Weight(i) => Binding::Weight(i),
+            Base::State(i) => Binding::State(i),
+            Base::Local(i) => Binding::Buffer(assigned.get(&i).copied().unwrap_or(usize::MAX)),
+        });
+        Launch {
+            label: launch.label.clone(),
+            kernel: self.kernel(&launch.kernel, bases.iter().map(|(_, a)| *a).collect()),
+            workgroups: launch.workgroups.clone(),
+            bindings: bindings.collect(),
+            flops: launch.flops.clone(),
+            bytes: launch.bytes.clone(),
+        }
+    }
+
+    fn kernel(&mut self, draft: &kernel::Draft, bindings: Vec<Access>) -> String {
+        let text = draft.text(&self.symbols);
+        if let Some(name) = self.names.get(&text) {
+            return name.clone();
+        }
+        let plain = draft.name();
+        let mut name = plain.clone();
+        let mut count = 1;
+        while self.plan.contains_key(&name) {
+            count += 1;
+            name = format!("{plain}.{count}");
+        }
+        let file = format!("kernels/{name}.wgsl");
+        self.texts.insert(file.clone(), format!("// {name}\n\n{text}"));
+        self.plan.insert(
+            name.clone(),
+            Kernel {
+                file,
+                workgroup_size: [draft.workgroup, 1, 1],
+                bindings,
+            },
+        );
+        self.names.insert(text, name.clone());
+        name
+    }
+}

@@ -1,0 +1,329 @@
+//! The weight plan: which buffers hold which parameters, in which packing.
+//!
+//! One plan serves every entry point and tier. Matrices that linear layers read
+//! get the packing that was asked for, split by rows where they exceed what a
+//! binding may hold; embedding tables keep at least 16 bits. Parameters of one
+//! axis are kept as `f32`; those that one op takes (a norm's gain and bias, a
+//! layer's bias) lie one after the other in a buffer of their own, so that the
+//! kernel binds one buffer for all of them and reads them at the same places in
+//! every layer, which lets layers share kernels.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln_ir::plan::{WeightBuffer, WeightPart};
+use kiln_ir::{Dim, Graph, Op, Packing, ParamSource, TensorType, ValueId};
+
+use crate::error::CodegenError;
+
+/// Storage bindings hold this many bytes under WebGPU's default limits.
+pub(crate) const BINDING_LIMIT: u64 = 128 << 20;
+
+/// Rows of a split matrix come in multiples of this, so that tiles do not
+/// straddle parts.
+const ROW_QUANTUM: u64 = 64;
+
+/// Matrices are padded with zero rows to a multiple of this, so that kernels
+/// which take several rows at a time need not clamp.
+pub(crate) const ROW_PADDING: u64 = 8;
+
+/// A packed matrix `[rows, k]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Matrix {
+    pub packing: Packing,
+    pub rows: u64,
+    pub k: u64,
+    pub parts: Vec<MatrixPart>,
+}
+
+/// Consecutive rows of a matrix in a buffer of their own.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct MatrixPart {
+    pub data: usize,
+    pub scales: Option<usize>,
+    pub first_row: u64,
+    pub rows: u64,
+}
+
+/// Parameters of one axis in a buffer of their own.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Vectors {
+    pub buffer: usize,
+    /// Where each starts, in elements, a multiple of four.
+    pub offsets: Vec<u64>,
+}
+
+/// The buffers and where each parameter lies in them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Weights {
+    pub buffers: Vec<WeightBuffer>,
+    matrices: BTreeMap<String, Matrix>,
+    vectors: BTreeMap<Vec<String>, Vectors>,
+    /// Number of parameters, each counted once.
+    pub parameters: u64,
+}
+
+/// The parameters of one axis that `id` takes as operands, in order.
+pub(crate) fn vector_operands(graph: &Graph, id: ValueId) -> Vec<String> {
+    let operands = graph.value(id).inputs.iter();
+    operands
+        .filter_map(|x| match &graph.value(*x).op {
+            Op::Param { name, ty } if ty.rank() <= 1 => Some(name.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Plans the parameters of all `graphs` for linear weights in `packing`.
+pub(crate) fn plan(graphs: &[Graph], packing: Packing) -> Result<Weights, CodegenError> {
+    let mut params: BTreeMap<String, TensorType> = BTreeMap::new();
+    let mut linear: BTreeSet<String> = BTreeSet::new();
+    let mut groups: Vec<Vec<String>> = Vec::new();
+    let mut matrices: Vec<String> = Vec::new();
+    for graph in graphs {
+        linear.extend(linear_weights(graph));
+        for (name, ty) in graph.params() {
+            match params.get(name) {
+                None => {
+                    params.insert(name.to_owned(), ty.clone());
+                    if ty.rank() > 1 {
+                        matrices.push(name.to_owned());
+                    }
+                }
+                Some(known) if known != ty => {
+                    return Err(CodegenError::Conflict {
+                        what: "parameter",
+                        name: name.to_owned(),
+                        found: ty.to_string(),
+                        other: known.to_string(),
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+        for (id, value) in graph.iter() {
+            let names = vector_operands(graph, id);
+            let together = matches!(value.op, Op::Linear { .. } | Op::Normalize(_));
+            let new = match together {
+                true => vec![names],
+                false => names.into_iter().map(|n| vec![n]).collect(),
+            };
+            for group in new {
+                if !group.is_empty() && !groups.contains(&group) {
+                    groups.push(group);
+                }
+            }
+        }
+    }
+
+    let mut weights = Weights::default();
+    for (name, ty) in &params {
+        weights.parameters += static_shape(name, ty)?.iter().product::<u64>();
+    }
+    for name in matrices {
+        let shape = static_shape(&name, &params[&name])?;
+        let packing = match packing {
+            p if linear.contains(&name) => p,
+            Packing::F32 => Packing::F32,
+            _ => Packing::F16,
+        };
+        let matrix = weights.matrix_buffers(&name, &shape, packing);
+        weights.matrices.insert(name, matrix);
+    }
+    for group in groups {
+        let shapes = group.iter().map(|name| static_shape(name, &params[name]));
+        let shapes: Vec<Vec<u64>> = shapes.collect::<Result<_, _>>()?;
+        weights.vector_buffer(group, &shapes);
+    }
+    Ok(weights)
+}
+
+impl Weights {
+    /// Where the matrix called `name` lies.
+    pub fn matrix(&self, name: &str) -> Option<&Matrix> {
+        self.matrices.get(name)
+    }
+
+    /// Where the parameters of one axis called `names`, all those that one op
+    /// takes, lie.
+    pub fn vectors(&self, names: &[String]) -> Option<&Vectors> {
+        self.vectors.get(names)
+    }
+
+    fn vector_buffer(&mut self, group: Vec<String>, shapes: &[Vec<u64>]) {
+        let mut buffer = WeightBuffer {
+            name: group.join("+"),
+            bytes: 0,
+            contents: Vec::new(),
+        };
+        let mut offsets = Vec::new();
+        for (name, shape) in group.iter().zip(shapes) {
+            offsets.push(buffer.bytes / 4);
+            buffer.contents.push(WeightPart {
+                param: name.clone(),
+                shape: shape.clone(),
+                packing: Packing::F32,
+                scales: false,
+                first_row: 0,
+                rows: 1,
+                offset: buffer.bytes,
+            });
+            buffer.bytes += shape.iter().product::<u64>().div_ceil(4).max(1) * 16;
+        }
+        let index = self.buffers.len();
+        self.buffers.push(buffer);
+        let place = Vectors {
+            buffer: index,
+            offsets,
+        };
+        self.vectors.insert(group, place);
+    }
+
+    fn matrix_buffers(&mut self, name: &str, shape: &[u64], packing: Packing) -> Matrix {
+        let (k, rows) = match shape {
+            [leading @ .., k] => (*k, leading.iter().product()),
+            [] => (1, 1),
+        };
+        let row_bytes = packing.data_bytes(1, k as usize) as u64;
+        let stored = rows.next_multiple_of(ROW_PADDING);
+        let count = (stored * row_bytes).div_ceil(BINDING_LIMIT).max(1);
+        let per_part = match count {
+            1 => rows,
+            _ => rows.div_ceil(count).next_multiple_of(ROW_QUANTUM),
+        };
+        let mut parts = Vec::new();
+        let mut first_row = 0;
+        while first_row < rows || parts.is_empty() {
+            let part_rows = per_part.min(rows - first_row);
+            let suffix = if count == 1 {
+                String::new()
+            } else {
+                format!(".part{}", parts.len())
+            };
+            let mut push = |scales: bool, bytes: usize| {
+                let kind = if scales { ".scales" } else { "" };
+                self.buffers.push(WeightBuffer {
+                    name: format!("{name}{suffix}{kind}"),
+                    bytes: (bytes as u64).next_multiple_of(16).max(16),
+                    contents: vec![WeightPart {
+                        param: name.to_owned(),
+                        shape: shape.to_vec(),
+                        packing,
+                        scales,
+                        first_row,
+                        rows: part_rows,
+                        offset: 0,
+                    }],
+                });
+                self.buffers.len() - 1
+            };
+            let stored = part_rows.next_multiple_of(ROW_PADDING) as usize;
+            let data = push(false, packing.data_bytes(stored, k as usize));
+            let scales = packing
+                .has_scales()
+                .then(|| push(true, packing.scale_bytes(stored, k as usize)));
+            parts.push(MatrixPart {
+                data,
+                scales,
+                first_row,
+                rows: part_rows,
+            });
+            first_row += part_rows;
+        }
+        Matrix {
+            packing,
+            rows,
+            k,
+            parts,
+        }
+    }
+}
+
+/// The parameters that linear ops contract with.
+fn linear_weights(graph: &Graph) -> BTreeSet<String> {
+    let weights = graph.iter().filter_map(|(_, v)| match v.op {
+        Op::Linear { .. } => v.inputs.get(1),
+        _ => None,
+    });
+    weights
+        .filter_map(|w| match &graph.value(*w).op {
+            Op::Param { name, .. } => Some(name.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn static_shape(name: &str, ty: &TensorType) -> Result<Vec<u64>, CodegenError> {
+    let dims: Option<Vec<u64>> = ty.shape.iter().map(Dim::as_const).collect();
+    dims.ok_or_else(|| CodegenError::Unsupported {
+        value: name.to_owned(),
+        op: "param",
+        source_name: String::new(),
+        reason: format!("a parameter's shape must be constant, but this one is {ty}"),
+    })
+}
+
+/// The bytes of the buffer at `index` and, for the weights of a quantised
+/// matrix, of the buffer of its scales.
+///
+/// # Errors
+/// When a parameter cannot be read, or has another size than the graph says.
+pub(crate) fn fill(
+    buffers: &[WeightBuffer],
+    index: usize,
+    params: &dyn ParamSource,
+) -> Result<Filled, CodegenError> {
+    let Some(buffer) = buffers.get(index) else {
+        return Ok(Filled::default());
+    };
+    let mut out = Filled {
+        bytes: vec![0; buffer.bytes as usize],
+        scales: None,
+    };
+    for part in &buffer.contents {
+        let values = params.param(&part.param).map_err(|source| CodegenError::Param {
+            name: part.param.clone(),
+            source,
+        })?;
+        let expected: u64 = part.shape.iter().product();
+        if values.len() as u64 != expected {
+            return Err(CodegenError::ParamSize {
+                name: part.param.clone(),
+                found: values.len(),
+                expected,
+            });
+        }
+        let offset = part.offset as usize;
+        if part.shape.len() <= 1 {
+            let places = out.bytes[offset..].chunks_exact_mut(4);
+            for (place, value) in places.zip(values.iter()) {
+                place.copy_from_slice(&value.to_le_bytes());
+            }
+            continue;
+        }
+        let k = part.shape.last().copied().unwrap_or(1) as usize;
+        let first = part.first_row as usize * k;
+        let rows = &values[first..first + part.rows as usize * k];
+        let packed = part.packing.pack(rows, k);
+        let (own, other) = match part.scales {
+            true => (packed.scales, None),
+            false => (packed.data, Some(packed.scales)),
+        };
+        out.bytes[offset..offset + own.len()].copy_from_slice(&own);
+        if let Some(scales) = other.filter(|s| !s.is_empty()) {
+            // The buffer of the scales stands behind that of the weights.
+            let bytes = buffers.get(index + 1).map_or(0, |b| b.bytes as usize);
+            let mut padded = scales;
+            padded.resize(bytes, 0);
+            out.scales = Some(padded);
+        }
+    }
+    Ok(out)
+}
+
+/// What [`fill`] makes.
+#[derive(Debug, Default)]
+pub(crate) struct Filled {
+    pub bytes: Vec<u8>,
+    /// Those of the next buffer, where it holds the scales of this one.
+    pub scales: Option<Vec<u8>>,
+}

@@ -1,0 +1,407 @@
+//! Invariants 9 to 17 and 22: references and sizes of an entry point.
+
+use std::collections::BTreeSet;
+
+use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
+use crate::dim::{Atom, Bindings, Dim};
+use crate::plan::{
+    BLOCK, Binding, CONTEXT, Entry, Launch, PAST, Plan, Port, Stream, Tier, Variant,
+};
+
+/// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
+const DEFAULT_LIMITS: &[(&str, u64)] = &[
+    (BINDING_SIZE, 128 << 20),
+    (STORAGE_BUFFERS, 8),
+    (INVOCATIONS, 256),
+    (WORKGROUPS, 65_535),
+    ("max_compute_workgroup_size_x", 256),
+    ("max_compute_workgroup_size_y", 256),
+    ("max_compute_workgroup_size_z", 64),
+];
+const BINDING_SIZE: &str = "max_storage_buffer_binding_size";
+const STORAGE_BUFFERS: &str = "max_storage_buffers_per_shader_stage";
+const INVOCATIONS: &str = "max_compute_invocations_per_workgroup";
+const WORKGROUPS: &str = "max_compute_workgroups_per_dimension";
+
+fn limit(tier: &Tier, name: &str) -> u64 {
+    let default = DEFAULT_LIMITS.iter().find(|(n, _)| *n == name);
+    let required = tier.requires.limits.get(name).copied();
+    required.unwrap_or(default.map_or(u64::MAX, |(_, v)| *v))
+}
+
+/// All launches of a variant, those of streams last.
+fn launches(variant: &Variant) -> impl Iterator<Item = &Launch> {
+    let streamed = variant.streams.iter().flat_map(|s| &s.launches);
+    variant.launches.iter().chain(streamed)
+}
+
+/// Calls `f` with every size of an entry point.
+pub(super) fn dims(entry: &Entry, f: &mut dyn FnMut(&Dim)) {
+    let ports = entry.inputs.iter().chain(&entry.outputs);
+    ports.flat_map(|p| &p.ty.shape).for_each(&mut *f);
+    entry
+        .buffers
+        .iter()
+        .flat_map(|b| &b.bytes)
+        .for_each(&mut *f);
+    for variant in &entry.variants {
+        variant.bounds.iter().for_each(|b| f(&b.size));
+        variant.streams.iter().for_each(|s| f(&s.rows));
+        for launch in launches(variant) {
+            f(&launch.workgroups);
+            f(&launch.flops);
+            f(&launch.bytes);
+        }
+    }
+}
+
+pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report) {
+    let mut checker = Checker {
+        plan,
+        tier,
+        entry,
+        sizes: Sizes::new(plan, &entry.symbols),
+        report,
+    };
+    checker.report.declarations(&entry.symbols);
+    checker.ports();
+    checker.buffers();
+    checker.bound_buffers();
+    checker.kernels();
+    checker.coverage();
+    for variant in &entry.variants {
+        checker.report.place.variant.clone_from(&variant.name);
+        checker.variant(variant);
+        flow::check(plan, entry, variant, checker.report);
+    }
+    checker.report.place.variant.clear();
+    flow::outputs_apart(entry, checker.report);
+}
+
+struct Checker<'p, 'r> {
+    plan: &'p Plan,
+    tier: &'p Tier,
+    entry: &'p Entry,
+    sizes: Sizes,
+    report: &'r mut Report,
+}
+
+impl Checker<'_, '_> {
+    fn ports(&mut self) {
+        let entry = self.entry;
+        for (kind, ports) in [("input", &entry.inputs), ("output", &entry.outputs)] {
+            let names = ports.iter().map(|p| p.name.as_str());
+            self.report.names(kind, names);
+            for port in ports {
+                let subject = format!("{kind} `{}`", port.name);
+                for dim in &port.ty.shape {
+                    let (allowed, at) = (self.sizes.with(&[]), self.sizes.both());
+                    self.report.dim(&subject, dim, &allowed, &at);
+                }
+                if port.buffer >= entry.buffers.len() {
+                    let expected = format!("one of the {} buffers", entry.buffers.len());
+                    self.report.error(9, subject, expected, port.buffer);
+                }
+            }
+        }
+    }
+
+    fn buffers(&mut self) {
+        let most = limit(self.tier, BINDING_SIZE);
+        for (index, buffer) in self.entry.buffers.iter().enumerate() {
+            let subject = format!("buffer {index} (`{}`)", buffer.name);
+            for bytes in &buffer.bytes {
+                self.held(&subject, bytes, most);
+            }
+        }
+    }
+
+    /// A size in bytes of something that is bound whole.
+    fn held(&mut self, subject: &str, bytes: &Dim, most: u64) {
+        let (allowed, at) = (self.sizes.with(&[CONTEXT]), self.sizes.both());
+        if !self.report.dim(subject, bytes, &allowed, &at) {
+            return;
+        }
+        if let Ok(value) = bytes.eval(&self.sizes.max) {
+            self.fits_binding(subject, value, most);
+        }
+    }
+
+    fn fits_binding(&mut self, subject: &str, bytes: u64, most: u64) {
+        if !bytes.is_multiple_of(4) {
+            let expected = format!("a multiple of 4 bytes at {AT_MAXIMA}");
+            self.report.error(13, subject, expected, bytes);
+        }
+        if bytes > most {
+            let expected = format!("at most {most} bytes (`{BINDING_SIZE}`) at {AT_MAXIMA}");
+            self.report.error(13, subject, expected, bytes);
+        }
+    }
+
+    /// States and weights that this entry point binds, each once.
+    fn bound_buffers(&mut self) {
+        let most = limit(self.tier, BINDING_SIZE);
+        let all = self.entry.variants.iter().flat_map(launches);
+        let bound: BTreeSet<Binding> = all.flat_map(|l| l.bindings.iter().copied()).collect();
+        for binding in bound {
+            match binding {
+                Binding::Weight(i) => {
+                    if let Some(weight) = self.plan.weights.get(i) {
+                        let subject = format!("weight `{}`", weight.name);
+                        self.fits_binding(&subject, weight.bytes, most);
+                    }
+                }
+                Binding::State(i) => {
+                    if let Some(state) = self.plan.states.get(i) {
+                        let subject = format!("state `{}`", state.name);
+                        if let Ok(bytes) = state.bytes.eval(&self.sizes.max) {
+                            self.fits_binding(&subject, bytes, most);
+                        }
+                    }
+                }
+                Binding::Buffer(_) => {}
+            }
+        }
+    }
+
+    /// Kernels that this entry point launches, each once.
+    fn kernels(&mut self) {
+        let all = self.entry.variants.iter().flat_map(launches);
+        let names: BTreeSet<&str> = all.map(|l| l.kernel.as_str()).collect();
+        for name in names {
+            let Some(kernel) = self.plan.kernels.get(name) else {
+                continue;
+            };
+            let subject = format!("kernel `{name}`");
+            let mut at_most = |what: &str, name: &str, found: u64| {
+                let most = limit(self.tier, name);
+                if found > most {
+                    let expected = format!("at most {most} {what} (`{name}`)");
+                    self.report.error(16, subject.clone(), expected, found);
+                }
+            };
+            let bindings = kernel.bindings.len() as u64;
+            at_most("storage bindings", STORAGE_BUFFERS, bindings);
+            let sizes = kernel.workgroup_size.map(u64::from);
+            let invocations = sizes.iter().fold(1, |a: u64, b| a.saturating_mul(*b));
+            at_most("invocations", INVOCATIONS, invocations);
+            for (axis, size) in ["x", "y", "z"].into_iter().zip(sizes) {
+                let name = format!("max_compute_workgroup_size_{axis}");
+                at_most(&format!("invocations along {axis}"), &name, size);
+            }
+            if invocations == 0 {
+                let found = format!("{:?}", kernel.workgroup_size);
+                self.report
+                    .error(16, subject, "invocations along each axis", found);
+            }
+        }
+    }
+
+    fn coverage(&mut self) {
+        if self.entry.variants.is_empty() {
+            self.report.error(17, "variants", "at least one", "none");
+            return;
+        }
+        for (when, sizes) in self.sizes.both() {
+            if self.entry.variants.iter().any(|v| holds(v, sizes)) {
+                continue;
+            }
+            let bounds = self.entry.variants.iter().map(|v| {
+                let bounds = v.bounds.iter().map(|b| format!("{} <= {}", b.size, b.max));
+                let bounds: Vec<String> = bounds.collect();
+                format!("`{}` for {}", v.name, bounds.join(" and "))
+            });
+            let found: Vec<String> = bounds.collect();
+            let expected = format!("one that takes {when}");
+            self.report
+                .error(17, "variants", expected, found.join("; "));
+        }
+    }
+
+    fn variant(&mut self, variant: &Variant) {
+        for bound in &variant.bounds {
+            let (allowed, at) = (self.sizes.with(&[CONTEXT]), self.sizes.both());
+            self.report.dim("a bound", &bound.size, &allowed, &at);
+        }
+        let max = within(variant, &self.sizes.max);
+        // A variant that does not take the least sizes is never run with them.
+        let min = if holds(variant, &self.sizes.min) {
+            self.sizes.min.clone()
+        } else {
+            max.clone()
+        };
+        for launch in &variant.launches {
+            self.launch(launch, (&max, &min), &[CONTEXT]);
+        }
+        let mut streamed = BTreeSet::new();
+        for (index, stream) in variant.streams.iter().enumerate() {
+            if !streamed.insert(stream.output) {
+                let subject = format!("stream {index}");
+                let found = format!("another stream of output {}", stream.output);
+                self.report
+                    .error(22, subject, "an output of its own", found);
+            }
+            let block = self.stream(index, stream, &max);
+            let (max, min) = (max.clone().with(BLOCK, block), min.clone().with(BLOCK, 0));
+            for launch in &stream.launches {
+                self.launch(launch, (&max, &min), &[CONTEXT, BLOCK]);
+            }
+        }
+        self.ports_fit(variant, &[(AT_MAXIMA, &max), (AT_LEAST, &min)]);
+    }
+
+    /// Checks a stream; the result is the first row of its last block.
+    fn stream(&mut self, index: usize, stream: &Stream, max: &Bindings) -> u64 {
+        let subject = format!("stream {index}");
+        match self.entry.outputs.get(stream.output) {
+            None => {
+                let expected = format!("one of the {} outputs", self.entry.outputs.len());
+                self.report
+                    .error(9, subject.clone(), expected, stream.output);
+            }
+            Some(port) => {
+                let leading = port.ty.shape.len().saturating_sub(1);
+                let rows = Dim::product(&port.ty.shape[..leading]);
+                if rows != stream.rows {
+                    let expected = format!("the {rows} rows of `{}`", port.name);
+                    self.report
+                        .error(22, subject.clone(), expected, &stream.rows);
+                }
+            }
+        }
+        if stream.rows_per_block == 0 {
+            self.report.error(22, subject.clone(), "rows in a block", 0);
+        }
+        let allowed = self.sizes.with(&[]);
+        self.report
+            .dim(&subject, &stream.rows, &allowed, &self.sizes.both());
+        let rows = stream.rows.eval(max).unwrap_or(0);
+        let last = rows.saturating_sub(1).checked_div(stream.rows_per_block);
+        last.unwrap_or(0) * stream.rows_per_block
+    }
+
+    fn launch(&mut self, launch: &Launch, (max, min): (&Bindings, &Bindings), others: &[&str]) {
+        self.report.place.launch.clone_from(&launch.label);
+        let allowed = self.sizes.with(others);
+        let at = [(AT_MAXIMA, max), (AT_LEAST, min)];
+        for (what, dim) in [("flops", &launch.flops), ("bytes", &launch.bytes)] {
+            self.report.dim(what, dim, &allowed, &at);
+        }
+        let grid = &launch.workgroups;
+        if self.report.dim("workgroups", grid, &allowed, &at)
+            && let Ok(count) = grid.eval(max)
+        {
+            let side = limit(self.tier, WORKGROUPS);
+            if count > side.saturating_mul(side) {
+                let expected = format!("at most {side} times {side} (`{WORKGROUPS}`)");
+                self.report.error(
+                    15,
+                    "workgroups",
+                    expected,
+                    format!("{count} at {AT_MAXIMA}"),
+                );
+            }
+        }
+        self.references(launch);
+        self.report.place.launch.clear();
+    }
+
+    fn references(&mut self, launch: &Launch) {
+        match self.plan.kernels.get(&launch.kernel) {
+            None => {
+                let found = format!("`{}`", launch.kernel);
+                self.report
+                    .error(9, "kernel", "a kernel of the plan", found);
+            }
+            Some(kernel) if kernel.bindings.len() != launch.bindings.len() => {
+                let wanted = kernel.bindings.len();
+                let expected = format!("{wanted}, as kernel `{}` has", launch.kernel);
+                self.report
+                    .error(10, "bindings", expected, launch.bindings.len());
+            }
+            Some(_) => {}
+        }
+        for (at, binding) in launch.bindings.iter().enumerate() {
+            let (kind, index, count) = match *binding {
+                Binding::Weight(i) => ("weights", i, self.plan.weights.len()),
+                Binding::State(i) => ("states", i, self.plan.states.len()),
+                Binding::Buffer(i) => ("buffers", i, self.entry.buffers.len()),
+            };
+            if index >= count {
+                // Numbered as in WGSL, where the uniform block is binding 0.
+                let subject = format!("binding {}", at + 1);
+                self.report
+                    .error(9, subject, format!("one of the {count} {kind}"), index);
+            }
+        }
+    }
+
+    fn ports_fit(&mut self, variant: &Variant, at: &[(&str, &Bindings)]) {
+        let inputs = self.entry.inputs.iter().map(|p| ("input", p, None));
+        let outputs = self.entry.outputs.iter().enumerate().map(|(i, p)| {
+            let stream = variant.streams.iter().find(|s| s.output == i);
+            ("output", p, stream)
+        });
+        for (kind, port, stream) in inputs.chain(outputs) {
+            let Some(buffer) = self.entry.buffers.get(port.buffer) else {
+                continue;
+            };
+            for (when, sizes) in at {
+                let Some(wanted) = port_bytes(port, stream, sizes) else {
+                    continue;
+                };
+                let held = buffer.bytes.iter().filter_map(|b| b.eval(sizes).ok());
+                let held = held.max().unwrap_or(0);
+                if wanted > held {
+                    let expected = format!("a buffer of {wanted} bytes at {when}");
+                    let found = format!("{held} in buffer {} (`{}`)", port.buffer, buffer.name);
+                    let subject = format!("{kind} `{}`", port.name);
+                    self.report.error(14, subject, expected, found);
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of a port that its buffer holds at a time.
+fn port_bytes(port: &Port, stream: Option<&Stream>, sizes: &Bindings) -> Option<u64> {
+    let (last, leading) = match port.ty.shape.split_last() {
+        Some((last, leading)) => (last.eval(sizes).ok()?, leading),
+        None => (1, &[][..]),
+    };
+    let rows = Dim::product(leading).eval(sizes).ok()?;
+    let rows = stream.map_or(rows, |s| rows.min(s.rows_per_block));
+    let elements = rows.saturating_mul(last);
+    Some(elements.saturating_mul(port.dtype().device_bytes()))
+}
+
+/// Whether every bound of a variant holds.
+fn holds(variant: &Variant, sizes: &Bindings) -> bool {
+    let mut bounds = variant.bounds.iter();
+    bounds.all(|b| b.size.eval(sizes).is_ok_and(|size| size <= b.max))
+}
+
+/// The maxima within a variant: a bound on a product of symbols bounds each of
+/// them, as far as the others are at least one.
+fn within(variant: &Variant, max: &Bindings) -> Bindings {
+    let mut out = max.clone();
+    for bound in &variant.bounds {
+        let mut terms = bound.size.terms();
+        let (Some((atoms, coefficient)), None) = (terms.next(), terms.next()) else {
+            continue;
+        };
+        let is_past = |a: &Atom| matches!(a, Atom::Symbol(s) if s.name() == PAST);
+        if coefficient < 1 || (atoms.len() > 1 && atoms.iter().any(is_past)) {
+            continue;
+        }
+        let most = bound.max / coefficient.unsigned_abs();
+        for atom in atoms {
+            if let Atom::Symbol(symbol) = atom
+                && let Some(value) = out.get(symbol)
+            {
+                out.set(symbol.name(), value.min(most));
+            }
+        }
+    }
+    out
+}

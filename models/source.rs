@@ -1,0 +1,162 @@
+//! Where models come from: a folder, the program itself, a hub, or chance.
+//!
+//! ```
+//! use kiln_models::registry::EntryOptions;
+//! use kiln_models::source::open_demo;
+//!
+//! let demo = open_demo()?;
+//! assert_eq!(demo.model.family(), "gpt2");
+//! let ids = demo.tokenizer()?.encode("A trait is")?;
+//! assert!(!ids.is_empty());
+//! assert_eq!(demo.info(&EntryOptions::default()).max_context, 256);
+//! # Ok::<(), kiln_models::registry::ModelError>(())
+//! ```
+
+use std::path::Path;
+
+use kiln_ir::plan::ModelInfo;
+
+use crate::adapter::ModelParams;
+use crate::checkpoint::Checkpoint;
+use crate::demo;
+#[cfg(feature = "hub")]
+use crate::hub::{Hub, HubId};
+use crate::random::RandomWeights;
+use crate::registry::{EntryOptions, Model, ModelError, from_config, preset, preset_names};
+use crate::tokenizer::{GPT2_VOCAB_SIZE, Tokenizer, TokenizerError};
+
+/// A model, its weights, and its tokenizer.
+pub struct Loaded {
+    /// How messages call it: a path, or a name.
+    pub origin: String,
+    /// The model.
+    pub model: Box<dyn Model>,
+    /// The values of its parameters.
+    pub params: Box<dyn ModelParams>,
+    /// Its tokenizer. Without one, tokens are given by number.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loaded")
+            .field("origin", &self.origin)
+            .field("model", &self.model)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Loaded {
+    /// The tokenizer, for those who cannot do without.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::None`], which says how to give it one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, TokenizerError> {
+        self.tokenizer.as_ref().ok_or_else(|| TokenizerError::None {
+            origin: self.origin.clone(),
+            vocab_size: vocab_size(&*self.model),
+        })
+    }
+
+    /// What an artifact says of the model; [`Model::info`], with the
+    /// tokenizer's end token where `config.json` names none.
+    pub fn info(&self, options: &EntryOptions) -> ModelInfo {
+        let mut info = self.model.info(options);
+        if info.eos_tokens.is_empty() {
+            info.eos_tokens = self
+                .tokenizer
+                .iter()
+                .filter_map(Tokenizer::eos_id)
+                .collect();
+        }
+        info
+    }
+
+    /// The model whose checkpoint this is, with the tokenizer that `tokenizer`
+    /// finds for its number of tokens.
+    fn from_checkpoint(
+        checkpoint: Checkpoint,
+        tokenizer: impl FnOnce(usize) -> Result<Tokenizer, TokenizerError>,
+    ) -> Result<Self, ModelError> {
+        let origin = checkpoint.origin().to_owned();
+        let model = from_config(checkpoint.config()).map_err(|reason| ModelError::Config {
+            origin: origin.clone(),
+            reason,
+        })?;
+        let tokenizer = match tokenizer(vocab_size(&*model)) {
+            Ok(tokenizer) => {
+                let info = model.info(&EntryOptions::default());
+                Some(tokenizer.with_eos(info.eos_tokens.first().copied()))
+            }
+            Err(TokenizerError::None { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let params = Box::new(model.weights(checkpoint)?);
+        Ok(Loaded {
+            origin,
+            model,
+            params,
+            tokenizer,
+        })
+    }
+}
+
+/// The model in a folder in the Hugging Face layout: `config.json`, safetensors,
+/// and its tokenizer's files, if it has some.
+///
+/// # Errors
+///
+/// [`ModelError`], when one of them is missing, damaged, or not supported.
+pub fn open_folder(folder: impl AsRef<Path>) -> Result<Loaded, ModelError> {
+    let folder = folder.as_ref();
+    let checkpoint = Checkpoint::open(folder)?;
+    Loaded::from_checkpoint(checkpoint, |vocab_size| Tokenizer::open(folder, vocab_size))
+}
+
+/// The built-in model: a small GPT-2 that continues a prompt with prose in the
+/// manner of the Rust documentation.
+///
+/// # Errors
+///
+/// None, unless the program was built from altered files.
+pub fn open_demo() -> Result<Loaded, ModelError> {
+    Loaded::from_checkpoint(demo::checkpoint()?, |_| demo::tokenizer())
+}
+
+/// The model of a hub id, fetched where it is not in the hub's cache.
+///
+/// # Errors
+///
+/// [`ModelError::Hub`] when it cannot be fetched, and those of [`open_folder`].
+#[cfg(feature = "hub")]
+pub fn open_hub(hub: &Hub, id: &HubId) -> Result<Loaded, ModelError> {
+    open_folder(hub.fetch(id)?)
+}
+
+/// A published model, such as `gpt2-medium`, with random weights: for measuring
+/// speed, which does not depend on their values.
+///
+/// # Errors
+///
+/// [`ModelError::Preset`], when there is no model of that name.
+pub fn random_weights(name: &str, seed: u64) -> Result<Loaded, ModelError> {
+    let model = preset(name).ok_or_else(|| ModelError::Preset {
+        found: name.to_owned(),
+        known: preset_names(),
+    })?;
+    let tokenizer = match vocab_size(&*model) {
+        GPT2_VOCAB_SIZE => Some(Tokenizer::gpt2()?),
+        _ => None,
+    };
+    Ok(Loaded {
+        origin: format!("{name} with random weights"),
+        params: Box::new(RandomWeights::new(model.parameters(), seed)),
+        model,
+        tokenizer,
+    })
+}
+
+fn vocab_size(model: &dyn Model) -> usize {
+    model.info(&EntryOptions::default()).vocab_size as usize
+}

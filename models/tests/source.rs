@@ -1,0 +1,328 @@
+//! Opening models: what is good opens, and what is not says why.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed helper is a failed test"
+)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use common::{Session, fixture};
+use kiln_ir::interp::{HostTensor, Interpreter, Tensors, run};
+use kiln_models::registry::{EntryOptions, ModelError};
+use kiln_models::source::{Loaded, open_demo, open_folder, random_weights};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use tempfile::TempDir;
+
+/// A tensor on its way from one file to another.
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Stored {
+    fn zeros(shape: &[usize]) -> Self {
+        Stored {
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            data: vec![0; 4 * shape.iter().product::<usize>()],
+        }
+    }
+}
+
+type StoredTensors = BTreeMap<String, Stored>;
+
+fn read(file: &Path) -> StoredTensors {
+    let bytes = fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    let stored = tensors.into_iter().map(|(name, tensor)| {
+        let stored = Stored {
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            data: tensor.data().to_vec(),
+        };
+        (name, stored)
+    });
+    stored.collect()
+}
+
+fn write(file: &Path, tensors: &StoredTensors) {
+    let views = tensors.iter().map(|(name, stored)| {
+        let view = TensorView::new(stored.dtype, stored.shape.clone(), &stored.data);
+        (name, view.unwrap())
+    });
+    fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// A copy of a fixture with its tensors altered.
+fn altered(name: &str, alter: impl FnOnce(&mut StoredTensors)) -> TempDir {
+    let (from, to) = (fixture(name), tempfile::tempdir().unwrap());
+    fs::copy(from.join("config.json"), to.path().join("config.json")).unwrap();
+    let mut tensors = read(&from.join("model.safetensors"));
+    alter(&mut tensors);
+    write(&to.path().join("model.safetensors"), &tensors);
+    to
+}
+
+/// Why a folder cannot be opened, with its path taken out.
+fn message(folder: &TempDir) -> String {
+    let error = open_folder(folder.path()).unwrap_err().to_string();
+    let path = folder.path().display().to_string();
+    assert!(error.contains(&path), "the checkpoint is named: {error}");
+    error.replace(&path, "M")
+}
+
+const MISMATCH: &str = "the tensors in M are not those that its config.json describes:";
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let folder = altered("base", |tensors| {
+        tensors
+            .remove("transformer.h.1.attn.c_attn.weight")
+            .unwrap();
+    });
+    assert_eq!(
+        message(&folder),
+        format!(
+            "{MISMATCH}\n  tensor `h.1.attn.c_attn.weight` is missing; its shape should be [16, 48]"
+        )
+    );
+}
+
+#[test]
+fn a_superfluous_tensor_is_named() {
+    let folder = altered("base", |tensors| {
+        tensors.insert(
+            "transformer.h.2.ln_1.weight".to_owned(),
+            Stored::zeros(&[16]),
+        );
+        tensors.insert("score.weight".to_owned(), Stored::zeros(&[2, 16]));
+    });
+    assert_eq!(
+        message(&folder),
+        format!(
+            "{MISMATCH}\n  tensor `score.weight` of shape [2, 16] is no part of the model; remove it\
+             \n  tensor `transformer.h.2.ln_1.weight` of shape [16] is no part of the model; remove it"
+        )
+    );
+}
+
+#[test]
+fn a_misshapen_tensor_is_named() {
+    let folder = altered("base", |tensors| {
+        // As a linear layer stores it, rather than a convolution.
+        tensors.insert(
+            "transformer.h.0.mlp.c_fc.weight".to_owned(),
+            Stored::zeros(&[64, 16]),
+        );
+        tensors.insert(
+            "transformer.wpe.weight".to_owned(),
+            Stored::zeros(&[32, 16]),
+        );
+    });
+    assert_eq!(
+        message(&folder),
+        format!(
+            "{MISMATCH}\n  tensor `transformer.h.0.mlp.c_fc.weight` has shape [64, 16]; it should be [16, 64]\
+             \n  tensor `transformer.wpe.weight` has shape [32, 16]; it should be [24, 16]"
+        )
+    );
+}
+
+#[test]
+fn a_truncated_tensor_is_named() {
+    let folder = altered("base", |_| ());
+    let file = folder.path().join("model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    let message = message(&folder);
+    let end = format!(
+        "ends at byte {}, the file at byte {}; fetch or copy it again",
+        bytes.len(),
+        bytes.len() - 1
+    );
+    assert!(
+        message.starts_with("M/model.safetensors is truncated: tensor `transformer.")
+            && message.contains("(F32, shape [")
+            && message.ends_with(&end),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_stored_head_must_be_the_embedding_where_it_is_tied() {
+    let folder = altered("base", |tensors| {
+        tensors.insert("lm_head.weight".to_owned(), Stored::zeros(&[61, 16]));
+    });
+    let error = message(&folder);
+    let wanted = "tensor `lm_head.weight` in M should be a copy of `transformer.wte.weight`, \
+                  since config.json sets `tie_word_embeddings`, but they differ";
+    assert!(error.starts_with(wanted), "{error}");
+
+    // transformers drops one of two tensors that share memory.
+    let folder = altered("base", |tensors| {
+        let wte = tensors.remove("transformer.wte.weight").unwrap();
+        tensors.insert("lm_head.weight".to_owned(), wte);
+    });
+    let (found, wanted) = (open_folder(folder.path()), open_folder(fixture("base")));
+    assert_eq!(
+        found.unwrap().params.param("wte.weight").unwrap(),
+        wanted.unwrap().params.param("wte.weight").unwrap()
+    );
+}
+
+#[test]
+fn a_head_of_its_own_must_be_there() {
+    let folder = altered("large_logits", |tensors| {
+        tensors.remove("lm_head.weight").unwrap();
+    });
+    assert_eq!(
+        message(&folder),
+        format!("{MISMATCH}\n  tensor `lm_head.weight` is missing; its shape should be [61, 12]")
+    );
+}
+
+#[test]
+fn the_body_is_taken_from_a_checkpoint_with_a_head() {
+    let folder = altered("large_logits", |_| ());
+    let config = folder.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("GPT2LMHeadModel", "GPT2Model")).unwrap();
+    let ids = || Tensors::from([("ids".to_owned(), HostTensor::i32([1, 3], vec![1, 2, 3]))]);
+    let hidden = |loaded: Loaded| {
+        let graph = loaded
+            .model
+            .graph("forward", &EntryOptions::default())
+            .unwrap();
+        let mut outputs = run::<f64>(&graph, &*loaded.params, &ids(), &mut Tensors::new()).unwrap();
+        (outputs.remove("hidden").unwrap(), outputs.len())
+    };
+    let (body, others) = hidden(open_folder(folder.path()).unwrap());
+    assert_eq!(others, 0);
+    let (whole, others) = hidden(open_folder(fixture("large_logits")).unwrap());
+    assert_eq!(others, 1);
+    assert_eq!(body, whole);
+}
+
+#[test]
+fn a_config_that_is_refused_is_told_with_its_folder() {
+    let folder = altered("base", |_| ());
+    let config = folder.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("gelu_new", "quick_gelu")).unwrap();
+    assert_eq!(
+        message(&folder),
+        "M: config.json sets `activation_function` to \"quick_gelu\", which kiln does not support; \
+         those it does are gelu_new, gelu_pytorch_tanh, gelu, relu, silu, swish, tanh"
+    );
+    fs::write(&config, "{").unwrap();
+    assert!(message(&folder).starts_with("M: config.json cannot be parsed: "));
+}
+
+#[test]
+fn a_model_without_tokenizer_takes_tokens_by_number() {
+    let loaded = open_folder(fixture("base")).unwrap();
+    assert!(loaded.tokenizer.is_none());
+    let error = loaded.tokenizer().unwrap_err().to_string();
+    assert!(
+        error.contains("base has neither tokenizer.json")
+            && error.contains("give tokens by number"),
+        "{error}"
+    );
+    assert_eq!(loaded.info(&EntryOptions::default()).eos_tokens, [60]);
+}
+
+#[test]
+fn a_broken_tokenizer_is_no_missing_one() {
+    let folder = altered("base", |_| ());
+    fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+    assert!(message(&folder).starts_with("M/tokenizer.json cannot be read as a tokenizer"));
+}
+
+#[test]
+fn the_tokenizer_knows_the_end_where_the_config_does_not() {
+    let folder = altered("base", |_| ());
+    let config = folder.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    assert!(text.contains("\"eos_token_id\": 60"));
+    fs::write(
+        &config,
+        text.replace("\"eos_token_id\": 60", "\"eos_token_id\": null"),
+    )
+    .unwrap();
+    let tokenizer = r#"{"version": "1.0", "added_tokens": [{"id": 2, "content": "</s>", "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "</s>": 2}, "merges": []}}"#;
+    fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+    let loaded = open_folder(folder.path()).unwrap();
+    assert_eq!(loaded.info(&EntryOptions::default()).eos_tokens, [2]);
+}
+
+#[test]
+fn the_demo_goes_on_in_prose() {
+    let demo = open_demo().unwrap();
+    let tokenizer = demo.tokenizer().unwrap();
+    let step = demo.model.graph("step", &EntryOptions::default()).unwrap();
+    let step = Interpreter::<f32>::new(step, &*demo.params).unwrap();
+    for prompt in ["The borrow checker", "This function returns", "A trait"] {
+        let ids: Vec<i32> = tokenizer
+            .encode(prompt)
+            .unwrap()
+            .iter()
+            .map(|id| *id as i32)
+            .collect();
+        let mut session = Session::new(&step, vec![0]);
+        let tokens: Vec<u32> = session.greedy(&[ids], 24)[0]
+            .iter()
+            .map(|id| *id as u32)
+            .collect();
+        let text = tokenizer.decode(&tokens).unwrap();
+        let printable =
+            |c: char| c == '\n' || (!c.is_control() && c != char::REPLACEMENT_CHARACTER);
+        assert!(text.chars().all(printable), "{prompt}{text:?}");
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let plain = words
+            .iter()
+            .filter(|w| w.chars().any(|c| c.is_ascii_lowercase()));
+        assert!(
+            words.len() >= 8 && plain.count() * 2 > words.len(),
+            "{prompt}{text:?}"
+        );
+    }
+}
+
+#[test]
+fn random_weights_give_logits_that_tell_tokens_apart() {
+    let loaded = random_weights("gpt2", 1).unwrap();
+    assert_eq!(loaded.tokenizer().unwrap().eos_id(), Some(50_256));
+    let total: u64 = loaded.params.parameters().iter().map(|p| p.len()).sum();
+    assert_eq!(total, 124_439_808);
+    let forward = loaded
+        .model
+        .graph("forward", &EntryOptions::default())
+        .unwrap();
+    let ids = HostTensor::i32([1, 2], vec![15496, 995]);
+    let inputs = Tensors::from([("ids".to_owned(), ids)]);
+    let outputs = run::<f32>(&forward, &*loaded.params, &inputs, &mut Tensors::new()).unwrap();
+    for row in common::rows(&outputs["logits"]) {
+        assert!(row.iter().all(|x| x.is_finite()));
+        let n = row.len() as f32;
+        let mean = row.iter().sum::<f32>() / n;
+        let spread = (row.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n).sqrt();
+        assert!((0.3..3.0).contains(&spread), "{spread}");
+    }
+
+    let error = random_weights("gpt5", 1).unwrap_err();
+    assert!(matches!(error, ModelError::Preset { .. }));
+    let message = error.to_string();
+    assert!(
+        message.starts_with("there is no model `gpt5`; those known by name are gpt2, gpt2-medium"),
+        "{message}"
+    );
+}

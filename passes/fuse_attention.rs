@@ -1,0 +1,169 @@
+//! Scaled dot-product attention.
+
+use kiln_ir::{AttentionSpec, Graph, GraphError, Op, ValueId};
+
+use crate::attention_heads::{Heads, SPLIT, SPLIT_TRANSPOSED, scaled};
+use crate::attention_mask::Mask;
+use crate::matcher::{Matcher, rewrite};
+use crate::simplify_movement::simplify;
+use crate::{Changed, Pass, PassError, in_pass};
+
+/// Recognises `transpose(softmax(mask(q . k^T * scale)) . v)`, where
+///
+/// - the heads of `q`, `k` and `v` are split off by a reshape and a transpose,
+///   and those of `k` and `v` may be repeated for groups of query heads,
+/// - the scale is any number of products with and quotients by constants, of
+///   the scores, of `q` or of `k`,
+/// - the mask, if there is one, is causality, or hides the keys before the first
+///   of each sequence, or both, by a `where` that sets what is hidden to a
+///   hugely negative number,
+///
+/// and makes it one op between tensors with their heads side by side. Any other
+/// mask leaves it as it stands.
+///
+/// Where the probabilities are an output too, they come to be an op of their
+/// own: they cost what they cost before, and attention no longer waits for them.
+pub struct FuseAttention;
+
+/// A score as low as this is hidden: the exponential of its distance from any
+/// score that is not is zero.
+const HIDDEN: f64 = -1e9;
+
+impl Pass for FuseAttention {
+    fn name(&self) -> &'static str {
+        "fuse_attention"
+    }
+
+    fn run(&self, graph: &mut Graph) -> Result<Changed, PassError> {
+        let changed = in_pass(self.name(), rewrite(graph, find, build))?;
+        if changed.any() {
+            // Heads are split and merged in turn.
+            in_pass(self.name(), simplify(graph))?;
+        }
+        Ok(changed)
+    }
+}
+
+struct Found {
+    spec: AttentionSpec,
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    start: Option<ValueId>,
+    /// The probabilities, if they are an output.
+    wanted: Option<ValueId>,
+}
+
+fn find(m: &Matcher<'_>, root: ValueId) -> Option<Found> {
+    // The heads of the result go back to where they were.
+    let (weighted, perm) = m.transposed(root)?;
+    let (Op::MatMul, [probabilities, v]) = (m.op(weighted), m.inputs(weighted)) else {
+        return None;
+    };
+    let scores = Scores::find(m, *probabilities)?;
+    let q = Heads::find(m, scores.q, SPLIT)?;
+    let k = Heads::find(m, scores.k, SPLIT_TRANSPOSED)?;
+    let v = Heads::find(m, *v, SPLIT)?;
+    let spec = AttentionSpec {
+        heads: q.heads,
+        kv_heads: k.heads,
+        scale: scores.scale * q.scale * k.scale,
+        causal: scores.mask.causal,
+    };
+    // The products broadcast nothing, and nothing but the result is used.
+    let kv_agree = k.merged == v.merged && k.heads == v.heads && v.scale == 1.0;
+    let batches_agree = q.merged.first() == k.merged.first();
+    let alone = m.closed(root, &[weighted]) && m.users(*probabilities) == [weighted];
+    let fits = perm == SPLIT
+        && kv_agree
+        && batches_agree
+        && m.shape(weighted) == m.shape(scores.q)
+        && spec.scale.is_finite()
+        && spec.kv_heads > 0
+        && spec.heads.is_multiple_of(spec.kv_heads);
+    (fits && alone).then(|| Found {
+        spec,
+        q,
+        k,
+        v,
+        start: scores.mask.start,
+        wanted: m.is_named(*probabilities).then_some(*probabilities),
+    })
+}
+
+/// `softmax(mask(q . k^T * scale))`
+struct Scores {
+    q: ValueId,
+    k: ValueId,
+    scale: f64,
+    mask: Mask,
+}
+
+impl Scores {
+    fn find(m: &Matcher<'_>, probabilities: ValueId) -> Option<Scores> {
+        let (Op::Softmax { axis: 3 }, [scores]) = (m.op(probabilities), m.inputs(probabilities))
+        else {
+            return None;
+        };
+        let mut id = *scores;
+        let mut mask = Mask::default();
+        let mut interior = Vec::new();
+        // One mask after another hides what either hides. The scale comes
+        // first: a scaled mask value need not hide any more.
+        while let (Op::Where, [condition, a, b]) = (m.op(id), m.inputs(id)) {
+            let is_hidden = |v: ValueId| m.number(v).is_some_and(|c| c <= HIDDEN);
+            let (inner, seen) = match (is_hidden(*a), is_hidden(*b)) {
+                (false, true) => (*a, true),
+                (true, false) => (*b, false),
+                _ => return None,
+            };
+            if m.ty(inner) != m.ty(id) {
+                return None;
+            }
+            mask = mask.with(m, inner, *condition, seen)?;
+            interior.push(id);
+            id = inner;
+        }
+        let mut scale = 1.0;
+        while let Some((x, c)) = scaled(m, id) {
+            scale *= c;
+            interior.push(id);
+            id = x;
+        }
+        interior.push(id);
+        let (Op::MatMul, [q, k]) = (m.op(id), m.inputs(id)) else {
+            return None;
+        };
+        m.closed(probabilities, &interior).then_some(Scores {
+            q: *q,
+            k: *k,
+            scale,
+            mask,
+        })
+    }
+}
+
+fn build(graph: &mut Graph, root: ValueId, found: Found) -> Result<ValueId, GraphError> {
+    let source = graph.value(root).source.clone();
+    let Found { spec, .. } = found;
+    let mut operands = Vec::new();
+    for heads in [found.q, found.k, found.v] {
+        let shape = heads.merged;
+        let merged = Op::Reshape { shape };
+        operands.push(graph.insert_before(root, merged, &[heads.apart], &source)?);
+    }
+    operands.extend(found.start);
+    if let Some(probabilities) = found.wanted {
+        let of_keys: Vec<ValueId> = [0, 1, 3]
+            .iter()
+            .filter_map(|i| operands.get(*i).copied())
+            .collect();
+        let source = graph.value(probabilities).source.clone();
+        let op = Op::AttentionProbs(spec);
+        let alone = graph.insert_before(root, op, &of_keys, &source)?;
+        graph.replace_uses(probabilities, alone);
+    }
+    let attention = graph.insert_before(root, Op::Attention(spec), &operands, &source)?;
+    let shape = graph.ty(root).shape.clone();
+    graph.insert_before(root, Op::Reshape { shape }, &[attention], &source)
+}

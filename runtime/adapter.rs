@@ -1,0 +1,190 @@
+//! The adapters of this machine, and how one is chosen.
+
+use wgpu::{Backend, Backends, DeviceType, DownlevelFlags, Features, Limits};
+
+use crate::error::{Error, Result};
+
+/// A graphics adapter that can run compute kernels, through one back end.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    pub(crate) inner: wgpu::Adapter,
+    pub(crate) info: wgpu::AdapterInfo,
+}
+
+impl Adapter {
+    /// Every adapter, the most suitable first: discrete, integrated, virtual,
+    /// then software; for the same kind OpenGL last. The order is that of
+    /// [`Adapter::select`]'s indices.
+    pub fn list() -> Vec<Adapter> {
+        let backends = Backends::VULKAN | Backends::METAL | Backends::DX12 | Backends::GL;
+        enumerate(backends)
+    }
+
+    /// The adapter that `selector` names: an index into [`Adapter::list`], a part
+    /// of the adapter's or back end's name in any case (`nvidia`, `llvmpipe`,
+    /// `gl`), or both as `gl:llvmpipe`. Without a selector, the first.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when there is none at all, [`Error::NoSuchAdapter`]
+    /// when none fits.
+    pub fn select(selector: Option<&str>) -> Result<Adapter> {
+        let Some(selector) = selector else {
+            return Self::default_adapter();
+        };
+        let all = Self::list();
+        if all.is_empty() {
+            return Err(Error::NoAdapter);
+        }
+        let found = match selector.parse::<usize>() {
+            Ok(index) => all.get(index),
+            Err(_) => all.iter().find(|a| a.matches(selector)),
+        };
+        found.cloned().ok_or_else(|| {
+            let names = all.iter().enumerate();
+            let names: Vec<String> = names.map(|(i, a)| format!("{i}: {a}")).collect();
+            Error::NoSuchAdapter {
+                selector: selector.to_owned(),
+                available: names.join("; "),
+            }
+        })
+    }
+
+    /// The first of [`Adapter::list`], without starting OpenGL where a GPU is
+    /// found without it.
+    fn default_adapter() -> Result<Adapter> {
+        let mut found = enumerate(Backends::VULKAN | Backends::METAL | Backends::DX12);
+        if found.first().is_none_or(Adapter::is_cpu) {
+            found.extend(enumerate(Backends::GL));
+            sort(&mut found);
+        }
+        found.into_iter().next().ok_or(Error::NoAdapter)
+    }
+
+    fn matches(&self, selector: &str) -> bool {
+        let selector = selector.to_lowercase();
+        let name = self.info.name.to_lowercase();
+        let backend = self.backend();
+        match selector.split_once(':') {
+            Some((b, rest)) if b == backend => name.contains(rest),
+            _ => selector == backend || name.contains(&selector),
+        }
+    }
+
+    /// The adapter's name.
+    pub fn name(&self) -> &str {
+        &self.info.name
+    }
+
+    /// The back end: `vulkan`, `metal`, `dx12` or `gl`.
+    pub fn backend(&self) -> &'static str {
+        match self.info.backend {
+            Backend::Vulkan => "vulkan",
+            Backend::Metal => "metal",
+            Backend::Dx12 => "dx12",
+            Backend::Gl => "gl",
+            Backend::BrowserWebGpu => "webgpu",
+            Backend::Noop => "noop",
+        }
+    }
+
+    /// The kind of device: `discrete`, `integrated`, `virtual`, `cpu` or `other`.
+    pub fn kind(&self) -> &'static str {
+        match self.info.device_type {
+            DeviceType::DiscreteGpu => "discrete",
+            DeviceType::IntegratedGpu => "integrated",
+            DeviceType::VirtualGpu => "virtual",
+            DeviceType::Cpu => "cpu",
+            DeviceType::Other => "other",
+        }
+    }
+
+    /// Whether the adapter is a software driver.
+    pub fn is_cpu(&self) -> bool {
+        self.info.device_type == DeviceType::Cpu
+    }
+
+    /// The driver's name and version.
+    pub fn driver(&self) -> String {
+        let parts = [self.info.driver.as_str(), self.info.driver_info.as_str()];
+        let parts: Vec<&str> = parts.into_iter().filter(|p| !p.is_empty()).collect();
+        parts.join(" ")
+    }
+
+    /// Everything wgpu knows of the adapter.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.info
+    }
+
+    /// The features it offers.
+    pub fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    /// The names of those of its features that a tier may ask for.
+    pub fn feature_names(&self) -> Vec<&'static str> {
+        let useful = Features::SUBGROUP
+            | Features::SUBGROUP_BARRIER
+            | Features::SHADER_F16
+            | Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+            | Features::TIMESTAMP_QUERY
+            | Features::PIPELINE_CACHE;
+        let offered = (useful & self.features()).iter();
+        offered.filter_map(|f| f.as_str()).collect()
+    }
+
+    /// A limit by its WebGPU name in snake case.
+    pub fn limit(&self, name: &str) -> Option<u64> {
+        crate::tier::limit(&self.limits(), name)
+    }
+
+    /// The limits it offers.
+    pub fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+}
+
+impl std::fmt::Display for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({}, {})", self.name(), self.backend(), self.kind())
+    }
+}
+
+fn enumerate(backends: Backends) -> Vec<Adapter> {
+    if wgpu::Instance::enabled_backend_features().is_empty() {
+        return Vec::new();
+    }
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = backends;
+    // The environment (WGPU_VALIDATION, WGPU_DEBUG) can switch validation layers
+    // on; by default they are off in debug builds too.
+    descriptor.flags = wgpu::InstanceFlags::empty().with_env();
+    let instance = wgpu::Instance::new(descriptor);
+    let found = pollster::block_on(instance.enumerate_adapters(backends));
+    let mut out: Vec<Adapter> = found
+        .into_iter()
+        .filter(|a| {
+            let downlevel = a.get_downlevel_capabilities();
+            downlevel.flags.contains(DownlevelFlags::COMPUTE_SHADERS)
+        })
+        .map(|inner| Adapter {
+            info: inner.get_info(),
+            inner,
+        })
+        .collect();
+    sort(&mut out);
+    out
+}
+
+fn sort(adapters: &mut [Adapter]) {
+    adapters.sort_by_key(|a| (kind_rank(a.info.device_type), a.info.backend == Backend::Gl));
+}
+
+fn kind_rank(kind: DeviceType) -> u8 {
+    match kind {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    }
+}

@@ -1,0 +1,245 @@
+//! Compiled artifacts: a folder, or its parts in memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use kiln_ir::plan::{PLAN_VERSION, Plan};
+use rayon::prelude::*;
+
+use crate::check::check_plan;
+use crate::error::{Altered, Error, Result};
+use crate::weights::{MappedWeights, WeightSource, missing};
+
+const PLAN_FILE: &str = "plan.json";
+const WEIGHT_FILE: &str = "weights.safetensors";
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// A plan with its kernels' text and weights.
+pub struct Artifact {
+    plan: Plan,
+    kernels: BTreeMap<String, String>,
+    graphs: BTreeMap<String, String>,
+    tokenizer: Option<Vec<u8>>,
+    weights: Box<dyn WeightSource>,
+    path: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Artifact {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Artifact")
+            .field("model", &self.plan.model)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Artifact {
+    /// Opens a `.kiln` folder and checks it: the plan's version, and that every
+    /// file the plan lists is there with the hash it lists.
+    ///
+    /// # Errors
+    /// [`Error::Version`], [`Error::File`] for a missing or altered file,
+    /// [`Error::Plan`] and [`Error::Weight`] for content that does not fit.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let plan = read_plan(dir)?;
+        verify_files(dir, &plan)?;
+
+        let mut kernels = BTreeMap::new();
+        let mut graphs = BTreeMap::new();
+        for file in plan.files.keys() {
+            if file.ends_with(".wgsl") {
+                kernels.insert(file.clone(), read_text(dir, file)?);
+            } else if file.ends_with(".kiln") {
+                graphs.insert(file.clone(), read_text(dir, file)?);
+            }
+        }
+        let tokenizer = match plan.files.contains_key(TOKENIZER_FILE) {
+            true => Some(read(dir, TOKENIZER_FILE)?),
+            false => None,
+        };
+        check_plan(&plan, &kernels)?;
+
+        let weights: Box<dyn WeightSource> = if plan.weights.is_empty() {
+            Box::new(BTreeMap::<String, Vec<u8>>::new())
+        } else {
+            let unlisted = !plan.files.contains_key(WEIGHT_FILE);
+            if unlisted {
+                return Err(Error::plan(format!("it does not list `{WEIGHT_FILE}`")));
+            }
+            let mapped = MappedWeights::open(&dir.join(WEIGHT_FILE))?;
+            for weight in &plan.weights {
+                match mapped.bytes_of(&weight.name) {
+                    None => return Err(missing(&weight.name)),
+                    Some(bytes) if bytes != weight.bytes => {
+                        return Err(wrong_size(&weight.name, bytes, weight.bytes));
+                    }
+                    Some(_) => {}
+                }
+            }
+            Box::new(mapped)
+        };
+        Ok(Artifact {
+            plan,
+            kernels,
+            graphs,
+            tokenizer,
+            weights,
+            path: Some(dir.to_owned()),
+        })
+    }
+
+    /// An artifact from parts in memory, as the compiler makes them. `kernels`
+    /// are texts by the path that [`Kernel::file`](kiln_ir::plan::Kernel::file)
+    /// names. [`Plan::files`] is not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Version`] or [`Error::Plan`].
+    pub fn from_parts(
+        plan: Plan,
+        kernels: BTreeMap<String, String>,
+        graphs: BTreeMap<String, String>,
+        tokenizer: Option<Vec<u8>>,
+        weights: Box<dyn WeightSource>,
+    ) -> Result<Self> {
+        if plan.version != PLAN_VERSION {
+            return Err(version(u64::from(plan.version)));
+        }
+        check_plan(&plan, &kernels)?;
+        Ok(Artifact {
+            plan,
+            kernels,
+            graphs,
+            tokenizer,
+            weights,
+            path: None,
+        })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The kernels' WGSL by path.
+    pub fn kernels(&self) -> &BTreeMap<String, String> {
+        &self.kernels
+    }
+
+    /// The graphs' text by path (`graphs/step.kiln`).
+    pub fn graphs(&self) -> &BTreeMap<String, String> {
+        &self.graphs
+    }
+
+    /// The bytes of `tokenizer.json`, if the artifact has one.
+    pub fn tokenizer(&self) -> Option<&[u8]> {
+        self.tokenizer.as_deref()
+    }
+
+    /// The folder, unless the artifact is in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Where the weights' bytes come from.
+    pub fn weights(&self) -> &dyn WeightSource {
+        self.weights.as_ref()
+    }
+
+    /// All bytes of the packed weight `name`.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it cannot be read.
+    pub fn weight(&self, name: &str) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.weights.visit(name, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+}
+
+pub(crate) fn wrong_size(name: &str, found: u64, wanted: u64) -> Error {
+    Error::Weight {
+        name: name.to_owned(),
+        reason: format!("it has {found} bytes, the plan wants {wanted}"),
+    }
+}
+
+fn version(found: u64) -> Error {
+    Error::Version {
+        found,
+        supported: PLAN_VERSION,
+    }
+}
+
+fn read(dir: &Path, file: &str) -> Result<Vec<u8>> {
+    let path = dir.join(file);
+    fs::read(&path).map_err(|source| Error::Io { path, source })
+}
+
+fn read_text(dir: &Path, file: &str) -> Result<String> {
+    let text = String::from_utf8(read(dir, file)?);
+    text.map_err(|_| Error::plan(format!("`{file}` is not UTF-8 text")))
+}
+
+fn read_plan(dir: &Path) -> Result<Plan> {
+    let bytes = match fs::read(dir.join(PLAN_FILE)) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && dir.is_dir() => {
+            return Err(Error::File {
+                artifact: dir.to_owned(),
+                file: PLAN_FILE.to_owned(),
+                how: Altered::Missing,
+            });
+        }
+        Err(source) => {
+            let path = dir.to_owned();
+            return Err(Error::Io { path, source });
+        }
+    };
+    // The version first: another version's plan need not parse as ours.
+    let syntax = |e: serde_json::Error| Error::plan(format!("`{PLAN_FILE}`: {e}"));
+    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(syntax)?;
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(v) if v == u64::from(PLAN_VERSION) => {}
+        Some(v) => return Err(version(v)),
+        None => return Err(Error::plan(format!("`{PLAN_FILE}` has no version"))),
+    }
+    drop(value);
+    serde_json::from_slice(&bytes).map_err(syntax)
+}
+
+fn verify_files(dir: &Path, plan: &Plan) -> Result<()> {
+    let files: Vec<_> = plan.files.iter().collect();
+    let checked: Vec<Result<()>> = files
+        .par_iter()
+        .map(|(file, hash)| verify_file(dir, file, hash))
+        .collect();
+    // The first in the plan's order, so that the message is always the same.
+    checked.into_iter().collect()
+}
+
+fn verify_file(dir: &Path, file: &str, hash: &str) -> Result<()> {
+    let inside = |c: Component<'_>| matches!(c, Component::Normal(_));
+    if !Path::new(file).components().all(inside) {
+        return Err(Error::plan(format!("`{file}` lies outside the artifact")));
+    }
+    let how = |how| Error::File {
+        artifact: dir.to_owned(),
+        file: file.to_owned(),
+        how,
+    };
+    let path = dir.join(file);
+    let mut hasher = blake3::Hasher::new();
+    match hasher.update_mmap_rayon(&path) {
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(how(Altered::Missing)),
+        Err(source) => return Err(Error::Io { path, source }),
+    }
+    match hasher.finalize().to_hex().as_str() == hash {
+        true => Ok(()),
+        false => Err(how(Altered::Altered)),
+    }
+}

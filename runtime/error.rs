@@ -1,0 +1,246 @@
+//! What can go wrong, each case with what a person needs to mend it.
+
+use std::path::PathBuf;
+
+use kiln_ir::DimError;
+
+use crate::sampling::SamplingError;
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of a part that this crate does not know.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How a file differs from what the plan lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Altered {
+    /// It is not there.
+    Missing,
+    /// Its content has another hash.
+    Altered,
+}
+
+impl std::fmt::Display for Altered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Altered::Missing => "missing",
+            Altered::Altered => "altered",
+        })
+    }
+}
+
+/// Why something could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file of the artifact is absent or changed.
+    #[error(
+        "`{file}` of the artifact `{}` is {how}; compile it again or copy the whole folder again",
+        artifact.display()
+    )]
+    File {
+        /// The artifact.
+        artifact: PathBuf,
+        /// The file, relative to the artifact.
+        file: String,
+        /// What is wrong with it.
+        how: Altered,
+    },
+    /// The plan has a format this runtime does not know.
+    #[error(
+        "the plan has format version {found}, this kiln reads version {supported}; \
+         compile the model again with this kiln"
+    )]
+    Version {
+        /// The plan's version.
+        found: u64,
+        /// The version that is understood.
+        supported: u32,
+    },
+    /// The plan is not what its format demands.
+    #[error("the plan is not valid: {0}")]
+    Plan(String),
+    /// A weight cannot be had.
+    #[error("weight `{name}`: {reason}")]
+    Weight {
+        /// Its name in the weight file.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No adapter at all.
+    #[error(
+        "no graphics adapter was found. Install a driver: on Debian and Ubuntu \
+         `apt-get install mesa-vulkan-drivers` gives a software one; for a GPU, its vendor's Vulkan \
+         driver. `--device cpu` runs without one, slowly"
+    )]
+    NoAdapter,
+    /// No adapter fits the selector.
+    #[error("no adapter is called `{selector}`; there are: {available}")]
+    NoSuchAdapter {
+        /// What was asked for.
+        selector: String,
+        /// What there is.
+        available: String,
+    },
+    /// The adapter refused to open.
+    #[error("the adapter {adapter} cannot be opened: {reason}")]
+    Open {
+        /// The adapter.
+        adapter: String,
+        /// The driver's reason.
+        reason: String,
+    },
+    /// The device is gone.
+    #[error(
+        "the device was lost ({reason}); a driver restart, a removed device or a launch that took \
+         too long can cause this"
+    )]
+    DeviceLost {
+        /// The driver's reason.
+        reason: String,
+    },
+    /// The device's memory does not suffice.
+    #[error("out of device memory for {what}; a smaller batch or --max-context takes less")]
+    OutOfMemory {
+        /// What was to be allocated or done.
+        what: String,
+    },
+    /// wgpu or the driver refused an operation.
+    #[error("{what} was refused: {message}")]
+    Refused {
+        /// What was to be done.
+        what: String,
+        /// The reason.
+        message: String,
+    },
+    /// There is no tier of this name.
+    #[error("the artifact has no tier `{name}`; it has: {available}")]
+    NoSuchTier {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        available: String,
+    },
+    /// The adapter cannot run a tier.
+    #[error("the adapter {adapter} cannot run the tier `{tier}`: it lacks {lacks}")]
+    TierUnsupported {
+        /// The tier.
+        tier: String,
+        /// The adapter.
+        adapter: String,
+        /// The missing features and limits.
+        lacks: String,
+    },
+    /// The adapter cannot run any tier.
+    #[error("the adapter {adapter} cannot run this artifact: {reasons}")]
+    NoTier {
+        /// The adapter.
+        adapter: String,
+        /// For each tier what is missing.
+        reasons: String,
+    },
+    /// Something needs more than the adapter offers.
+    #[error("{what} needs {limit} = {wanted}, the adapter offers {offered}; {advice}")]
+    Limit {
+        /// What exceeds the limit.
+        what: String,
+        /// The limit's WebGPU name in snake case.
+        limit: &'static str,
+        /// What is needed.
+        wanted: u64,
+        /// What there is.
+        offered: u64,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// There is no entry of this name.
+    #[error("the artifact has no entry `{name}`; it has: {available}")]
+    NoSuchEntry {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        available: String,
+    },
+    /// An entry was not among those that were loaded.
+    #[error("the entry `{0}` was not loaded with the model")]
+    NotLoaded(String),
+    /// An input is absent or of the wrong size.
+    #[error("input `{name}`: {reason}")]
+    Input {
+        /// The input.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A size is over its maximum.
+    #[error("{symbol} = {value} is outside 1 to {max}; {advice}")]
+    Size {
+        /// The symbol.
+        symbol: String,
+        /// The value asked for.
+        value: u64,
+        /// The inclusive maximum.
+        max: u64,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A session has no room for more tokens.
+    #[error(
+        "the context is full: {past} of {context} positions are taken and {wanted} more are wanted"
+    )]
+    ContextFull {
+        /// The session's capacity.
+        context: u64,
+        /// Positions taken.
+        past: u64,
+        /// Positions wanted.
+        wanted: u64,
+    },
+    /// A token id is outside the vocabulary.
+    #[error(
+        "token {id} of sequence {sequence} at position {position} is outside the vocabulary of {vocab}"
+    )]
+    Token {
+        /// The sequence, from 0.
+        sequence: usize,
+        /// The position, from 0.
+        position: usize,
+        /// The id.
+        id: u32,
+        /// The size of the vocabulary.
+        vocab: u64,
+    },
+    /// The token ids are not a batch.
+    #[error("{0}")]
+    Ids(String),
+    /// A dimension has no value.
+    #[error("a size of the plan has no value: {0}")]
+    Dim(#[from] DimError),
+    /// Sampling options or logits are not usable.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// A caller's decoder, weight source or callback failed.
+    #[error("{0}")]
+    Other(#[source] BoxError),
+}
+
+impl Error {
+    pub(crate) fn plan(message: impl Into<String>) -> Self {
+        Error::Plan(message.into())
+    }
+
+    /// Wraps an error of a part that this crate does not know, such as a
+    /// [`Decoder`](crate::Decoder) of the caller's.
+    pub fn other(error: impl Into<BoxError>) -> Self {
+        Error::Other(error.into())
+    }
+}

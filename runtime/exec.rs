@@ -1,0 +1,503 @@
+//! A plan's entry made ready to run: sizes as slots, buffers, bind groups, and
+//! the recording of launches.
+
+use std::collections::BTreeMap;
+
+use kiln_ir::DType;
+use kiln_ir::plan::{Binding, Entry, Launch, Plan, Port};
+use wgpu::BufferUsages as Usage;
+
+use crate::device::Device;
+use crate::dims::{SlotDim, Slots, Values};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::profile::Timer;
+
+/// An [`Entry`] with its dimensions compiled.
+pub(crate) struct Program {
+    pub name: String,
+    /// Inclusive maxima of the symbols.
+    pub maxima: BTreeMap<String, u64>,
+    pub inputs: Vec<PortProgram>,
+    pub outputs: Vec<PortProgram>,
+    pub buffers: Vec<(String, Vec<SlotDim>)>,
+    pub variants: Vec<VariantProgram>,
+    /// Whether any launch binds a state.
+    pub stateful: bool,
+}
+
+pub(crate) struct PortProgram {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<SlotDim>,
+    pub buffer: usize,
+}
+
+pub(crate) struct VariantProgram {
+    pub bounds: Vec<(SlotDim, u64)>,
+    pub launches: Vec<LaunchProgram>,
+    pub streams: Vec<StreamProgram>,
+}
+
+pub(crate) struct LaunchProgram {
+    pub label: String,
+    /// Index into [`Model::kernels`].
+    pub kernel: usize,
+    pub workgroups: SlotDim,
+    pub bindings: Vec<Binding>,
+    pub flops: SlotDim,
+    pub bytes: SlotDim,
+}
+
+pub(crate) struct StreamProgram {
+    pub output: usize,
+    pub rows: SlotDim,
+    pub rows_per_block: u64,
+    pub launches: Vec<LaunchProgram>,
+}
+
+impl Program {
+    /// `kernels` maps a kernel's name to its index.
+    pub fn new(
+        plan: &Plan,
+        name: &str,
+        entry: &Entry,
+        slots: &Slots,
+        kernels: &BTreeMap<&str, usize>,
+    ) -> Result<Self> {
+        let launch = |l: &Launch| -> Result<LaunchProgram> {
+            let kernel = kernels.get(l.kernel.as_str()).copied();
+            Ok(LaunchProgram {
+                label: l.label.clone(),
+                kernel: kernel.ok_or_else(|| Error::plan(format!("no kernel `{}`", l.kernel)))?,
+                workgroups: slots.compile(&l.workgroups)?,
+                bindings: l.bindings.clone(),
+                flops: slots.compile(&l.flops)?,
+                bytes: slots.compile(&l.bytes)?,
+            })
+        };
+        let launches = |all: &[Launch]| all.iter().map(launch).collect::<Result<Vec<_>>>();
+        let ports = |all: &[Port]| all.iter().map(|p| port(slots, p)).collect::<Result<_>>();
+
+        let mut variants = Vec::new();
+        for variant in &entry.variants {
+            let mut streams = Vec::new();
+            for stream in &variant.streams {
+                streams.push(StreamProgram {
+                    output: stream.output,
+                    rows: slots.compile(&stream.rows)?,
+                    rows_per_block: stream.rows_per_block,
+                    launches: launches(&stream.launches)?,
+                });
+            }
+            let mut bounds = Vec::new();
+            for bound in &variant.bounds {
+                bounds.push((slots.compile(&bound.size)?, bound.max));
+            }
+            variants.push(VariantProgram {
+                bounds,
+                launches: launches(&variant.launches)?,
+                streams,
+            });
+        }
+        let mut buffers = Vec::new();
+        for buffer in &entry.buffers {
+            let sizes = buffer.bytes.iter().map(|d| slots.compile(d));
+            buffers.push((buffer.name.clone(), sizes.collect::<Result<_>>()?));
+        }
+        let declared = plan.symbols.iter().chain(&entry.symbols);
+        let maxima = declared.map(|s| (s.name.name().to_owned(), s.max));
+        let stateful = variants.iter().any(|v: &VariantProgram| {
+            let streamed = v.streams.iter().flat_map(|s| &s.launches);
+            let mut all = v.launches.iter().chain(streamed);
+            all.any(|l| l.bindings.iter().any(|b| matches!(b, Binding::State(_))))
+        });
+        Ok(Program {
+            name: name.to_owned(),
+            maxima: maxima.collect(),
+            inputs: ports(&entry.inputs)?,
+            outputs: ports(&entry.outputs)?,
+            buffers,
+            variants,
+            stateful,
+        })
+    }
+
+    /// The first variant whose bounds hold.
+    pub fn variant(&self, values: &Values) -> Result<usize> {
+        'variants: for (index, variant) in self.variants.iter().enumerate() {
+            for (size, max) in &variant.bounds {
+                if size.eval(values)? > *max {
+                    continue 'variants;
+                }
+            }
+            return Ok(index);
+        }
+        Err(Error::plan(format!(
+            "no variant of `{}` takes these sizes",
+            self.name
+        )))
+    }
+}
+
+fn port(slots: &Slots, port: &Port) -> Result<PortProgram> {
+    let shape = port.ty.shape.iter().map(|d| slots.compile(d));
+    Ok(PortProgram {
+        name: port.name.clone(),
+        dtype: port.dtype(),
+        shape: shape.collect::<Result<_>>()?,
+        buffer: port.buffer,
+    })
+}
+
+impl PortProgram {
+    pub fn shape(&self, values: &Values) -> Result<Vec<usize>> {
+        let dims = self
+            .shape
+            .iter()
+            .map(|d| d.eval(values).map(|v| v as usize));
+        dims.collect()
+    }
+
+    pub fn bytes(&self, values: &Values) -> Result<u64> {
+        let shape = self.shape(values)?;
+        let bytes = shape.iter().map(|n| *n as u64);
+        Ok(bytes.fold(self.dtype.device_bytes(), u64::saturating_mul))
+    }
+}
+
+/// Blocks of uniforms that one submission can use.
+const UNIFORM_SLOTS: u64 = 64;
+
+/// The buffers and bind groups of one entry at one capacity.
+pub(crate) struct Allocation {
+    pub buffers: Vec<wgpu::Buffer>,
+    #[allow(
+        dead_code,
+        reason = "bind groups keep them alive; a profile may read them"
+    )]
+    pub states: Vec<wgpu::Buffer>,
+    /// For each variant: its launches' groups, and those of its streams.
+    groups: Vec<VariantGroups>,
+    uniforms: wgpu::Buffer,
+    stride: u64,
+    next: u64,
+}
+
+struct VariantGroups {
+    launches: Vec<wgpu::BindGroup>,
+    streams: Vec<Vec<wgpu::BindGroup>>,
+}
+
+const ADVICE: &str = "use a smaller batch, fewer tokens or a smaller --max-context";
+
+impl Allocation {
+    /// Allocates for sizes up to `capacity`.
+    pub fn new(model: &Model, program: &Program, capacity: &Values) -> Result<Self> {
+        let device = &model.device;
+        let storage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
+        let mut buffers = Vec::new();
+        for (name, sizes) in &program.buffers {
+            let mut bytes = 0;
+            for size in sizes {
+                bytes = bytes.max(size.eval(capacity)?);
+            }
+            buffers.push(device.buffer(name, bytes, storage, ADVICE)?);
+        }
+        for port in program.inputs.iter().chain(&program.outputs) {
+            let streamed = |v: &VariantProgram| {
+                let mut streams = v.streams.iter();
+                streams.any(|s| program.outputs[s.output].name == port.name)
+            };
+            let wanted = port.bytes(capacity)?;
+            if buffers[port.buffer].size() < wanted && !program.variants.iter().all(streamed) {
+                return Err(Error::plan(format!(
+                    "`{}` of `{}` takes {wanted} bytes, its buffer has {}",
+                    port.name,
+                    program.name,
+                    buffers[port.buffer].size()
+                )));
+            }
+        }
+        let mut states = Vec::new();
+        if program.stateful {
+            for (state, bytes) in model.plan.states.iter().zip(&model.states) {
+                let bytes = bytes.eval(capacity)?;
+                states.push(device.buffer(&state.name, bytes, storage, ADVICE)?);
+            }
+        }
+        let alignment = u64::from(device.limits().min_uniform_buffer_offset_alignment);
+        let stride = model.uniform_bytes().next_multiple_of(alignment.max(16));
+        let usage = Usage::UNIFORM | Usage::COPY_DST;
+        let uniforms = device.buffer("uniforms", stride * UNIFORM_SLOTS, usage, ADVICE)?;
+
+        let mut out = Allocation {
+            buffers,
+            states,
+            groups: Vec::new(),
+            uniforms,
+            stride,
+            next: 0,
+        };
+        let what = format!("the bind groups of `{}`", program.name);
+        let groups = device.scoped(&what, || {
+            let variants = program.variants.iter();
+            let variants = variants.map(|v| {
+                let streams = v.streams.iter();
+                Ok(VariantGroups {
+                    launches: out.bind(model, &v.launches)?,
+                    streams: streams
+                        .map(|s| out.bind(model, &s.launches))
+                        .collect::<Result<_>>()?,
+                })
+            });
+            variants.collect::<Result<Vec<_>>>()
+        });
+        out.groups = groups??;
+        Ok(out)
+    }
+
+    fn bind(&self, model: &Model, launches: &[LaunchProgram]) -> Result<Vec<wgpu::BindGroup>> {
+        let groups = launches.iter().map(|launch| {
+            let mut entries = vec![wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &self.uniforms,
+                    offset: 0,
+                    size: wgpu::BufferSize::new(model.uniform_bytes()),
+                }),
+            }];
+            for (i, binding) in launch.bindings.iter().enumerate() {
+                let buffer = match *binding {
+                    Binding::Weight(i) => model.weights[i].as_ref(),
+                    Binding::State(i) => self.states.get(i),
+                    Binding::Buffer(i) => self.buffers.get(i),
+                };
+                let absent = || Error::plan(format!("`{}`: no {binding:?}", launch.label));
+                entries.push(wgpu::BindGroupEntry {
+                    binding: i as u32 + 1,
+                    resource: buffer.ok_or_else(absent)?.as_entire_binding(),
+                });
+            }
+            Ok(model
+                .device
+                .inner
+                .create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some(&launch.label),
+                    layout: &model.kernels[launch.kernel].layout,
+                    entries: &entries,
+                }))
+        });
+        groups.collect()
+    }
+
+    /// Puts the uniform block for `values` into the ring; the result is its
+    /// dynamic offset. Writes are ordered with submissions, so the ring only has
+    /// to be as long as what one submission uses.
+    pub fn push_uniforms(&mut self, model: &Model, values: &Values) -> Result<u32> {
+        let mut block = vec![0u32; (model.uniform_bytes() / 4) as usize];
+        for (word, slot) in block.iter_mut().zip(&model.uniform_slots) {
+            let value = values.at(*slot);
+            *word = u32::try_from(value)
+                .map_err(|_| Error::plan(format!("a uniform is {value}, over 32 bits")))?;
+        }
+        let offset = self.next * self.stride;
+        self.next = (self.next + 1) % UNIFORM_SLOTS;
+        let queue = &model.device.queue;
+        queue.write_buffer(&self.uniforms, offset, bytemuck::cast_slice(&block));
+        Ok(offset as u32)
+    }
+}
+
+/// Records launches into submissions of bounded work.
+pub(crate) struct Recorder<'m> {
+    model: &'m Model,
+    encoder: Option<wgpu::CommandEncoder>,
+    /// Arithmetic recorded since the last submission.
+    flops: u64,
+    timer: Option<Timer>,
+}
+
+impl<'m> Recorder<'m> {
+    pub fn new(model: &'m Model, timer: Option<Timer>) -> Self {
+        Recorder {
+            model,
+            encoder: None,
+            flops: 0,
+            timer,
+        }
+    }
+
+    fn device(&self) -> &'m Device {
+        &self.model.device
+    }
+
+    pub fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
+        let device = &self.model.device.inner;
+        self.encoder
+            .get_or_insert_with(|| device.create_command_encoder(&Default::default()))
+    }
+
+    /// Records the launches of a variant, without its streams.
+    pub fn variant(
+        &mut self,
+        program: &Program,
+        allocation: &Allocation,
+        variant: usize,
+        values: &Values,
+        uniforms: u32,
+    ) -> Result<()> {
+        let groups = &allocation.groups[variant].launches;
+        let launches = &program.variants[variant].launches;
+        self.launches(launches, groups, values, uniforms)
+    }
+
+    /// Records one block of a stream.
+    pub fn stream(
+        &mut self,
+        program: &Program,
+        allocation: &Allocation,
+        (variant, stream): (usize, usize),
+        values: &Values,
+        uniforms: u32,
+    ) -> Result<()> {
+        let groups = &allocation.groups[variant].streams[stream];
+        let launches = &program.variants[variant].streams[stream].launches;
+        self.launches(launches, groups, values, uniforms)
+    }
+
+    fn launches(
+        &mut self,
+        launches: &[LaunchProgram],
+        groups: &[wgpu::BindGroup],
+        values: &Values,
+        uniforms: u32,
+    ) -> Result<()> {
+        let budget = self.device().submission_flops();
+        let mut at = 0;
+        while at < launches.len() {
+            // As many launches as the submission still holds, but one at least.
+            let mut end = at;
+            while end < launches.len() {
+                let flops = launches[end].flops.eval(values)?;
+                let over = self.flops > 0 && self.flops.saturating_add(flops) > budget;
+                if over || (self.timer.is_some() && end > at) {
+                    break;
+                }
+                self.flops = self.flops.saturating_add(flops);
+                end += 1;
+            }
+            if end == at {
+                self.submit();
+                continue;
+            }
+            self.pass(&launches[at..end], &groups[at..end], values, uniforms)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn pass(
+        &mut self,
+        launches: &[LaunchProgram],
+        groups: &[wgpu::BindGroup],
+        values: &Values,
+        uniforms: u32,
+    ) -> Result<()> {
+        let timestamps = match (&mut self.timer, launches) {
+            (Some(timer), [launch]) => timer.start(self.model, launch, values)?,
+            _ => None,
+        };
+        let encoder = {
+            let device = &self.model.device.inner;
+            self.encoder
+                .get_or_insert_with(|| device.create_command_encoder(&Default::default()))
+        };
+        let writes = timestamps
+            .as_ref()
+            .map(|(set, at)| wgpu::ComputePassTimestampWrites {
+                query_set: set,
+                beginning_of_pass_write_index: Some(*at),
+                end_of_pass_write_index: Some(*at + 1),
+            });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: None,
+            timestamp_writes: writes,
+        });
+        let mut kernel = usize::MAX;
+        for (launch, group) in launches.iter().zip(groups) {
+            let count = launch.workgroups.eval(values)?;
+            if count == 0 {
+                continue;
+            }
+            let (x, y) = fold(count, self.model.device.limits())?;
+            if kernel != launch.kernel {
+                kernel = launch.kernel;
+                pass.set_pipeline(&self.model.kernels[kernel].pipeline);
+            }
+            pass.set_bind_group(0, group, &[uniforms]);
+            pass.dispatch_workgroups(x, y, 1);
+        }
+        drop(pass);
+        if let Some(timer) = &mut self.timer
+            && timer.waits()
+        {
+            // No timestamps: the host's clock around the launch alone.
+            let index = self.submit();
+            self.model.device.wait("a timed launch", index)?;
+            if let Some(timer) = &mut self.timer {
+                timer.stop();
+            }
+        }
+        Ok(())
+    }
+
+    /// Submits what was recorded; `None` if nothing was.
+    pub fn submit(&mut self) -> Option<wgpu::SubmissionIndex> {
+        self.flops = 0;
+        let encoder = self.encoder.take()?;
+        Some(self.device().queue.submit([encoder.finish()]))
+    }
+
+    pub fn into_timer(self) -> Option<Timer> {
+        self.timer
+    }
+}
+
+/// A flat count of workgroups as two dimensions, the second as small as can be
+/// and the first no larger than needed.
+fn fold(count: u64, limits: &wgpu::Limits) -> Result<(u32, u32)> {
+    let max = u64::from(limits.max_compute_workgroups_per_dimension).max(1);
+    let y = count.div_ceil(max);
+    if y > max {
+        return Err(Error::Limit {
+            what: "a launch".to_owned(),
+            limit: "max_compute_workgroups_per_dimension",
+            wanted: count,
+            offered: max * max,
+            advice: ADVICE,
+        });
+    }
+    Ok((count.div_ceil(y) as u32, y as u32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_fold_without_losing_workgroups() {
+        let limits = wgpu::Limits::defaults();
+        assert_eq!(fold(1, &limits).unwrap(), (1, 1));
+        assert_eq!(fold(65_535, &limits).unwrap(), (65_535, 1));
+        assert_eq!(fold(65_536, &limits).unwrap(), (32_768, 2));
+        for count in [65_537, 200_000, 10_000_019, 65_535 * 65_535] {
+            let (x, y) = fold(count, &limits).unwrap();
+            assert!(x <= 65_535 && y <= 65_535);
+            let total = u64::from(x) * u64::from(y);
+            assert!(total >= count && total - count < u64::from(y), "{count}");
+        }
+        let error = fold(65_535 * 65_535 + 1, &limits).unwrap_err().to_string();
+        assert!(error.contains("max_compute_workgroups_per_dimension"));
+    }
+}

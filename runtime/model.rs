@@ -1,0 +1,459 @@
+//! A model on a device: weights uploaded, pipelines created.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use kiln_ir::plan::{Binding, Launch, Plan, Tier};
+use wgpu::BufferUsages as Usage;
+
+use crate::adapter::Adapter;
+use crate::artifact::{Artifact, wrong_size};
+use crate::device::Device;
+use crate::dims::{SlotDim, Slots};
+use crate::error::{Error, Result};
+use crate::exec::Program;
+use crate::pipelines::{CacheFile, Compiled, Compiler, user_cache_dir};
+use crate::tier;
+
+/// How to load a model.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// The tier by name; the most capable that the adapter can run if absent.
+    pub tier: Option<String>,
+    /// Whether kernels are compiled with bounds checks, bounded loops and zeroed
+    /// workgroup memory. Slower; for kernels under suspicion.
+    pub checked: bool,
+    /// The entries to load; all of the tier's if absent. Weights and kernels that
+    /// none of them uses stay out.
+    pub entries: Option<Vec<String>>,
+    /// Where compiled pipelines are kept, if the driver allows it.
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl Default for LoadOptions {
+    /// The best tier, unchecked, all entries, with the user's cache folder.
+    fn default() -> Self {
+        LoadOptions {
+            tier: None,
+            checked: false,
+            entries: None,
+            cache_dir: user_cache_dir(),
+        }
+    }
+}
+
+impl LoadOptions {
+    /// Loads only these entries.
+    #[must_use]
+    pub fn entries(mut self, names: &[&str]) -> Self {
+        self.entries = Some(names.iter().map(|n| (*n).to_owned()).collect());
+        self
+    }
+}
+
+/// How far loading is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Bytes of weights uploaded.
+    pub weight_bytes: u64,
+    /// Bytes of weights in all.
+    pub weight_bytes_total: u64,
+    /// Pipelines created.
+    pub kernels: usize,
+    /// Pipelines in all.
+    pub kernels_total: usize,
+}
+
+/// A loaded model.
+pub struct Model {
+    pub(crate) device: Device,
+    pub(crate) plan: Plan,
+    pub(crate) slots: Slots,
+    /// The slot of each member of the uniform block.
+    pub(crate) uniform_slots: Vec<usize>,
+    pub(crate) weights: Vec<Option<wgpu::Buffer>>,
+    /// Bytes of each state.
+    pub(crate) states: Vec<SlotDim>,
+    pub(crate) kernels: Vec<Compiled>,
+    entries: BTreeMap<String, Program>,
+    tier: String,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model")
+            .field("tier", &self.tier)
+            .field("adapter", self.device.adapter())
+            .field("entries", &self.entries.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Opens `adapter` with the features that the chosen tier needs, and loads.
+    ///
+    /// # Errors
+    /// Those of [`tier::choose`], [`Device::open`] and [`Model::load`].
+    pub fn open(
+        adapter: &Adapter,
+        artifact: &Artifact,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Model> {
+        let tier = tier::choose(artifact.plan(), &adapter.into(), options.tier.as_deref())?;
+        let device = Device::open(adapter, tier::features(&tier.requires))?;
+        let options = LoadOptions {
+            tier: Some(tier.name.clone()),
+            ..options.clone()
+        };
+        Self::load(device, artifact, &options, progress)
+    }
+
+    /// Uploads the weights and creates the pipelines that the entries need, at
+    /// the same time.
+    ///
+    /// # Errors
+    /// When the device cannot run the tier, an entry does not exist, a weight
+    /// cannot be read or exceeds a limit, or the driver refuses a kernel.
+    pub fn load(
+        device: Device,
+        artifact: &Artifact,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Model> {
+        let plan = artifact.plan();
+        let mut on = tier::Capabilities::from(device.adapter());
+        on.features = device.features();
+        let tier = tier::choose(plan, &on, options.tier.as_deref())?;
+        let names = entry_names(tier, options)?;
+
+        let launches = || names.iter().flat_map(|name| launches_of(tier, name));
+        let kernels: BTreeSet<&str> = launches().map(|l| l.kernel.as_str()).collect();
+        let kernels: Vec<&str> = kernels.into_iter().collect();
+        let weights: BTreeSet<usize> = launches()
+            .flat_map(|l| &l.bindings)
+            .filter_map(|b| match b {
+                Binding::Weight(i) => Some(*i),
+                _ => None,
+            })
+            .collect();
+
+        let slots = Slots::new(plan);
+        let uniform_bytes = uniform_bytes(plan);
+        let cache = options.cache_dir.as_deref().and_then(|dir| {
+            let key = kernels_key(artifact, &kernels, options.checked);
+            CacheFile::open(&device, dir, &key)
+        });
+        let (cache_file, cache) = match cache {
+            Some((file, cache)) => (Some(file), Some(cache)),
+            None => (None, None),
+        };
+        let compiler = Compiler::new(&device, uniform_bytes, options.checked, cache);
+        let loader = Loader {
+            device: &device,
+            artifact,
+            kernels: &kernels,
+            weights: &weights,
+        };
+        let (weights, compiled) = loader.run(&compiler, progress)?;
+        if let (Some(file), Some(cache)) = (cache_file, compiler.cache()) {
+            file.save(cache);
+        }
+        drop(compiler);
+
+        let index = kernels.iter().enumerate().map(|(i, k)| (*k, i)).collect();
+        let mut entries = BTreeMap::new();
+        for name in names {
+            let entry = &tier.entries[name];
+            let program = Program::new(plan, name, entry, &slots, &index)?;
+            entries.insert(name.to_owned(), program);
+        }
+        let states = plan.states.iter().map(|s| slots.compile(&s.bytes));
+        let uniforms = plan.uniforms.iter().filter_map(|name| slots.get(name));
+        Ok(Model {
+            uniform_slots: uniforms.collect(),
+            states: states.collect::<Result<_>>()?,
+            tier: tier.name.clone(),
+            plan: plan.clone(),
+            slots,
+            weights,
+            kernels: compiled,
+            entries,
+            device,
+        })
+    }
+
+    /// The plan it runs.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The tier in use.
+    pub fn tier(&self) -> &str {
+        &self.tier
+    }
+
+    /// The device it is on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Bytes of the weights on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.iter().flatten().map(wgpu::Buffer::size).sum()
+    }
+
+    pub(crate) fn uniform_bytes(&self) -> u64 {
+        uniform_bytes(&self.plan)
+    }
+
+    pub(crate) fn program(&self, name: &str) -> Result<&Program> {
+        if let Some(program) = self.entries.get(name) {
+            return Ok(program);
+        }
+        let tier = self.plan.tiers.iter().find(|t| t.name == self.tier);
+        Err(match tier {
+            Some(tier) if tier.entries.contains_key(name) => Error::NotLoaded(name.to_owned()),
+            Some(tier) => no_such_entry(tier, name),
+            None => Error::NotLoaded(name.to_owned()),
+        })
+    }
+}
+
+fn uniform_bytes(plan: &Plan) -> u64 {
+    (plan.uniforms.len() as u64 * 4)
+        .next_multiple_of(16)
+        .max(16)
+}
+
+fn no_such_entry(tier: &Tier, name: &str) -> Error {
+    let names: Vec<&str> = tier.entries.keys().map(String::as_str).collect();
+    Error::NoSuchEntry {
+        name: name.to_owned(),
+        available: names.join(", "),
+    }
+}
+
+fn entry_names<'t>(tier: &'t Tier, options: &LoadOptions) -> Result<Vec<&'t str>> {
+    let Some(wanted) = &options.entries else {
+        return Ok(tier.entries.keys().map(String::as_str).collect());
+    };
+    let names = wanted.iter().map(|name| {
+        let found = tier.entries.get_key_value(name.as_str());
+        let found = found.map(|(name, _)| name.as_str());
+        found.ok_or_else(|| no_such_entry(tier, name))
+    });
+    names.collect()
+}
+
+fn launches_of<'t>(tier: &'t Tier, entry: &str) -> impl Iterator<Item = &'t Launch> + use<'t> {
+    let variants = tier
+        .entries
+        .get(entry)
+        .into_iter()
+        .flat_map(|e| &e.variants);
+    variants.flat_map(|v| {
+        v.launches
+            .iter()
+            .chain(v.streams.iter().flat_map(|s| &s.launches))
+    })
+}
+
+/// A name for a set of kernels, by their text.
+fn kernels_key(artifact: &Artifact, kernels: &[&str], checked: bool) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&[u8::from(checked)]);
+    for name in kernels {
+        let kernel = artifact.plan().kernels.get(*name);
+        let text = kernel.and_then(|k| artifact.kernels().get(&k.file));
+        hasher.update(blake3::hash(text.map_or(b"", |t| t.as_bytes())).as_bytes());
+    }
+    hasher.finalize().to_hex()[..16].to_owned()
+}
+
+/// The largest piece of a weight that is staged at a time.
+const UPLOAD_PIECE: usize = 4 << 20;
+
+struct Loader<'a> {
+    device: &'a Device,
+    artifact: &'a Artifact,
+    kernels: &'a [&'a str],
+    weights: &'a BTreeSet<usize>,
+}
+
+type Loaded = (Vec<Option<wgpu::Buffer>>, Vec<Compiled>);
+
+/// What has been loaded so far.
+struct Gather<'p> {
+    state: LoadProgress,
+    compiled: Vec<Option<Compiled>>,
+    progress: &'p mut dyn FnMut(LoadProgress),
+}
+
+impl Gather<'_> {
+    fn kernel(&mut self, index: usize, outcome: Result<Compiled>) -> Result<()> {
+        self.compiled[index] = Some(outcome?);
+        self.state.kernels += 1;
+        (self.progress)(self.state);
+        Ok(())
+    }
+
+    fn uploaded(&mut self, bytes: u64) {
+        self.state.weight_bytes += bytes;
+        (self.progress)(self.state);
+    }
+}
+
+impl Loader<'_> {
+    fn run(
+        &self,
+        compiler: &Compiler<'_>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Loaded> {
+        let sizes = self.weights.iter().map(|i| self.weight(*i).bytes);
+        let state = LoadProgress {
+            weight_bytes_total: sizes.sum(),
+            kernels_total: self.kernels.len(),
+            ..LoadProgress::default()
+        };
+        progress(state);
+        let mut gather = Gather {
+            state,
+            compiled: self.kernels.iter().map(|_| None).collect(),
+            progress,
+        };
+        let uploaded = if self.device.creates_in_parallel() {
+            self.side_by_side(compiler, &mut gather)?
+        } else {
+            for (index, name) in self.kernels.iter().enumerate() {
+                gather.kernel(index, self.compile(compiler, name))?;
+            }
+            self.upload(&mut |bytes| {
+                gather.uploaded(bytes);
+                Ok(())
+            })?
+        };
+        let compiled: Vec<Compiled> = gather.compiled.into_iter().flatten().collect();
+        match compiled.len() == self.kernels.len() {
+            true => Ok((uploaded, compiled)),
+            false => Err(Error::other("a thread that compiles kernels ended early")),
+        }
+    }
+
+    /// Compiles kernels on threads of their own while this one uploads weights.
+    fn side_by_side(
+        &self,
+        compiler: &Compiler<'_>,
+        gather: &mut Gather<'_>,
+    ) -> Result<Vec<Option<wgpu::Buffer>>> {
+        let next = AtomicUsize::new(0);
+        let (sender, receiver) = mpsc::channel::<(usize, Result<Compiled>)>();
+        let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let workers = workers.min(self.kernels.len()).min(16);
+        thread::scope(|scope| {
+            let mut started = 0;
+            for _ in 0..workers {
+                let (next, sender) = (&next, sender.clone());
+                let work = move || {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(name) = self.kernels.get(index) else {
+                            return;
+                        };
+                        let outcome = self.compile(compiler, name);
+                        if sender.send((index, outcome)).is_err() {
+                            return;
+                        }
+                    }
+                };
+                // naga recurses; unoptimised it needs more than the usual 2 MiB.
+                let builder = thread::Builder::new().stack_size(16 << 20);
+                started += usize::from(builder.spawn_scoped(scope, work).is_ok());
+            }
+            drop(sender);
+            if started == 0 && !self.kernels.is_empty() {
+                return Err(Error::other("no thread could be started"));
+            }
+            let outcome = self
+                .upload(&mut |bytes| {
+                    gather.uploaded(bytes);
+                    let mut ready = receiver.try_iter();
+                    ready.try_for_each(|(i, k)| gather.kernel(i, k))
+                })
+                .and_then(|uploaded| {
+                    let mut rest = receiver.iter();
+                    rest.try_for_each(|(i, k)| gather.kernel(i, k))?;
+                    Ok(uploaded)
+                });
+            // After a failure the threads have nothing left to do.
+            next.store(self.kernels.len(), Ordering::Relaxed);
+            outcome
+        })
+    }
+
+    fn weight(&self, index: usize) -> &kiln_ir::plan::WeightBuffer {
+        &self.artifact.plan().weights[index]
+    }
+
+    fn compile(&self, compiler: &Compiler<'_>, name: &str) -> Result<Compiled> {
+        let no_text = || Error::plan(format!("kernel `{name}` has no text"));
+        let kernel = self.artifact.plan().kernels.get(name);
+        let kernel = kernel.ok_or_else(no_text)?;
+        let text = self.artifact.kernels().get(&kernel.file);
+        compiler.compile(name, kernel, text.ok_or_else(no_text)?)
+    }
+
+    /// Uploads in pieces, with two in flight at most, so that the host never
+    /// holds more than those besides the source's own.
+    fn upload(
+        &self,
+        uploaded: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<Option<wgpu::Buffer>>> {
+        const ADVICE: &str = "choose a smaller --dtype, or compile with smaller bindings";
+        let mut out: Vec<Option<wgpu::Buffer>> = Vec::new();
+        let mut previous = None;
+        for index in 0..self.artifact.plan().weights.len() {
+            if !self.weights.contains(&index) {
+                out.push(None);
+                continue;
+            }
+            let weight = self.weight(index);
+            let usage = Usage::STORAGE | Usage::COPY_DST;
+            let buffer = self
+                .device
+                .buffer(&weight.name, weight.bytes, usage, ADVICE)?;
+            let mut done: u64 = 0;
+            let source = self.artifact.weights();
+            source.visit(&weight.name, &mut |bytes| {
+                for piece in bytes.chunks(UPLOAD_PIECE) {
+                    let end = done + piece.len() as u64;
+                    if end > weight.bytes || piece.len() % 4 != 0 {
+                        return Err(wrong_size(&weight.name, end, weight.bytes));
+                    }
+                    let what = format!("the upload of `{}`", weight.name);
+                    let queue = &self.device.queue;
+                    let index = self.device.scoped(&what, || {
+                        queue.write_buffer(&buffer, done, piece);
+                        queue.submit([])
+                    })?;
+                    if let Some(previous) = previous.replace(index) {
+                        self.device.wait(&what, Some(previous))?;
+                    }
+                    done = end;
+                    uploaded(piece.len() as u64)?;
+                }
+                Ok(())
+            })?;
+            if done != weight.bytes {
+                return Err(wrong_size(&weight.name, done, weight.bytes));
+            }
+            out.push(Some(buffer));
+        }
+        self.device.wait("the weights", None)?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,297 @@
+//! Sessions: the entry `step` with states that are kept between calls.
+
+use kiln_ir::Bindings;
+use kiln_ir::plan::CONTEXT;
+
+use crate::dims::Values;
+use crate::error::{Error, Result};
+use crate::exec::{Allocation, Program, Recorder};
+use crate::generate::Decoder;
+use crate::model::Model;
+use crate::profile::{Profile, Timer};
+use crate::readback::Staging;
+
+/// The entry that runs with states.
+const STEP: &str = "step";
+
+/// The most rows (sequences times tokens) of one piece of a prompt: enough to
+/// keep a large device busy, and a bound on what is allocated.
+const PIECE_ROWS: u64 = 1024;
+
+/// A batch of sequences that grow together.
+///
+/// All states and buffers are allocated when the session is made. Sequences end
+/// at the same position: shorter ones are padded on the left, and `start` tells
+/// how many of a sequence's first tokens are padding.
+pub struct Session<'m> {
+    model: &'m Model,
+    program: &'m Program,
+    allocation: Allocation,
+    staging: Staging,
+    batch: usize,
+    context: u64,
+    /// Positions taken.
+    past: u64,
+    /// The most tokens of a sequence that one piece takes.
+    piece: u64,
+    /// Bytes of the output.
+    output_bytes: u64,
+}
+
+impl std::fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("batch", &self.batch)
+            .field("context", &self.context)
+            .field("past", &self.past)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'m> Session<'m> {
+    /// Allocates a session for `batch` sequences of at most `context` positions,
+    /// padding included.
+    ///
+    /// # Errors
+    /// When either is zero or over the artifact's maximum, or the device's limits
+    /// or memory do not suffice.
+    pub fn new(model: &'m Model, batch: usize, context: u64) -> Result<Self> {
+        let program = model.program(STEP)?;
+        let max = model.plan.model.max_context;
+        if context == 0 || context > max {
+            return Err(Error::Size {
+                symbol: CONTEXT.to_owned(),
+                value: context,
+                max,
+                advice: "compile the model with a larger --max-context",
+            });
+        }
+        if batch == 0 {
+            return Err(Error::Ids("a session has at least one sequence".to_owned()));
+        }
+        let batch_symbol = Bindings::new().with("batch", batch as u64);
+        let mut capacity = model.values(program, &batch_symbol)?;
+        let slots = &model.slots;
+        capacity.set(slots, CONTEXT, context);
+
+        // The longest piece that some variant takes.
+        let most = program.maxima.get("seq").copied().unwrap_or(1);
+        let mut piece = most.min(context).min((PIECE_ROWS / batch as u64).max(1));
+        capacity.set(slots, "seq", piece);
+        while piece > 1 && program.variant(&capacity).is_err() {
+            piece -= 1;
+            capacity.set(slots, "seq", piece);
+        }
+        program.variant(&capacity)?;
+        capacity.set(slots, "past", context - 1);
+
+        let [output, ..] = program.outputs.as_slice() else {
+            return Err(Error::plan("`step` has no output"));
+        };
+        if program.variants.iter().any(|v| !v.streams.is_empty()) {
+            return Err(Error::plan("`step` has a stream"));
+        }
+        let output_bytes = output.bytes(&capacity)?;
+        Ok(Session {
+            allocation: Allocation::new(model, program, &capacity)?,
+            staging: Staging::new(&model.device, output_bytes)?,
+            model,
+            program,
+            batch,
+            context,
+            past: 0,
+            piece,
+            output_bytes,
+        })
+    }
+
+    /// The number of sequences.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// The capacity in positions.
+    pub fn context(&self) -> u64 {
+        self.context
+    }
+
+    /// The positions taken.
+    pub fn past(&self) -> u64 {
+        self.past
+    }
+
+    /// Forgets everything; the states' memory is kept.
+    pub fn reset(&mut self) {
+        self.past = 0;
+    }
+
+    /// Appends tokens to every sequence. `ids` holds the same number for each
+    /// sequence, one sequence after the other; `start` the number of padding
+    /// tokens with which each sequence began. A prompt longer than the artifact's
+    /// largest step is run in pieces.
+    ///
+    /// The result is the output of each sequence's last position, one after the
+    /// other: logits, or hidden states for a model without a head.
+    ///
+    /// # Errors
+    /// When the ids are no batch, the context is full, or the device fails. The
+    /// session is then as before.
+    pub fn step(&mut self, ids: &[u32], start: &[u32]) -> Result<Vec<f32>> {
+        let model = self.model;
+        let (out, _) = model
+            .device
+            .scoped("a step", || self.run(ids, start, None))??;
+        Ok(out)
+    }
+
+    /// [`Session::step`] with each launch timed.
+    ///
+    /// # Errors
+    /// As [`Session::step`].
+    pub fn profile_step(&mut self, ids: &[u32], start: &[u32]) -> Result<Profile> {
+        let model = self.model;
+        let timer = Timer::new(&model.device)?;
+        let run = || self.run(ids, start, Some(timer));
+        let (_, timer) = model.device.scoped("a step", run)??;
+        match timer {
+            Some(timer) => timer.finish(model),
+            None => Ok(Profile::default()),
+        }
+    }
+
+    fn check(&self, ids: &[u32], start: &[u32]) -> Result<u64> {
+        let batch = self.batch;
+        if ids.is_empty() || !ids.len().is_multiple_of(batch) {
+            return Err(Error::Ids(format!(
+                "{} token ids are no batch of {batch} sequences of one length",
+                ids.len()
+            )));
+        }
+        let seq = (ids.len() / batch) as u64;
+        for (sequence, row) in ids.chunks(seq as usize).enumerate() {
+            self.model.check_ids(sequence, row)?;
+        }
+        if start.len() != batch {
+            return Err(Error::Ids(format!(
+                "{} start positions for {batch} sequences",
+                start.len()
+            )));
+        }
+        if self.past + seq > self.context {
+            return Err(Error::ContextFull {
+                context: self.context,
+                past: self.past,
+                wanted: seq,
+            });
+        }
+        let all = self.past + seq;
+        match start.iter().position(|s| u64::from(*s) >= all) {
+            Some(sequence) => Err(Error::Ids(format!(
+                "sequence {sequence} starts at {}, beyond its {all} tokens",
+                start[sequence]
+            ))),
+            None => Ok(seq),
+        }
+    }
+
+    fn run(
+        &mut self,
+        ids: &[u32],
+        start: &[u32],
+        timer: Option<Timer>,
+    ) -> Result<(Vec<f32>, Option<Timer>)> {
+        let seq = self.check(ids, start)?;
+        let device = &self.model.device;
+        let mut recorder = Recorder::new(self.model, timer);
+        let mut before = None;
+        let mut done = 0;
+        loop {
+            let len = (seq - done).min(self.piece);
+            let last = done + len == seq;
+            self.record(&mut recorder, ids, start, (done, len), seq, last)?;
+            let index = recorder.submit();
+            done += len;
+            if last {
+                let mut out = vec![0f32; (self.output_bytes / 4) as usize];
+                self.staging
+                    .read(device, self.output_bytes, index, |bytes| {
+                        bytemuck::cast_slice_mut(&mut out).copy_from_slice(bytes);
+                        Ok(())
+                    })?;
+                self.past += seq;
+                return Ok((out, recorder.into_timer()));
+            }
+            // At most two pieces in flight.
+            if let Some(before) = before {
+                device.wait("a piece of the prompt", Some(before))?;
+            }
+            before = index;
+        }
+    }
+
+    /// Records `len` tokens from `done` of each sequence, and the read-back
+    /// behind the last.
+    fn record(
+        &mut self,
+        recorder: &mut Recorder<'_>,
+        ids: &[u32],
+        start: &[u32],
+        (done, len): (u64, u64),
+        seq: u64,
+        last: bool,
+    ) -> Result<()> {
+        let values = self.sizes(len, self.past + done);
+        let variant = self.program.variant(&values)?;
+        let rows = ids.chunks(seq as usize);
+        let piece = done as usize..(done + len) as usize;
+        let piece: Vec<u32> = rows
+            .flat_map(|row| row[piece.clone()].iter().copied())
+            .collect();
+        for port in &self.program.inputs {
+            let bytes = match port.name.as_str() {
+                "ids" => Some(bytemuck::cast_slice(&piece)),
+                "start" => Some(bytemuck::cast_slice(start)),
+                _ => None,
+            };
+            let buffer = &self.allocation.buffers[port.buffer];
+            self.model
+                .write_input(&port.name, bytes, port.bytes(&values)?, buffer)?;
+        }
+        let uniforms = self.allocation.push_uniforms(self.model, &values)?;
+        recorder.variant(self.program, &self.allocation, variant, &values, uniforms)?;
+        if last {
+            let output = &self.allocation.buffers[self.program.outputs[0].buffer];
+            let bytes = self.output_bytes;
+            self.staging.copy(recorder.encoder(), output, 0, bytes);
+        }
+        Ok(())
+    }
+
+    fn sizes(&self, seq: u64, past: u64) -> Values {
+        let slots = &self.model.slots;
+        let mut values = slots.values();
+        values.set(slots, "batch", self.batch as u64);
+        values.set(slots, "seq", seq);
+        values.set(slots, "past", past);
+        values.set(slots, CONTEXT, self.context);
+        values
+    }
+}
+
+impl Decoder for Session<'_> {
+    fn batch(&self) -> usize {
+        self.batch
+    }
+
+    fn context(&self) -> u64 {
+        self.context
+    }
+
+    fn past(&self) -> u64 {
+        self.past
+    }
+
+    fn step(&mut self, ids: &[u32], start: &[u32]) -> Result<Vec<f32>> {
+        Session::step(self, ids, start)
+    }
+}

@@ -1,0 +1,171 @@
+//! Which tier of a plan an adapter can run.
+
+use std::str::FromStr;
+
+use kiln_ir::plan::{Plan, Requirements, Tier};
+use wgpu::{Features, Limits};
+
+use crate::adapter::Adapter;
+use crate::error::{Error, Result};
+
+/// What decides which tiers run: a summary of an [`Adapter`].
+#[derive(Clone, Debug)]
+pub struct Capabilities {
+    /// The adapter's name, for messages.
+    pub adapter: String,
+    /// The features it offers.
+    pub features: Features,
+    /// The limits it offers.
+    pub limits: Limits,
+    /// Whether it runs on a CPU.
+    pub is_cpu: bool,
+}
+
+impl From<&Adapter> for Capabilities {
+    fn from(adapter: &Adapter) -> Self {
+        Capabilities {
+            adapter: adapter.to_string(),
+            features: adapter.features(),
+            limits: adapter.limits(),
+            is_cpu: adapter.is_cpu(),
+        }
+    }
+}
+
+/// The tier to run: the one called `name`, or the first whose requirements are
+/// met. An explicit name also takes a CPU profile on a GPU.
+///
+/// # Errors
+/// When there is no such tier, or what it (or every tier) needs is not offered;
+/// the error names each missing feature and limit.
+pub fn choose<'p>(plan: &'p Plan, on: &Capabilities, name: Option<&str>) -> Result<&'p Tier> {
+    if let Some(name) = name {
+        let Some(tier) = plan.tiers.iter().find(|t| t.name == name) else {
+            let names: Vec<&str> = plan.tiers.iter().map(|t| t.name.as_str()).collect();
+            return Err(Error::NoSuchTier {
+                name: name.to_owned(),
+                available: names.join(", "),
+            });
+        };
+        let lacks = missing(&tier.requires, on);
+        if lacks.is_empty() {
+            return Ok(tier);
+        }
+        return Err(Error::TierUnsupported {
+            tier: name.to_owned(),
+            adapter: on.adapter.clone(),
+            lacks: lacks.join(", "),
+        });
+    }
+    let mut reasons = Vec::new();
+    for tier in &plan.tiers {
+        let mut lacks = missing(&tier.requires, on);
+        if tier.requires.cpu_only && !on.is_cpu {
+            lacks.push("a CPU to run on".to_owned());
+        }
+        if lacks.is_empty() {
+            return Ok(tier);
+        }
+        reasons.push(format!("`{}` lacks {}", tier.name, lacks.join(", ")));
+    }
+    Err(Error::NoTier {
+        adapter: on.adapter.clone(),
+        reasons: reasons.join("; "),
+    })
+}
+
+/// The features of a tier as wgpu's flags; unknown names are left out.
+pub fn features(requires: &Requirements) -> Features {
+    let known = requires.features.iter();
+    let known = known.filter_map(|name| Features::from_str(name).ok());
+    known.fold(Features::empty(), |all, f| all | f)
+}
+
+fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
+    let mut out = Vec::new();
+    for name in &requires.features {
+        match Features::from_str(name) {
+            Ok(feature) if on.features.contains(feature) => {}
+            Ok(_) => out.push(format!("the feature `{name}`")),
+            Err(()) => out.push(format!("the feature `{name}` (unknown to this kiln)")),
+        }
+    }
+    for (name, wanted) in &requires.limits {
+        match limit(&on.limits, name) {
+            Some(offered) if offered >= *wanted => {}
+            Some(offered) => out.push(format!(
+                "the limit `{name}` (needs {wanted}, offers {offered})"
+            )),
+            None => out.push(format!("the limit `{name}` (unknown to this kiln)")),
+        }
+    }
+    out
+}
+
+/// The value of a limit by its WebGPU name in snake case.
+pub fn limit(limits: &Limits, name: &str) -> Option<u64> {
+    macro_rules! find {
+        ($($field:ident),* $(,)?) => {
+            match name {
+                $(stringify!($field) => Some(u64::from(limits.$field)),)*
+                _ => None,
+            }
+        };
+    }
+    find!(
+        max_bind_groups,
+        max_bindings_per_bind_group,
+        max_dynamic_uniform_buffers_per_pipeline_layout,
+        max_storage_buffers_per_shader_stage,
+        max_uniform_buffers_per_shader_stage,
+        max_uniform_buffer_binding_size,
+        max_storage_buffer_binding_size,
+        max_buffer_size,
+        max_compute_workgroup_storage_size,
+        max_compute_invocations_per_workgroup,
+        max_compute_workgroup_size_x,
+        max_compute_workgroup_size_y,
+        max_compute_workgroup_size_z,
+        max_compute_workgroups_per_dimension,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_found_by_their_names() {
+        let limits = Limits::defaults();
+        assert_eq!(limit(&limits, "max_buffer_size"), Some(256 << 20));
+        assert_eq!(
+            limit(&limits, "max_storage_buffers_per_shader_stage"),
+            Some(8)
+        );
+        assert_eq!(limit(&limits, "max_wishes"), None);
+    }
+
+    #[test]
+    fn every_missing_feature_and_limit_is_named() {
+        let on = Capabilities {
+            adapter: "toaster".into(),
+            features: Features::empty(),
+            limits: Limits::defaults(),
+            is_cpu: false,
+        };
+        let mut requires = Requirements {
+            features: vec!["subgroups".into(), "telepathy".into()],
+            ..Requirements::default()
+        };
+        requires
+            .limits
+            .insert("max_compute_invocations_per_workgroup".into(), 1024);
+        let lacks = missing(&requires, &on).join(", ");
+        assert_eq!(
+            lacks,
+            "the feature `subgroups`, the feature `telepathy` (unknown to this kiln), \
+             the limit `max_compute_invocations_per_workgroup` (needs 1024, offers 256)"
+        );
+        assert_eq!(features(&requires), Features::SUBGROUP);
+    }
+}

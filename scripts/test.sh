@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Every check of kiln, from formatting to the documentation.
+#
+# The tests run kernels, so they need a graphics adapter with Vulkan and one with
+# OpenGL. Where one is missing, a software driver is installed (Debian and
+# Ubuntu); elsewhere this script says what to install, and fails.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+step() { printf '\n== %s\n' "$*"; }
+
+if ! command -v cargo >/dev/null; then
+    echo "error: cargo was not found; install a Rust toolchain from https://rustup.rs" >&2
+    exit 1
+fi
+
+# Mesa complains about a desktop's folder where there is no desktop.
+export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}"
+# Snapshots are compared, never rewritten.
+export INSTA_UPDATE=no
+# No test needs a network.
+export HF_HUB_OFFLINE=1
+
+# The back ends that the tests need and no adapter offers.
+missing_backends() {
+    local devices backend
+    devices="$(target/debug/kiln devices 2>/dev/null)"
+    case "$(uname -s)" in
+    Linux) for backend in vulkan gl; do
+        grep -qw "$backend" <<<"$devices" || echo "$backend"
+    done ;;
+    *) grep -q '^0 ' <<<"$devices" || echo "any" ;;
+    esac
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        echo "error: installing a driver needs root, and there is no sudo; run as root: $*" >&2
+        exit 1
+    fi
+}
+
+install_drivers() {
+    # What the Vulkan and the EGL loader look for, with Mesa's software drivers.
+    local packages=(mesa-vulkan-drivers libegl1 libgles2 libgl1-mesa-dri)
+    if command -v apt-get >/dev/null; then
+        as_root apt-get update -q
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}"
+    else
+        cat >&2 <<'TEXT'
+error: the tests need an adapter with Vulkan and one with OpenGL (through EGL).
+Install your GPU's driver, or Mesa's software drivers:
+  Fedora   dnf install mesa-vulkan-drivers mesa-libEGL mesa-dri-drivers
+  Arch     pacman -S vulkan-swrast mesa
+  Alpine   apk add mesa-vulkan-swrast mesa-egl mesa-gles mesa-dri-gallium
+  macOS    nothing: Metal is there
+  Windows  the driver of the GPU
+TEXT
+        exit 1
+    fi
+}
+
+step "build"
+cargo build --workspace --locked
+
+step "adapters"
+missing="$(missing_backends)"
+if [ -n "$missing" ]; then
+    echo "no adapter for: $(tr '\n' ' ' <<<"$missing")"
+    install_drivers
+    missing="$(missing_backends)"
+    if [ -n "$missing" ]; then
+        echo "error: drivers were installed, and still there is no adapter for: $missing" >&2
+        exit 1
+    fi
+fi
+target/debug/kiln devices
+
+step "format"
+cargo fmt --all --check
+
+step "lints"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+
+step "tests"
+cargo test --workspace --locked
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+step "all is well"

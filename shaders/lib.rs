@@ -1,0 +1,115 @@
+//! kiln's kernel bodies: WGSL text that the code generator concatenates with
+//! generated preludes and hooks. `README.md` beside this file says what each
+//! body computes, which constants and hooks it wants, and when it is used.
+//!
+//! ```
+//! let body = kiln_shaders::body("row_norm").unwrap_or_default();
+//! assert!(body.contains("fn main("));
+//! let helpers = kiln_shaders::functions(&["gelu_tanh"]);
+//! assert!(helpers.contains("fn safe_tanh("));
+//! ```
+
+use std::collections::BTreeSet;
+
+macro_rules! files {
+    ($(#[$doc:meta])* $name:ident: $folder:literal { $($file:literal),* $(,)? }) => {
+        $(#[$doc])*
+        pub const $name: &[(&str, &str)] =
+            &[$(($file, include_str!(concat!($folder, $file, ".wgsl")))),*];
+    };
+}
+
+files! {
+    /// Every body: its name and its text.
+    BODIES: "" {
+        "attention_combine",
+        "attention_decode",
+        "attention_prefill",
+        "attention_probs",
+        "attention_software_decode",
+        "attention_software_prefill",
+        "linear_matvec",
+        "linear_matvec_subgroup",
+        "linear_software_matvec",
+        "linear_software_tile",
+        "linear_tiled",
+        "matmul",
+        "pointwise",
+        "reduce",
+        "reduce_workgroup",
+        "row_norm",
+        "row_norm_software",
+        "row_norm_subgroup",
+        "softmax",
+        "softmax_workgroup",
+    }
+}
+
+files! {
+    /// Default preludes, with which each body validates on its own.
+    DEFAULTS: "defaults/" {
+        "attention",
+        "attention_split",
+        "common",
+        "linear",
+        "matmul",
+        "pointwise",
+        "reduce",
+        "row_norm",
+        "softmax",
+        "weights_f16",
+        "weights_f32",
+        "weights_q4",
+        "weights_q8",
+    }
+}
+
+const FUNCTIONS: &str = include_str!("functions.wgsl");
+
+fn find(files: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
+    files
+        .iter()
+        .find(|(n, _)| *n == name)
+        .map(|(_, text)| *text)
+}
+
+/// The text of a kernel body.
+pub fn body(name: &str) -> Option<&'static str> {
+    find(BODIES, name)
+}
+
+/// The text of a default prelude.
+pub fn default_prelude(name: &str) -> Option<&'static str> {
+    find(DEFAULTS, name)
+}
+
+/// The functions of `functions.wgsl`: name and text.
+fn blocks() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FUNCTIONS.split("\n\n").filter_map(|block| {
+        let (_, rest) = block.split_once("fn ")?;
+        Some((rest.split_once('(')?.0, block.trim_end()))
+    })
+}
+
+/// The names of all functions that [`functions`] knows.
+pub fn function_names() -> Vec<&'static str> {
+    blocks().map(|(name, _)| name).collect()
+}
+
+/// The functions of `functions.wgsl` that `wanted` names, and those that they
+/// call, in the order of the file.
+pub fn functions(wanted: &[&str]) -> String {
+    let blocks: Vec<(&str, &str)> = blocks().collect();
+    let calls = |text: &str, name: &str| text.contains(&format!("{name}("));
+    let mut needed: BTreeSet<&str> = wanted.iter().copied().collect();
+    // Callees stand before callers in the file, so one pass from the end is
+    // enough.
+    for (name, text) in blocks.iter().rev() {
+        if needed.contains(name) {
+            let callees = blocks.iter().filter(|(n, _)| n != name && calls(text, n));
+            needed.extend(callees.map(|(n, _)| *n));
+        }
+    }
+    let used = blocks.iter().filter(|(name, _)| needed.contains(name));
+    used.map(|(_, text)| format!("{text}\n\n")).collect()
+}

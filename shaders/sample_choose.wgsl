@@ -1,0 +1,234 @@
+// Second half of sampling: one workgroup chooses a sequence's next token.
+//
+// All arithmetic after the first difference is on integers, so that the order of summation, and with
+// it the workgroup's size, is of no consequence, and the runtime's host sampler gives the same token.
+// A token's *distance* is how far its logit, divided by the temperature, lies below the best one's:
+// an u32 in units of 2^-27. Its *weight* is e^-distance in units of 2^-31, so sums of weights take
+// two words. Nothing is sorted: top-k, top-p and the draw itself are each one search, digit by digit,
+// for the key at which a running sum passes a target. The key is the distance for the filters, with
+// counts or weights to sum, and the token's id for the draw.
+//
+// Constants: WORKGROUP (a power of two), CHUNKS, GREEDY, ID_LEVELS (digits of 8 bits in an id);
+//            EXCLUDED.
+// Hooks: sampling, quads, scores, bests, sequences, choose of defaults/sample.wgsl.
+// Grid: batch workgroups, not folded.
+// Workgroup memory: 8 * WORKGROUP + 2,176 bytes.
+
+const COUNT: u32 = 0u;
+const MASS: u32 = 1u;
+const DRAW: u32 = 2u;
+
+const INFINITELY_FAR: u32 = 0xffffffffu;
+
+const BINS: u32 = 256u;
+const BINS_OF_GROUP: u32 = 16u;
+
+var<workgroup> best: array<Best, WORKGROUP>;
+var<workgroup> low: array<atomic<u32>, BINS>;
+var<workgroup> high: array<atomic<u32>, BINS>;
+var<workgroup> group_sums: array<vec2<u32>, BINS / BINS_OF_GROUP>;
+
+// The high word of a product.
+fn multiply_high(a: u32, b: u32) -> u32 {
+    let a0 = a & 0xffffu;
+    let a1 = a >> 16u;
+    let b0 = b & 0xffffu;
+    let b1 = b >> 16u;
+    let middle = a1 * b0 + (a0 * b0 >> 16u);
+    let other = a0 * b1 + (middle & 0xffffu);
+    return a1 * b1 + (middle >> 16u) + (other >> 16u);
+}
+
+// Sums of two words, the low one first.
+fn add(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
+    let low_word = a.x + b.x;
+    return vec2<u32>(low_word, a.y + b.y + u32(low_word < a.x));
+}
+
+fn exceeds(a: vec2<u32>, b: vec2<u32>) -> bool {
+    return a.y > b.y || (a.y == b.y && a.x > b.x);
+}
+
+// total * share / 2^32.
+fn share_of(total: vec2<u32>, share: u32) -> vec2<u32> {
+    let product = vec2<u32>(total.y * share, multiply_high(total.y, share));
+    return add(product, vec2<u32>(multiply_high(total.x, share), 0u));
+}
+
+fn distance_of(top: f32, x: f32) -> u32 {
+    let difference = top - x;
+    if difference >= sampling.limit {
+        return INFINITELY_FAR;
+    }
+    return u32(min(difference * sampling.scale, 4294967040.0));
+}
+
+// 2^31 * e^-(distance / 2^27), rounded down: 2^-(n + f) by a polynomial of degree 6 in f, fitted at
+// Chebyshev's points. Below 2^-31 it is 0.
+fn weight(distance: u32) -> u32 {
+    let exponent = multiply_high(distance, 0xb8aa3b2au);
+    let n = exponent >> 26u;
+    if n >= 32u {
+        return 0u;
+    }
+    let f = exponent << 6u;
+    var sum = 493577u;
+    sum = 5547538u - multiply_high(sum, f);
+    sum = 41218952u - multiply_high(sum, f);
+    sum = 238367376u - multiply_high(sum, f);
+    sum = 1031763206u - multiply_high(sum, f);
+    sum = 2977044447u - multiply_high(sum, f);
+    return (0x80000000u - (multiply_high(sum, f) >> 1u)) >> n;
+}
+
+// The first word of philox4x32-10.
+fn random(position: u32, sequence: u32) -> u32 {
+    var c = vec4<u32>(position, 0u, sequence, 0u);
+    var key = vec2<u32>(sampling.seed_low, sampling.seed_high);
+    for (var round = 0u; round < 10u; round++) {
+        c = vec4<u32>(
+            multiply_high(0xcd9e8d57u, c.z) ^ c.y ^ key.x,
+            0xcd9e8d57u * c.z,
+            multiply_high(0xd2511f53u, c.x) ^ c.w ^ key.y,
+            0xd2511f53u * c.x,
+        );
+        key += vec2<u32>(0x9e3779b9u, 0xbb67ae85u);
+    }
+    return c.x;
+}
+
+// Fills the bins of the digit above `shift` with all keys whose higher digits are `prefix`.
+fn tally(kind: u32, b: u32, top: f32, cut: u32, prefix: u32, shift: u32, first: bool, lane: u32) {
+    for (var i = lane; i < BINS; i += WORKGROUP) {
+        atomicStore(&low[i], 0u);
+        atomicStore(&high[i], 0u);
+    }
+    workgroupBarrier();
+    var begin = 0u;
+    var end = quads();
+    if kind == DRAW && !first {
+        begin = (prefix << (shift + 8u)) / 4u;
+        end = min(end, begin + (64u << shift));
+    }
+    for (var q = begin + lane; q < end; q += WORKGROUP) {
+        let quad = scores[b * quads() + q];
+        for (var e = 0u; e < 4u; e++) {
+            let far = distance_of(top, quad[e]);
+            let key = select(far, q * 4u + e, kind == DRAW);
+            // A shift by 32 is none: `first` stands for it.
+            let among = first || key >> ((shift + 8u) & 31u) == prefix;
+            if far > cut || far == INFINITELY_FAR || !among {
+                continue;
+            }
+            let amount = select(weight(far), 1u, kind == COUNT);
+            let bin = key >> shift & 0xffu;
+            let before = atomicAdd(&low[bin], amount);
+            if before + amount < before {
+                atomicAdd(&high[bin], 1u);
+            }
+        }
+    }
+    workgroupBarrier();
+}
+
+// The smallest key such that the sum over all keys up to it exceeds the target: `amount` - 1 tokens,
+// just less than the share `amount` of all weight, or the share itself. All bits set if there is none.
+fn find(kind: u32, b: u32, top: f32, cut: u32, amount: u32, lane: u32) -> u32 {
+    let levels = select(4u, ID_LEVELS, kind == DRAW);
+    var prefix = 0u;
+    var below = vec2<u32>(0u);
+    var aim = vec2<u32>(amount - 1u, 0u);
+    for (var level = 0u; level < levels; level++) {
+        let shift = (levels - 1u - level) * 8u;
+        tally(kind, b, top, cut, prefix, shift, level == 0u, lane);
+        for (var group = lane; group < BINS / BINS_OF_GROUP; group += WORKGROUP) {
+            var sum = vec2<u32>(0u);
+            for (var i = 0u; i < BINS_OF_GROUP; i++) {
+                let bin = group * BINS_OF_GROUP + i;
+                sum = add(sum, vec2<u32>(atomicLoad(&low[bin]), atomicLoad(&high[bin])));
+            }
+            group_sums[group] = sum;
+        }
+        workgroupBarrier();
+        if level == 0u && kind != COUNT {
+            var total = vec2<u32>(0u);
+            for (var group = 0u; group < BINS / BINS_OF_GROUP; group++) {
+                total = add(total, group_sums[group]);
+            }
+            aim = share_of(total, amount);
+            if kind == MASS && (aim.x | aim.y) != 0u {
+                aim = add(aim, vec2<u32>(0xffffffffu, 0xffffffffu));
+            }
+        }
+        var group = 0u;
+        for (; group < BINS / BINS_OF_GROUP - 1u; group++) {
+            let next = add(below, group_sums[group]);
+            if exceeds(next, aim) {
+                break;
+            }
+            below = next;
+        }
+        var digit = group * BINS_OF_GROUP;
+        for (; digit < (group + 1u) * BINS_OF_GROUP - 1u; digit++) {
+            let next = add(below, vec2<u32>(atomicLoad(&low[digit]), atomicLoad(&high[digit])));
+            if exceeds(next, aim) {
+                break;
+            }
+            below = next;
+        }
+        prefix = prefix << 8u | digit;
+        workgroupBarrier();
+    }
+    return prefix;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) workgroup_id: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let b = workgroup_id.x;
+    var top = Best(EXCLUDED, 0xffffffffu);
+    for (var chunk = lane; chunk < CHUNKS; chunk += WORKGROUP) {
+        let other = bests[b * CHUNKS + chunk];
+        if other.score > top.score {
+            top = other;
+        }
+    }
+    best[lane] = top;
+    workgroupBarrier();
+    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+        if lane < half {
+            let other = best[lane + half];
+            let equal = other.score == best[lane].score && other.id < best[lane].id;
+            if other.score > best[lane].score || equal {
+                best[lane] = other;
+            }
+        }
+        workgroupBarrier();
+    }
+    top = best[0];
+    var id = top.id;
+    if !GREEDY {
+        var cut = INFINITELY_FAR;
+        for (var kind = COUNT; kind <= DRAW; kind++) {
+            if (kind == COUNT && sampling.top_k == 0u) || (kind == MASS && sampling.top_p == 0u) {
+                continue;
+            }
+            var amount = select(sampling.top_p, sampling.top_k, kind == COUNT);
+            if kind == DRAW {
+                amount = random(sequences[b].position, b);
+                cut = min(cut, sampling.farthest);
+            }
+            let key = find(kind, b, top.score, cut, amount, lane);
+            if kind == DRAW {
+                id = key;
+            } else {
+                cut = min(cut, key);
+            }
+        }
+    }
+    if lane == 0u {
+        choose(b, id, top.score > EXCLUDED);
+    }
+}

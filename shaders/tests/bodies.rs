@@ -1,0 +1,281 @@
+//! Every body with its default prelude: naga accepts it with just the
+//! capabilities that its tier declares, and every back end can print it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use kiln_shaders::{BODIES, DEFAULTS, body, default_prelude, function_names, functions};
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+/// A body, the constants that the kernel adds, and its default preludes.
+type Case = (&'static str, String, Vec<&'static str>);
+
+fn constants(list: &[(&str, u32)]) -> String {
+    let lines = list
+        .iter()
+        .map(|(name, value)| format!("const {name}: u32 = {value}u;\n"));
+    lines.collect()
+}
+
+fn linear(list: &[(&str, u32)]) -> Vec<(String, Vec<&'static str>)> {
+    ["weights_f32", "weights_f16", "weights_q8", "weights_q4"]
+        .map(|weights| (constants(list), vec!["linear", weights]))
+        .into()
+}
+
+/// What the README's tables say of a body.
+fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
+    let workgroup = |size| constants(&[("WORKGROUP", size)]);
+    match name {
+        "linear_software_matvec" => linear(&[("TILE_ROWS", 1), ("TILE_COLS", 8), ("WORKGROUP", 8)]),
+        "linear_software_tile" => [2, 4, 8, 16]
+            .into_iter()
+            .flat_map(|rows| linear(&[("TILE_ROWS", rows), ("TILE_COLS", 8), ("WORKGROUP", 8)]))
+            .collect(),
+        "linear_matvec" => linear(&[
+            ("LANES_K", 32),
+            ("LANES_N", 2),
+            ("TILE_ROWS", 1),
+            ("TILE_COLS", 4),
+        ]),
+        "linear_matvec_subgroup" => {
+            linear(&[("WORKGROUP", 64), ("TILE_ROWS", 1), ("TILE_COLS", 4)])
+        }
+        "linear_tiled" => linear(&[
+            ("TILE_M", 64),
+            ("TILE_N", 64),
+            ("TILE_K4", 4),
+            ("THREAD_M", 4),
+            ("THREAD_N", 4),
+        ]),
+        "attention_software_prefill" => [2, 4]
+            .map(|tile| {
+                let constants = constants(&[("TILE_QUERIES", tile), ("WORKGROUP", 8)]);
+                (constants, vec!["attention"])
+            })
+            .into(),
+        "attention_software_decode" => vec![(workgroup(8), vec!["attention"])],
+        "attention_prefill" => [[16, 16, 16], [8, 8, 16]]
+            .map(|[queries, keys, team]| {
+                let tile = [
+                    ("TILE_QUERIES", queries),
+                    ("TILE_KEYS", keys),
+                    ("TEAM", team),
+                ];
+                (constants(&tile), vec!["attention"])
+            })
+            .into(),
+        "attention_decode" => vec![(workgroup(64), vec!["attention"])],
+        "attention_probs" => [64, 8]
+            .map(|size| (workgroup(size), vec!["attention"]))
+            .into(),
+        "attention_combine" => vec![(workgroup(64), vec!["attention_split"])],
+        "row_norm" | "row_norm_subgroup" => vec![(workgroup(64), vec!["row_norm"])],
+        "row_norm_software" => vec![(workgroup(8), vec!["row_norm"])],
+        "softmax" | "softmax_workgroup" => vec![(workgroup(64), vec!["softmax"])],
+        "reduce" | "reduce_workgroup" => vec![(workgroup(64), vec!["reduce"])],
+        "pointwise" => vec![(workgroup(64), vec!["pointwise"])],
+        "matmul" => vec![(workgroup(64), vec!["matmul"])],
+        _ => panic!("`{name}` has no case: add it here and to the README"),
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let all = BODIES.iter().flat_map(|(name, _)| {
+        let kernels = kernels_of(name).into_iter();
+        kernels.map(|(constants, preludes)| (*name, constants, preludes))
+    });
+    all.collect()
+}
+
+/// What a tier declares, and no more: subgroups by the body's name, unpacking of
+/// halves by the type of its weights.
+fn capabilities((name, _, preludes): &Case) -> Capabilities {
+    let mut out = Capabilities::empty();
+    if name.ends_with("_subgroup") {
+        out |= Capabilities::SUBGROUP;
+    }
+    let halves = ["weights_f16", "weights_q8", "weights_q4"];
+    if preludes.iter().any(|p| halves.contains(p)) {
+        out |= Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    }
+    out
+}
+
+fn text((name, constants, preludes): &Case) -> String {
+    let mut out = constants.clone();
+    for prelude in ["common"].iter().chain(preludes) {
+        out += default_prelude(prelude).unwrap();
+    }
+    out + body(name).unwrap()
+}
+
+fn validate(source: &str, allowed: Capabilities) -> Result<(naga::Module, ModuleInfo), String> {
+    let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+    let info = Validator::new(ValidationFlags::all(), allowed)
+        .validate(&module)
+        .map_err(|e| e.emit_to_string(source))?;
+    Ok((module, info))
+}
+
+fn validated(case: &Case) -> (naga::Module, ModuleInfo) {
+    let valid = validate(&text(case), capabilities(case));
+    valid.unwrap_or_else(|e| panic!("{} with {:?}: {e}", case.0, case.2))
+}
+
+#[test]
+fn bodies_need_no_more_than_their_tier_declares() {
+    for case in cases() {
+        validated(&case);
+        // Nor less: what is declared is in use.
+        for declared in capabilities(&case).iter() {
+            let without = capabilities(&case) - declared;
+            let refused = validate(&text(&case), without);
+            assert!(refused.is_err(), "{} does not use {declared:?}", case.0);
+        }
+    }
+}
+
+#[test]
+fn bodies_fit_the_default_limits() {
+    for case in cases() {
+        let (module, _) = validated(&case);
+        let storage = module.global_variables.iter();
+        let storage =
+            storage.filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. }));
+        assert!(storage.count() <= 8, "{}", case.0);
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let workgroup = module.global_variables.iter();
+        let bytes: u32 = workgroup
+            .filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup)
+            .map(|(_, v)| layouter[v.ty].size)
+            .sum();
+        assert!(bytes <= 16384, "{}: {bytes} bytes", case.0);
+        let [entry] = module.entry_points.as_slice() else {
+            panic!("{} has not one entry point", case.0);
+        };
+        assert_eq!(entry.name, "main");
+        let [x, y, z] = entry.workgroup_size;
+        assert!(x <= 256 && (y, z) == (1, 1), "{}", case.0);
+    }
+}
+
+#[test]
+fn bodies_translate_to_spirv_msl_and_hlsl() {
+    for case in cases() {
+        let (module, info) = validated(&case);
+        let words = spv::write_vec(&module, &info, &spv::Options::default(), None);
+        assert_eq!(words.unwrap()[0], 0x0723_0203, "{}", case.0);
+
+        let options = msl::Options {
+            lang_version: (2, 4),
+            ..msl::Options::default()
+        };
+        let pipeline = msl::PipelineOptions::default();
+        let (metal, _) = msl::write_string(&module, &info, &options, &pipeline)
+            .unwrap_or_else(|e| panic!("{}: {e}", case.0));
+        assert!(metal.contains("kernel void main_("), "{}", case.0);
+
+        let options = hlsl::Options {
+            shader_model: hlsl::ShaderModel::V6_0,
+            ..hlsl::Options::default()
+        };
+        let (mut text, pipeline) = (String::new(), hlsl::PipelineOptions::default());
+        let mut writer = hlsl::Writer::new(&mut text, &options, &pipeline);
+        let written = writer.write(&module, &info, None);
+        written.unwrap_or_else(|e| panic!("{}: {e}", case.0));
+        assert!(text.contains("[numthreads("), "{}", case.0);
+    }
+}
+
+/// Exponentials of tanh's kind overflow on some drivers: only the guarded
+/// functions may call it.
+#[test]
+fn tanh_is_called_with_a_clamped_argument_only() {
+    let all = BODIES.iter().chain(DEFAULTS).map(|(_, text)| *text);
+    let shared = functions(&function_names());
+    for text in all.chain([shared.as_str()]) {
+        for (at, _) in text.match_indices("tanh(") {
+            let (before, after) = (&text[..at], &text[at..]);
+            let named = before.ends_with("safe_") || before.ends_with("gelu_");
+            assert!(
+                named || after.starts_with("tanh(clamp("),
+                "{}",
+                &after[..40]
+            );
+        }
+    }
+}
+
+#[test]
+fn functions_come_with_their_callees_and_nothing_else() {
+    for name in function_names() {
+        let text = functions(&[name]);
+        assert!(text.contains(&format!("fn {name}(")));
+        validate(&text, Capabilities::empty()).unwrap_or_else(|e| panic!("`{name}`: {e}"));
+    }
+    let names = |wanted: &[&str]| -> Vec<String> {
+        let text = functions(wanted);
+        let heads = text.lines().filter_map(|line| line.strip_prefix("fn "));
+        heads
+            .map(|l| l.split('(').next().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(names(&["gelu_erf"]), ["erf4", "erf", "gelu_erf"]);
+    assert_eq!(names(&["gelu_tanh4"]), ["safe_tanh4", "gelu_tanh4"]);
+    assert_eq!(names(&["relu", "safe_tanh"]), ["safe_tanh", "relu"]);
+    assert_eq!(names(&["no_such_function"]), [""; 0]);
+    let all = validate(&functions(&function_names()), Capabilities::empty());
+    assert!(all.is_ok());
+}
+
+fn stems(folder: &Path) -> BTreeSet<String> {
+    let files = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let shaders = files.filter(|p| p.extension().is_some_and(|e| e == "wgsl"));
+    shaders
+        .map(|p| p.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect()
+}
+
+fn names(files: &[(&str, &str)]) -> BTreeSet<String> {
+    files.iter().map(|(name, _)| (*name).to_owned()).collect()
+}
+
+#[test]
+fn every_file_is_listed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut bodies = stems(folder);
+    assert!(bodies.remove("functions"));
+    assert_eq!(names(BODIES), bodies);
+    assert_eq!(names(DEFAULTS), stems(&folder.join("defaults")));
+    assert_eq!(body("no_such_body"), None);
+    assert_eq!(default_prelude("no_such_prelude"), None);
+}
+
+#[test]
+fn the_readme_has_a_row_for_every_body() {
+    let readme =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    for (name, _) in BODIES {
+        assert!(
+            readme.contains(&format!("`{name}`")),
+            "`{name}` is not in the README"
+        );
+    }
+}
+
+/// A kernel's text in `shaders/` names its constants and hooks in its head, and
+/// the README refers to them there.
+#[test]
+fn bodies_say_what_they_want() {
+    for (name, text) in BODIES {
+        let head: String = text.lines().take_while(|l| l.starts_with("//")).collect();
+        for part in ["Constants:", "Hooks:", "Grid:"] {
+            assert!(head.contains(part), "`{name}` has no line `{part}`");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! `kiln compile`
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// Compiles into a new folder.
+fn compiled(args: &[&str]) -> (tempfile::TempDir, PathBuf, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.kiln");
+    let mut all = vec!["compile"];
+    all.extend(args);
+    all.extend(["-o", out.to_str().unwrap()]);
+    let text = kiln(all).ok();
+    (folder, out, text)
+}
+
+/// All files of a folder by path.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => {
+                    let name = path.strip_prefix(folder).unwrap().to_owned();
+                    files.insert(name, std::fs::read(path).unwrap());
+                }
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn a_compiled_model_runs_by_itself_wherever_it_is() {
+    let (folder, out, _) = compiled(&["demo"]);
+    let moved = folder.path().join("elsewhere");
+    std::fs::rename(&out, &moved).unwrap();
+    let moved = moved.to_str().unwrap();
+    let of = |model: &str, device: &str| {
+        kiln([
+            "run",
+            model,
+            "--prompt",
+            "A trait is",
+            "-n",
+            "16",
+            "--device",
+            device,
+        ])
+        .ok()
+    };
+    let wanted = of("demo", "cpu");
+    assert_eq!(of(moved, "0"), wanted);
+    assert_eq!(of(moved, "cpu"), wanted);
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes() {
+    let fixture = Fixture::gpt2("base");
+    let (_first, a, _) = compiled(&[fixture.path(), "--dtype", "q8"]);
+    let (_second, b, _) = compiled(&[fixture.path(), "--dtype", "q8"]);
+    let (a, b) = (files(&a), files(&b));
+    assert!(a.contains_key(Path::new("plan.json")) && a.len() > 5);
+    assert!(a.keys().eq(b.keys()));
+    for (name, bytes) in &a {
+        assert!(b[name] == *bytes, "{} differs", name.display());
+        let text = String::from_utf8_lossy(bytes);
+        assert!(
+            !text.contains(fixture.path()),
+            "{} holds a path",
+            name.display()
+        );
+    }
+}
+
+#[test]
+fn the_summary_tells_what_was_made() {
+    let (_folder, out, text) = compiled(&["demo", "--dtype", "f16", "--max-context", "64"]);
+    let first = text.lines().next().unwrap();
+    assert!(first.starts_with(out.to_str().unwrap()), "{text}");
+    assert!(first.ends_with("parameters in f16, context 64"), "{text}");
+    for part in [
+        "launches",
+        "step, decode",
+        "kernels",
+        "weights",
+        "activations",
+        "a token",
+        "passes",
+    ] {
+        assert!(text.contains(part), "`{part}`: {text}");
+    }
+}
+
+#[test]
+fn a_dtype_that_is_not_the_artifacts_is_refused() {
+    let (_folder, out, _) = compiled(&[Fixture::gpt2("base").path(), "--dtype", "f16"]);
+    let out = out.to_str().unwrap();
+    let run = |dtype| {
+        kiln([
+            "run", out, "--tokens", "1", "-n", "4", "--device", "0", "--dtype", dtype,
+        ])
+    };
+    let message = run("q8").fails(1);
+    assert!(
+        message.contains("compiled with --dtype f16 and cannot run as q8"),
+        "{message}"
+    );
+    run("f16").ok();
+}
+
+#[test]
+fn a_compiled_model_is_not_compiled_again() {
+    let (folder, out, _) = compiled(&[Fixture::gpt2("base").path()]);
+    let again = folder.path().join("again.kiln");
+    let message = kiln([
+        "compile",
+        out.to_str().unwrap(),
+        "-o",
+        again.to_str().unwrap(),
+    ])
+    .fails(1);
+    assert!(message.contains("is compiled already"), "{message}");
+}
+
+#[test]
+fn what_is_no_compiled_model_is_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();
+    let message = kiln(["compile", "demo", "-o", folder.path().to_str().unwrap()]).fails(1);
+    assert!(
+        message.contains("exists and is no compiled model"),
+        "{message}"
+    );
+    let below = folder.path().join("no/such/out.kiln");
+    let message = kiln(["compile", "demo", "-o", below.to_str().unwrap()]).fails(1);
+    assert!(message.contains("there is no folder"), "{message}");
+    assert_eq!(files(folder.path()).len(), 1);
+}
+
+#[test]
+fn a_compiled_model_may_be_compiled_over() {
+    let fixture = Fixture::gpt2("base");
+    let (folder, out, _) = compiled(&[fixture.path()]);
+    let out = out.to_str().unwrap();
+    kiln(["compile", fixture.path(), "-o", out, "--dtype", "f16"]).ok();
+    let plan = std::fs::read_to_string(Path::new(out).join("plan.json")).unwrap();
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["model"]["weight_dtype"], "f16");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing else is left"
+    );
+}
+
+#[test]
+fn a_context_beyond_the_models_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.kiln");
+    let message = kiln([
+        "compile",
+        "demo",
+        "-o",
+        out.to_str().unwrap(),
+        "--max-context",
+        "300",
+    ])
+    .fails(1);
+    assert!(
+        message.contains("300") && message.contains("1 to 256"),
+        "{message}"
+    );
+    assert!(files(folder.path()).is_empty());
+}
+
+#[test]
+fn kernels_are_translated() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (spirv, msl, hlsl) = (at("spirv"), at("msl"), at("hlsl"));
+    let (_kiln, out, _) = compiled(&[
+        Fixture::gpt2("base").path(),
+        "--emit",
+        "spirv",
+        &spirv,
+        "--emit",
+        "msl",
+        &msl,
+        "--emit",
+        "hlsl",
+        &hlsl,
+    ]);
+    let kernels = files(&out.join("kernels")).len();
+    let spirv = files(Path::new(&spirv));
+    assert_eq!(spirv.len(), kernels);
+    for (name, bytes) in spirv {
+        assert_eq!(
+            bytes[..4],
+            0x0723_0203u32.to_le_bytes(),
+            "{}",
+            name.display()
+        );
+    }
+    for (folder, word) in [(msl, "kernel void"), (hlsl, "numthreads")] {
+        let files = files(Path::new(&folder));
+        assert_eq!(files.len(), kernels);
+        for (name, bytes) in files {
+            let text = String::from_utf8(bytes).unwrap();
+            assert!(text.contains(word), "{}", name.display());
+        }
+    }
+}
+
+#[test]
+fn stages_are_printed_as_graphs() {
+    let (_folder, _, text) = compiled(&[
+        Fixture::gpt2("base").path(),
+        "--print-after",
+        "fuse_attention",
+    ]);
+    let graphs = text.matches("graph ").count();
+    assert_eq!(
+        text.matches("// step, after fuse_attention").count(),
+        1,
+        "{text}"
+    );
+    assert_eq!(graphs, 3, "one for each entry: {text}");
+}

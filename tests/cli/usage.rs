@@ -1,0 +1,259 @@
+//! Wrong command lines, models that are not there, and help.
+
+use super::*;
+
+/// Each case: arguments, exit code, and what the message must say.
+fn check(cases: &[(&[&str], i32, &[&str])]) {
+    for (args, code, parts) in cases {
+        let message = kiln(*args).fails(*code);
+        assert!(message.starts_with("error: "), "{args:?}: {message}");
+        for part in *parts {
+            assert!(
+                message.contains(part),
+                "{args:?}: `{part}` is not in: {message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_2() {
+    check(&[
+        (
+            &["frobnicate"],
+            2,
+            &["unrecognized subcommand 'frobnicate'"],
+        ),
+        (&["run", "demo"], 2, &["required", "--prompt <TEXT>"]),
+        (&["run", "--prompt", "x"], 2, &["required", "<MODEL>"]),
+        (
+            &["run", "demo", "--prompt", "x", "--tokens", "1"],
+            2,
+            &["cannot be used with"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1,x"],
+            2,
+            &["`x` is no token id", "`1,2,3`"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "--temperature", "-1"],
+            2,
+            &["--temperature = -1 is out of range: 0 or more"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "--top-p", "0"],
+            2,
+            &["--top-p = 0 is out of range: above 0, at most 1"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "--min-p", "2"],
+            2,
+            &["--min-p = 2 is out of range: 0 to 1"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "--repetition-penalty", "0"],
+            2,
+            &["--repetition-penalty = 0 is out of range"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "--stop", ""],
+            2,
+            &["--stop <TEXT>"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "--dtype", "f8"],
+            2,
+            &["'f8'", "f32, f16, q8, q4"],
+        ),
+        (
+            &[
+                "run", "demo", "--tokens", "1", "--device", "cpu", "--tier", "base",
+            ],
+            2,
+            &["`--tier base`", "interpreter"],
+        ),
+        (
+            &["run", "demo", "--random-weights", "gpt2", "--tokens", "1"],
+            2,
+            &["cannot be used with"],
+        ),
+        (
+            &["bench", "--random-weights", "gpt3"],
+            2,
+            &["'gpt3'", "gpt2, gpt2-medium, gpt2-large, gpt2-xl"],
+        ),
+        (&["compile", "demo"], 2, &["--output <OUT.kiln>"]),
+        (
+            &["compile", "demo", "-o", "x.kiln", "--emit", "glsl", "y"],
+            2,
+            &["`--emit glsl`", "spirv, msl and hlsl"],
+        ),
+        (
+            &["compile", "demo", "-o", "x.kiln", "--print-after", "nope"],
+            2,
+            &["'nope'", "the passes are input, "],
+        ),
+        (
+            &["ir", "demo", "--after", "nope"],
+            2,
+            &["'nope'", "fuse_attention"],
+        ),
+    ]);
+}
+
+#[test]
+fn what_is_no_model_is_told_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty");
+    let kiln = folder.path().join("empty.kiln");
+    std::fs::create_dir(&empty).unwrap();
+    std::fs::create_dir(&kiln).unwrap();
+    let (empty, kiln) = (empty.to_str().unwrap(), kiln.to_str().unwrap());
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let run = |model| ["run", model, "--tokens", "1", "--device", "cpu"];
+    check(&[
+        (
+            &run("./nosuch"),
+            1,
+            &["there is no folder `./nosuch`", "`demo`", "hub id"],
+        ),
+        (&run("a/b/c"), 1, &["there is no folder `a/b/c`"]),
+        (
+            &run("nosuch.kiln"),
+            1,
+            &["there is no folder `nosuch.kiln`"],
+        ),
+        (
+            &run("nosuch"),
+            1,
+            &["`nosuch` is no folder here", "because: ", "HF_HUB_OFFLINE"],
+        ),
+        (&run(manifest), 1, &["is a file; a model is a folder"]),
+        (&run(empty), 1, &[empty, "config.json"]),
+        (&run(kiln), 1, &[kiln, "`plan.json`", "missing"]),
+    ]);
+}
+
+#[test]
+fn what_a_model_cannot_do_is_told() {
+    let body = Fixture::gpt2("body");
+    let base = Fixture::gpt2("base");
+    let long = join(&[0; 25]);
+    check(&[
+        (
+            &["run", "demo", "--tokens", "5,99999", "--device", "cpu"],
+            1,
+            &[
+                "token 99999 of sequence 0 at position 1",
+                "vocabulary of 3072",
+            ],
+        ),
+        (
+            &["run", "demo", "--tokens", "5,99999", "--device", "0"],
+            1,
+            &[
+                "token 99999 of sequence 0 at position 1",
+                "vocabulary of 3072",
+            ],
+        ),
+        (
+            &["run", "demo", "--prompt", "", "--device", "cpu"],
+            1,
+            &["the prompt `` has no tokens"],
+        ),
+        (
+            &["run", base.path(), "--prompt", "x", "--device", "cpu"],
+            1,
+            &["has no tokenizer", "`--prompt`", "`--tokens`"],
+        ),
+        (
+            &["run", base.path(), "--tokens", &long, "--device", "cpu"],
+            1,
+            &["the prompt has 25 tokens", "24 at most"],
+        ),
+        (
+            &[
+                "forward",
+                base.path(),
+                "--tokens",
+                &long,
+                "--device",
+                "cpu",
+                "-o",
+                "x",
+            ],
+            1,
+            &["sequence 0 has 25 tokens", "24 at most"],
+        ),
+        (
+            &["run", body.path(), "--tokens", "1", "--device", "cpu"],
+            1,
+            &["has no head", "`kiln forward`"],
+        ),
+        (
+            &["run", body.path(), "--tokens", "1", "--device", "0"],
+            1,
+            &["has no head", "`kiln forward`"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "--device", "abacus"],
+            1,
+            &["no adapter is called `abacus`", "0: "],
+        ),
+        (
+            &[
+                "run", "demo", "--tokens", "1", "--device", "0", "--tier", "gold",
+            ],
+            1,
+            &["no tier `gold`", "base"],
+        ),
+        (
+            &["bench", "demo", "--device", "cpu"],
+            1,
+            &["`bench` measures an adapter", "`kiln devices`"],
+        ),
+        (
+            &["ir", "demo", "--entry", "nope"],
+            1,
+            &["no entry point `nope`", "step"],
+        ),
+    ]);
+}
+
+#[test]
+fn help_explains_itself() {
+    let help = kiln_line("--help").ok();
+    for part in [
+        "compile",
+        "run",
+        "forward",
+        "ir",
+        "bench",
+        "devices",
+        "Exit codes:",
+        "Examples:",
+    ] {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+    for command in ["compile", "run", "forward", "ir", "bench", "devices"] {
+        let help = kiln([command, "--help"]).ok();
+        assert!(help.contains(&format!("Usage: kiln {command}")), "{help}");
+    }
+    assert!(kiln_line("--version").ok().starts_with("kiln "));
+}
+
+#[test]
+fn devices_lists_adapters_and_the_interpreter() {
+    let table = kiln_line("devices").ok();
+    let first = table.lines().nth(1).unwrap();
+    assert!(
+        first.starts_with("0 "),
+        "no adapter; scripts/test.sh installs one\n{table}"
+    );
+    assert!(table.lines().last().unwrap().starts_with("cpu "), "{table}");
+    let json: Value = serde_json::from_str(&kiln_line("devices --json").ok()).unwrap();
+    let first = &json[0];
+    assert_eq!(first["device"], 0);
+    assert!(first["limits"]["max_storage_buffer_binding_size"].as_u64() >= Some(128 << 20));
+}
