@@ -26,8 +26,9 @@ use report::{Case, Report, Skipped, StartUp};
 /// For each batch and each prompt length: the time of the prompt, and of the
 /// tokens that follow it. Then start-up, peak memory, and the time of each launch
 /// with its bytes, operations and share of the device's ceilings (a copy and a
-/// matrix product, measured too). Every figure is the median of several runs
-/// after a warm-up.
+/// matrix product, measured too; data that stays in a cache can exceed the
+/// copy). Times of prompts and tokens are medians of several runs after a
+/// warm-up.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -232,6 +233,7 @@ impl Bench<'_> {
             }
         }
         drop(graceful);
+        skipped.sort_by(|a, b| a.reason.cmp(&b.reason));
         Ok((done, skipped))
     }
 

@@ -166,21 +166,14 @@ fn write(args: &Args, loaded: &Loaded, compiled: &Compiled) -> Result {
 
 /// What stands in the way of writing is told before the work is done.
 fn check_output(output: &Path) -> Result {
-    let shown = output.display();
-    if output.exists() && !output.join("plan.json").exists() {
-        return Err(Failure::failed(format!(
-            "`{shown}` exists and is no compiled model, so it is not overwritten; choose another name or remove it"
-        )));
+    if !output.exists() || output.join("plan.json").exists() {
+        return Ok(());
     }
-    match output.parent() {
-        Some(folder) if folder != Path::new("") && !folder.is_dir() => {
-            Err(Failure::failed(format!(
-                "`{shown}` cannot be written: there is no folder `{}`",
-                folder.display()
-            )))
-        }
-        _ => Ok(()),
-    }
+    Err(Failure::failed(format!(
+        "`{}` exists and is no compiled model, so it is not overwritten; choose another name or \
+         remove it",
+        output.display()
+    )))
 }
 
 /// The pairs of target and folder after `--emit`.

@@ -33,11 +33,22 @@ impl RowKernel {
         }
     }
 
-    /// Whether the kernel of `tier` normalises rows on their way in.
-    pub fn takes_norm(self, tier: Tier) -> bool {
-        matches!(self, RowKernel::Matvec(_)) && tier != Tier::Software
+    /// Whether the kernel of `tier` normalises rows of `k` on their way in to a
+    /// layer of `n` outputs. Tiles of many rows each find the statistics anew, as
+    /// many times as there are tiles side by side: that pays for a narrow layer,
+    /// which saves a launch, while before a wide one the norm stands apart.
+    pub fn takes_norm(self, tier: Tier, k: u64, n: u64) -> bool {
+        match self {
+            RowKernel::Matvec(1) if tier == Tier::Software => k <= SOFTWARE_NORM_ROW,
+            RowKernel::Matvec(_) => tier != Tier::Software,
+            RowKernel::Tiled(_) => n <= 3 * k,
+        }
     }
 }
+
+/// The longest row that the software kernel for one row normalises: it keeps the
+/// row in workgroup memory, of which there are 16 KiB.
+const SOFTWARE_NORM_ROW: u64 = 3584;
 
 /// Rows of a result computed a block at a time; see [`kiln_ir::plan::Stream`].
 #[derive(Clone, Copy, Debug)]
@@ -160,7 +171,9 @@ impl Linear<'_> {
         let group4 = matrix.packing.group() as u64 / 4;
         match (self.tier, self.rows) {
             (Tier::Software, RowKernel::Matvec(rows) | RowKernel::Tiled(rows)) => {
-                let workgroup = 8;
+                // With a norm, more lanes share the statistics of a tile's rows.
+                let shared = self.norm.is_some() && matches!(self.rows, RowKernel::Tiled(_));
+                let workgroup = if shared { 32 } else { 8 };
                 let columns = 8;
                 Tile {
                     workgroup,
@@ -254,11 +267,9 @@ impl Linear<'_> {
             Some(norm) => normalised(self.source, self.id, norm, 2, k, "v", d)?,
             None => "v".to_owned(),
         };
-        if matches!(self.rows, RowKernel::Matvec(_)) && self.tier != Tier::Software {
-            d.hook(format!(
-                "fn norm_x(v: vec4<f32>, k4: u32, mean: f32, rstd: f32) -> vec4<f32> {{\n    return {body};\n}}\n"
-            ));
-        }
+        d.hook(format!(
+            "fn norm_x(v: vec4<f32>, k4: u32, mean: f32, rstd: f32) -> vec4<f32> {{\n    return {body};\n}}\n"
+        ));
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::plan::CONTEXT;
-use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, ValueId};
+use kiln_ir::{Bindings, Dim, Graph, Norm, Op, Symbol, ValueId};
 
 use crate::attention::Attention;
 use crate::error::CodegenError;
@@ -56,6 +56,8 @@ pub(crate) struct Lowered {
     pub streams: Vec<(ValueId, Blocked, Vec<Launch>)>,
     /// All of the placement's buffers, and those that only this variant has.
     pub locals: Vec<Local>,
+    /// Normalised inputs of linear ops: the norm, its operands, and the result.
+    normed: Vec<(Norm, Vec<ValueId>, View)>,
 }
 
 /// What is lowered, and for what.
@@ -136,29 +138,9 @@ impl<'a> Lowering<'a> {
                     blocked,
                 };
                 if let Some(norm) = *norm
-                    && !linear.rows.takes_norm(self.tier)
+                    && !self.takes_norm(&linear)
                 {
-                    let shape = &x.shape;
-                    out.locals.push(Local {
-                        name: format!("{}.norm", describe(source.graph, id)),
-                        elements: Dim::product(shape),
-                        dtype: kiln_ir::DType::F32,
-                        role: Role::Scratch,
-                    });
-                    let scratch = Base::Local(out.locals.len() - 1);
-                    let normed = View::contiguous(scratch, shape);
-                    let launch = RowNorm {
-                        source,
-                        tier: self.tier,
-                        id,
-                        norm,
-                        first_operand: 2,
-                        input: x.clone(),
-                        output: normed.clone(),
-                    };
-                    // Rows of a block are normalised with all others, before.
-                    out.launches.push(launch.lower()?);
-                    linear.input = normed;
+                    linear.input = self.normed(id, norm, x, out)?;
                     linear.norm = None;
                 }
                 linear.lower()
@@ -230,6 +212,56 @@ impl<'a> Lowering<'a> {
                 Ok(vec![generic::pointwise(inner, self.tier, id, &view)?])
             }
         }
+    }
+
+    fn takes_norm(&self, linear: &Linear<'_>) -> bool {
+        let weight = self.source.graph.value(linear.id).inputs.get(1);
+        let size = |axis: usize| {
+            let shape = self.source.shape(*weight?);
+            shape.get(axis)?.as_const()
+        };
+        match (size(1), size(0)) {
+            (Some(k), Some(n)) => linear.rows.takes_norm(self.tier, k, n),
+            _ => false,
+        }
+    }
+
+    /// The input `x` of the linear op `id` normalised, by a launch of its own
+    /// unless another op of the variant wanted the same.
+    fn normed(
+        &self,
+        id: ValueId,
+        norm: Norm,
+        x: &View,
+        out: &mut Lowered,
+    ) -> Result<View, CodegenError> {
+        let inputs = &self.source.graph.value(id).inputs;
+        let mut key: Vec<ValueId> = inputs.first().copied().into_iter().collect();
+        key.extend(inputs.iter().skip(2).take(norm.operands()));
+        if let Some((_, _, found)) = out.normed.iter().find(|(n, k, _)| *n == norm && *k == key) {
+            return Ok(found.clone());
+        }
+        out.locals.push(Local {
+            name: format!("{}.norm", describe(self.source.graph, id)),
+            elements: Dim::product(&x.shape),
+            dtype: kiln_ir::DType::F32,
+            role: Role::Scratch,
+        });
+        let scratch = Base::Local(out.locals.len() - 1);
+        let output = View::contiguous(scratch, &x.shape);
+        let launch = RowNorm {
+            source: self.source,
+            tier: self.tier,
+            id,
+            norm,
+            first_operand: 2,
+            input: x.clone(),
+            output: output.clone(),
+        };
+        // Rows of a block are normalised with all others, before.
+        out.launches.push(launch.lower()?);
+        out.normed.push((norm, key, output.clone()));
+        Ok(output)
     }
 
     /// The kernel for a linear layer with `rows` rows.

@@ -11,11 +11,15 @@ use kiln_ir::{DType, Dim, Graph, Op, Symbol, TensorType, ValueId};
 
 use crate::error::CodegenError;
 use crate::view::{Base, View};
+use crate::weights::Weights;
 
-/// The most buffers that an inlined expression may read: a kernel has eight
-/// storage bindings under WebGPU's defaults, one of which it writes, and its
-/// other operands want some too.
-const INLINE_BUFFERS: usize = 4;
+/// The most buffers that an expression may read which is evaluated in a kernel of
+/// its own: there are eight storage bindings under WebGPU's defaults, one of
+/// which the kernel writes.
+const INLINE_BUFFERS: usize = 6;
+
+/// The same for an expression inside a kernel that binds operands beside it.
+const OPERAND_BUFFERS: usize = 2;
 
 /// The symbol by which states grow.
 const PAST: &str = "past";
@@ -110,10 +114,15 @@ fn is_cheap(op: &Op) -> bool {
     )
 }
 
-pub(crate) fn place(graph: &Graph, states: &States) -> Result<Placement, CodegenError> {
+pub(crate) fn place(
+    graph: &Graph,
+    states: &States,
+    weights: &Weights,
+) -> Result<Placement, CodegenError> {
     let mut placer = Placer {
         graph,
         states,
+        weights,
         users: graph.users(),
         counts: graph.use_counts(),
         out: Placement {
@@ -137,6 +146,7 @@ pub(crate) fn place(graph: &Graph, states: &States) -> Result<Placement, Codegen
 struct Placer<'g> {
     graph: &'g Graph,
     states: &'g States,
+    weights: &'g Weights,
     users: Vec<Vec<ValueId>>,
     counts: Vec<usize>,
     out: Placement,
@@ -282,6 +292,7 @@ impl Placer<'_> {
             return;
         }
         if has_kernel(&value.op) {
+            self.materialise_kernel_operands(id);
             if let Some(ranges) = self.slices(id).filter(|r| self.any_direct(r)) {
                 self.split(id, &ranges);
                 return;
@@ -301,11 +312,11 @@ impl Placer<'_> {
         });
         let shared = self.counts[id.index()] > 1 && !is_cheap(&value.op);
         if required || shared {
-            self.materialise_operands(id);
+            self.materialise_operands(id, INLINE_BUFFERS);
             self.materialise(id);
             return;
         }
-        self.materialise_operands(id);
+        self.materialise_operands(id, INLINE_BUFFERS);
         self.reads[id.index()] = self.operand_reads(id);
     }
 
@@ -357,20 +368,15 @@ impl Placer<'_> {
     fn reads_of(&self, id: ValueId) -> BTreeSet<Base> {
         match (&self.out.views[id.index()], &self.graph.value(id).op) {
             (Some(view), _) => BTreeSet::from([view.base]),
-            // A parameter's buffer is not known here; its value stands for it.
-            // Parts and scales of a large one may make it more.
-            (None, Op::Param { ty, .. }) if ty.rank() > 1 => {
-                BTreeSet::from([Base::Weight(2 * id.index()), Base::Weight(2 * id.index() + 1)])
-            }
-            (None, Op::Param { .. }) => BTreeSet::from([Base::Weight(usize::MAX)]),
+            (None, Op::Param { name, .. }) => self.weights.buffers_of(name),
             (None, _) => self.reads[id.index()].clone(),
         }
     }
 
-    /// Materialises operands of an expression until what remains reads few
-    /// enough buffers for one kernel.
-    fn materialise_operands(&mut self, id: ValueId) {
-        while self.operand_reads(id).len() > INLINE_BUFFERS {
+    /// Materialises operands of an expression until what remains reads at most
+    /// so many buffers.
+    fn materialise_operands(&mut self, id: ValueId, most: usize) {
+        while self.operand_reads(id).len() > most {
             let candidates = self.graph.value(id).inputs.iter().copied();
             let heaviest = candidates
                 .filter(|x| {
@@ -381,6 +387,18 @@ impl Placer<'_> {
             match heaviest {
                 Some(x) if self.reads_of(x).len() > 1 => self.materialise(x),
                 _ => return,
+            }
+        }
+    }
+
+    /// Materialises operands of an op with a kernel that are expressions over
+    /// more buffers than the kernel has room for.
+    fn materialise_kernel_operands(&mut self, id: ValueId) {
+        for x in self.graph.value(id).inputs.clone() {
+            let op = &self.graph.value(x).op;
+            let inlined = self.out.views[x.index()].is_none() && !matches!(op, Op::Param { .. });
+            if inlined && self.reads_of(x).len() > OPERAND_BUFFERS {
+                self.materialise(x);
             }
         }
     }

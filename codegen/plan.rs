@@ -35,7 +35,7 @@ pub(crate) fn make(
     let states = states(graphs)?;
     let mut placed = Vec::new();
     for graph in graphs {
-        placed.push(Placed::new(graph, &states)?);
+        placed.push(Placed::new(graph, &states, &weights)?);
     }
     let mut kernels = Kernels {
         symbols: uniforms(graphs),
@@ -140,12 +140,12 @@ struct Placed {
 impl Placed {
     /// Places the values. Where a buffer would not fit a binding, the largest
     /// batch is halved until all do.
-    fn new(graph: &Graph, states: &States) -> Result<Self, CodegenError> {
+    fn new(graph: &Graph, states: &States, weights: &Weights) -> Result<Self, CodegenError> {
         let mut graph = graph.clone();
         loop {
             let maxima = maxima(&graph);
             let streams = streams(&graph, &maxima)?;
-            let mut placement = place(&graph, states)?;
+            let mut placement = place(&graph, states, weights)?;
             for (id, blocked) in &streams {
                 let view = placement.views[id.index()].as_ref();
                 if let Some(Base::Local(local)) = view.map(|v| v.base) {

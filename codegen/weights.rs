@@ -14,6 +14,7 @@ use kiln_ir::plan::{WeightBuffer, WeightPart};
 use kiln_ir::{Dim, Graph, Op, Packing, ParamSource, TensorType, ValueId};
 
 use crate::error::CodegenError;
+use crate::view::Base;
 
 /// Storage bindings hold this many bytes under WebGPU's default limits.
 pub(crate) const BINDING_LIMIT: u64 = 128 << 20;
@@ -147,6 +148,17 @@ impl Weights {
     /// takes, lie.
     pub fn vectors(&self, names: &[String]) -> Option<&Vectors> {
         self.vectors.get(names)
+    }
+
+    /// The buffers that a kernel binds to read the parameter `name` by itself.
+    pub fn buffers_of(&self, name: &str) -> BTreeSet<Base> {
+        if let Some(matrix) = self.matrices.get(name) {
+            let parts = matrix.parts.iter();
+            let buffers = parts.flat_map(|p| [Some(p.data), p.scales]).flatten();
+            return buffers.map(Base::Weight).collect();
+        }
+        let own = self.vectors.get(std::slice::from_ref(&name.to_owned()));
+        own.map(|v| Base::Weight(v.buffer)).into_iter().collect()
     }
 
     fn vector_buffer(&mut self, group: Vec<String>, shapes: &[Vec<u64>]) {

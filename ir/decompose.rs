@@ -70,6 +70,7 @@ pub fn expand(
         (Op::Linear { norm, steps }, [x, w, operands @ ..]) => {
             e.linear(*norm, steps, *x, *w, operands)
         }
+        (Op::Rotary, [x, cos, sin]) => e.rotary(*x, *cos, *sin),
         (Op::Attention(spec), [q, k, v, start @ ..]) => e.attention(*spec, *q, *k, *v, start),
         (Op::AttentionProbs(spec), [q, k, start @ ..]) => e.probabilities(*spec, *q, *k, start),
         _ => e.op(op.clone(), inputs),
@@ -207,6 +208,49 @@ impl Expander<'_> {
             };
         }
         Ok(out)
+    }
+
+    fn slice_last(&mut self, x: ValueId, start: u64, end: u64) -> Built {
+        let slice = Op::Slice {
+            axis: self.graph.ty(x).rank() - 1,
+            start: Dim::constant(start),
+            end: Dim::constant(end),
+        };
+        self.op(slice, &[x])
+    }
+
+    fn rotary(&mut self, x: ValueId, cos: ValueId, sin: ValueId) -> Built {
+        let whole = self.shape(x);
+        let constant = |dim: Dim| dim.as_const().unwrap_or(0);
+        let (width, half) = (
+            constant(self.graph.ty(x).last()),
+            constant(self.graph.ty(cos).last()),
+        );
+        // Heads apart, and the same angle for all heads of a position.
+        let mut apart = whole.clone();
+        apart.pop();
+        apart.extend([Dim::constant(width / (2 * half)), Dim::constant(2 * half)]);
+        let axis = apart.len() - 1;
+        let apart = self.reshape(x, apart)?;
+        let mut of_position = self.shape(cos);
+        of_position.insert(of_position.len() - 1, 1.into());
+        let cos = self.reshape(cos, of_position.clone())?;
+        let sin = self.reshape(sin, of_position)?;
+
+        let first = self.slice_last(apart, 0, half)?;
+        let second = self.slice_last(apart, half, 2 * half)?;
+        let (a, b) = (
+            self.binary(BinaryOp::Mul, first, cos)?,
+            self.binary(BinaryOp::Mul, second, sin)?,
+        );
+        let turned_first = self.binary(BinaryOp::Sub, a, b)?;
+        let (a, b) = (
+            self.binary(BinaryOp::Mul, second, cos)?,
+            self.binary(BinaryOp::Mul, first, sin)?,
+        );
+        let turned_second = self.binary(BinaryOp::Add, a, b)?;
+        let turned = self.op(Op::Concat { axis }, &[turned_first, turned_second])?;
+        self.reshape(turned, whole)
     }
 
     /// `[b, n, heads*d]` as `[b, heads, n, d]`.

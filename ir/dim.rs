@@ -6,16 +6,29 @@
 //! plain `==`. The text form (`batch*seq*768 + 3`, `ceil(batch*seq / 16)`)
 //! parses back to the same value; it is also how a dimension is serialised.
 //!
+//! ```
+//! use kiln_ir::{Bindings, Dim};
+//!
+//! let rows = Dim::symbol("batch") * "seq";
+//! let grid = (rows * 768u64 + 3u64).ceil_div(64);
+//! assert_eq!(grid.to_string(), "ceil(batch*seq*768 + 3 / 64)");
+//! assert_eq!("ceil(3 + seq*batch*768 / 64)".parse(), Ok(grid.clone()));
+//! assert_eq!(grid.eval(&Bindings::new().with("batch", 2).with("seq", 5)), Ok(121));
+//! ```
+//!
 //! Coefficients that leave the range of `i64` stop at its ends, so that no
 //! expression can make arithmetic panic; text that would is refused.
+
+#[cfg(test)]
+mod tests;
+mod text;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Mul, Sub};
-use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 /// The name of a size that is known only when a graph runs, such as `seq`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -386,296 +399,3 @@ macro_rules! owned_ops {
     )*};
 }
 owned_ops!(Add add, Sub sub, Mul mul);
-
-impl fmt::Display for Dim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.terms.is_empty() {
-            return f.write_str("0");
-        }
-        // The constant term, first in the map, is printed last.
-        let symbolic = self.terms.iter().filter(|(a, _)| !a.is_empty());
-        let constant = self.terms.get(&Vec::new());
-        let mut first = true;
-        for (atoms, coefficient) in symbolic {
-            let sign = match (first, *coefficient < 0) {
-                (true, true) => "-",
-                (true, false) => "",
-                (false, true) => " - ",
-                (false, false) => " + ",
-            };
-            f.write_str(sign)?;
-            first = false;
-            for (i, atom) in atoms.iter().enumerate() {
-                if i > 0 {
-                    f.write_str("*")?;
-                }
-                match atom {
-                    Atom::Symbol(s) => write!(f, "{s}")?,
-                    Atom::CeilDiv(d, n) => write!(f, "ceil({d} / {n})")?,
-                }
-            }
-            if coefficient.unsigned_abs() != 1 {
-                write!(f, "*{}", coefficient.unsigned_abs())?;
-            }
-        }
-        match constant {
-            Some(c) if first => write!(f, "{c}"),
-            Some(c) if *c < 0 => write!(f, " - {}", c.unsigned_abs()),
-            Some(c) => write!(f, " + {c}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl FromStr for Dim {
-    type Err = DimError;
-
-    fn from_str(text: &str) -> Result<Self, DimError> {
-        let mut parser = DimParser {
-            text,
-            at: 0,
-            depth: 0,
-        };
-        let dim = parser.sum()?;
-        parser.skip_space();
-        if parser.at != text.len() {
-            return Err(parser.error("trailing text"));
-        }
-        Ok(dim)
-    }
-}
-
-/// Quotients within quotients that the parser accepts.
-const MAX_DEPTH: usize = 16;
-
-struct DimParser<'a> {
-    text: &'a str,
-    at: usize,
-    /// Quotients that are open.
-    depth: usize,
-}
-
-impl DimParser<'_> {
-    fn error(&self, reason: &str) -> DimError {
-        DimError::Syntax {
-            text: self.text.to_owned(),
-            reason: format!("{reason} at byte {}", self.at),
-        }
-    }
-
-    fn rest(&self) -> &str {
-        self.text.get(self.at..).unwrap_or("")
-    }
-
-    fn skip_space(&mut self) {
-        self.at += self.rest().len() - self.rest().trim_start().len();
-    }
-
-    fn eat(&mut self, token: &str) -> bool {
-        self.skip_space();
-        let found = self.rest().starts_with(token);
-        if found {
-            self.at += token.len();
-        }
-        found
-    }
-
-    fn sum(&mut self) -> Result<Dim, DimError> {
-        let mut out = if self.eat("-") {
-            &Dim::default() - &self.product()?
-        } else {
-            self.product()?
-        };
-        loop {
-            out = if self.eat("+") {
-                &out + &self.product()?
-            } else if self.eat("-") {
-                &out - &self.product()?
-            } else {
-                return Ok(out);
-            };
-            self.in_range(&out)?;
-        }
-    }
-
-    fn product(&mut self) -> Result<Dim, DimError> {
-        let mut out = self.factor()?;
-        while self.eat("*") {
-            out = &out * &self.factor()?;
-            self.in_range(&out)?;
-        }
-        Ok(out)
-    }
-
-    fn in_range(&self, dim: &Dim) -> Result<(), DimError> {
-        let mut coefficients = dim.terms.values();
-        if coefficients.any(|c| *c == i64::MAX || *c == i64::MIN) {
-            return Err(self.error("a coefficient beyond 2^63 - 2"));
-        }
-        Ok(())
-    }
-
-    fn factor(&mut self) -> Result<Dim, DimError> {
-        self.skip_space();
-        let rest = self.rest();
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        if digits > 0 {
-            let value = self.number(digits)?;
-            return Ok(Dim::constant(value));
-        }
-        let word = rest
-            .bytes()
-            .take_while(|b| b.is_ascii_alphanumeric() || *b == b'_')
-            .count();
-        if word == 0 {
-            return Err(self.error("expected a number or a symbol"));
-        }
-        let name = rest[..word].to_owned();
-        self.at += word;
-        if name != "ceil" || !self.eat("(") {
-            return Ok(Dim::symbol(&name));
-        }
-        if self.depth == MAX_DEPTH {
-            return Err(self.error("too many quotients within quotients"));
-        }
-        self.depth += 1;
-        let inner = self.sum()?;
-        self.depth -= 1;
-        if !self.eat("/") {
-            return Err(self.error("expected `/`"));
-        }
-        self.skip_space();
-        let digits = self.rest().bytes().take_while(u8::is_ascii_digit).count();
-        let divisor = self.number(digits)?;
-        if divisor == 0 {
-            return Err(self.error("division by zero"));
-        }
-        if !self.eat(")") {
-            return Err(self.error("expected `)`"));
-        }
-        Ok(inner.ceil_div(divisor))
-    }
-
-    fn number(&mut self, digits: usize) -> Result<u64, DimError> {
-        let value = self.rest()[..digits]
-            .parse::<u64>()
-            .ok()
-            .filter(|v| *v < i64::MAX as u64)
-            .ok_or_else(|| self.error("expected a number up to 2^63 - 2"))?;
-        self.at += digits;
-        Ok(value)
-    }
-}
-
-impl Serialize for Dim {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.as_const() {
-            Some(value) => serializer.serialize_u64(value),
-            None => serializer.collect_str(self),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Dim {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Number(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Number(n) => Ok(Dim::constant(n)),
-            Form::Text(t) => t.parse().map_err(serde::de::Error::custom),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn equal_expressions_are_equal_values() {
-        let a = Dim::symbol("seq") + "past";
-        let b = Dim::symbol("past") + "seq";
-        assert_eq!(a, b);
-        assert_eq!((a.clone() - "past").as_symbol(), Some(&Symbol::new("seq")));
-        assert_eq!((a - &b).as_const(), Some(0));
-    }
-
-    #[test]
-    fn text_round_trips() {
-        for text in [
-            "0",
-            "7",
-            "seq",
-            "past + seq",
-            "batch*seq*768 + 3",
-            "ceil(batch*seq / 16)",
-            "batch*ceil(past + seq - 1 / 4)*2 - 5",
-            "-past + seq",
-        ] {
-            let dim: Dim = text.parse().unwrap();
-            assert_eq!(dim.to_string(), text);
-            assert_eq!(dim.to_string().parse::<Dim>().unwrap(), dim);
-            let json = serde_json::to_string(&dim).unwrap();
-            assert_eq!(serde_json::from_str::<Dim>(&json).unwrap(), dim);
-        }
-        for text in [
-            "",
-            "3 +",
-            "seq seq",
-            "ceil(seq / 0)",
-            "ceil(seq)",
-            "99999999999999999999",
-            "9223372036854775807",
-            "9223372036854775806 + 1",
-            "3037000500*3037000500",
-            "seq*9223372036854775806 + seq + seq",
-            &format!("{}seq{}", "ceil(".repeat(17), " / 2)".repeat(17)),
-        ] {
-            assert!(text.parse::<Dim>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn evaluation() {
-        let dim: Dim = "ceil(batch*seq / 16)*3 + past".parse().unwrap();
-        let bound = Bindings::new()
-            .with("batch", 3)
-            .with("seq", 11)
-            .with("past", 5);
-        assert_eq!(dim.eval(&bound), Ok(3 * 3 + 5));
-        let missing = Bindings::new().with("batch", 3);
-        assert!(
-            dim.eval(&missing)
-                .unwrap_err()
-                .to_string()
-                .contains("is not bound")
-        );
-        let negative: Dim = "seq - past".parse().unwrap();
-        assert!(negative.eval(&bound.with("seq", 1)).is_err());
-    }
-
-    #[test]
-    fn arithmetic_stops_at_the_ends() {
-        let most = Dim::constant(u64::MAX);
-        assert_eq!(most.as_const(), Some(i64::MAX as u64));
-        assert_eq!((&most * &most).as_const(), Some(i64::MAX as u64));
-        assert_eq!((&most + &most).as_const(), Some(i64::MAX as u64));
-        let least = &(&Dim::default() - &most) - &most;
-        assert_eq!((&Dim::default() - &least).as_const(), Some(i64::MAX as u64));
-        assert_eq!(Dim::symbol("seq").ceil_div(u64::MAX).symbols().len(), 1);
-        let deep = format!("{}seq{}", "ceil(".repeat(16), " / 2)".repeat(16));
-        let deep: Dim = deep.parse().unwrap();
-        assert_eq!(deep.eval(&Bindings::new().with("seq", 65_537)), Ok(2));
-    }
-
-    #[test]
-    fn substitution_renormalises() {
-        let dim: Dim = "ceil(batch*seq / 16) + seq".parse().unwrap();
-        let one = dim.substitute(&Symbol::new("seq"), &Dim::constant(16));
-        assert_eq!(one.to_string(), "batch + 16");
-    }
-}

@@ -5,6 +5,9 @@
 //! canonical expressions, so `seq + past` and `past + seq` agree, while two
 //! different symbols never do.
 
+#[cfg(test)]
+mod tests;
+
 use crate::dim::Dim;
 use crate::op::{AttentionSpec, BinaryOp, Norm, Op, Step, UnaryOp};
 use crate::types::{DType, TensorType};
@@ -233,6 +236,7 @@ pub fn infer(op: &Op, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
             Ok((*x).clone())
         }
         (Op::Linear { norm, steps }, [x, w, operands @ ..]) => linear(*norm, steps, x, w, operands),
+        (Op::Rotary, [x, cos, sin]) => rotary(x, cos, sin),
         (Op::Attention(spec), [q, k, v, start @ ..]) => {
             attention_operands(spec, q, k, start)?;
             want_shape("values shaped like the keys", v, &k.shape)?;
@@ -315,6 +319,35 @@ fn linear(
         dtype: DType::F32,
         shape,
     })
+}
+
+fn rotary(x: &TensorType, cos: &TensorType, sin: &TensorType) -> Result<TensorType, TypeError> {
+    want_dtype("an operand", x, DType::F32)?;
+    want_dtype("cosines", cos, DType::F32)?;
+    want_dtype("sines", sin, DType::F32)?;
+    let (Some((width, leading)), Some((half, of_cos))) =
+        (x.shape.split_last(), cos.shape.split_last())
+    else {
+        return fail("operands of at least one axis", format!("{x} and {cos}"));
+    };
+    let divides = match (width.as_const(), half.as_const()) {
+        (Some(width), Some(half)) => half > 0 && width.is_multiple_of(2 * half),
+        _ => false,
+    };
+    if !divides {
+        return fail(
+            format!("heads of twice `{half}` side by side in the last axis"),
+            x,
+        );
+    }
+    if broadcast(of_cos, leading)? != leading {
+        return fail(
+            format!("cosines whose leading axes broadcast to those of {x}"),
+            cos,
+        );
+    }
+    want_shape("sines shaped like the cosines", sin, &cos.shape)?;
+    Ok(x.clone())
 }
 
 fn attention_operands(

@@ -190,11 +190,30 @@ fn build_every_op() -> Result<Graph, GraphError> {
     )?;
     push(Op::AttentionProbs(spec(2, 2, false)), &[x, appended])?;
     push(Op::AttentionProbs(spec(4, 2, true)), &[x, shared, start])?;
+    let angle = push(
+        Op::Slice {
+            axis: 0,
+            start: 0.into(),
+            end: 2.into(),
+        },
+        &[gain],
+    )?;
+    push(Op::Rotary, &[x, angle, angle])?;
 
     g.add_output("y", out)?;
     g.add_output("the same \"y\"", out)?;
     g.set_state("h.0.kept", appended)?;
     Ok(g)
+}
+
+/// So many random cases. A failure prints what it was about; keep it as a test
+/// of its own rather than as a seed in a file.
+pub(crate) fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 /// What a random op is made of.
@@ -305,7 +324,7 @@ fn op_for(choice: &Choice, g: &Graph, values: &[ValueId]) -> (Op, Vec<ValueId>) 
         scale: f64::from(q % 7) / 4.0 - 0.5,
         causal: q % 3 == 0,
     };
-    match kind % 22 {
+    match kind % 23 {
         0 | 1 => (Op::Unary(pick(UnaryOp::ALL, p)), vec![x]),
         2..=4 => (Op::Binary(pick(BinaryOp::ALL, p)), vec![x, y]),
         5 => (Op::Where, vec![x, y, z]),
@@ -375,6 +394,7 @@ fn op_for(choice: &Choice, g: &Graph, values: &[ValueId]) -> (Op, Vec<ValueId>) 
         }
         19 => (Op::Attention(spec), vec![x, y, y]),
         20 => (Op::AttentionProbs(spec), vec![x, y]),
+        21 => (Op::Rotary, vec![x, y, z]),
         _ => {
             let start = pick(&[Dim::from(0), Dim::from("past")], p);
             let end = &start + &pick(&[Dim::from("seq"), Dim::from(3)], q);

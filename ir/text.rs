@@ -25,6 +25,23 @@
 //!   graph's name that is not.
 //! - A real number is the shortest text that reads back to the same `f64`, with
 //!   a point or an exponent. Infinities and NaN have no text.
+//!
+//! ```
+//! use kiln_ir::text::parse;
+//!
+//! let text = "graph double {
+//!   symbol n <= 16
+//!   %0 = input \"x\" : f32[n]
+//!   %1 = add %0, %0 : f32[n]
+//!   output \"y\" = %1
+//! }
+//! ";
+//! assert_eq!(parse(text)?.to_string(), text);
+//!
+//! let error = parse("graph double {\n  %1 = add %0, %0\n}").unwrap_err();
+//! assert_eq!(error.to_string(), "line 2, column 12: %0 is not defined before this use");
+//! # Ok::<(), kiln_ir::text::ParseError>(())
+//! ```
 
 mod parser;
 

@@ -21,6 +21,17 @@
 //! 13. Real attributes are finite, and epsilons are not negative.
 //!
 //! All errors are collected: one mistake in a pass shows all its traces.
+//!
+//! ```
+//! let text = "graph g { %0 = input \"x\" : f32[4] %1 = neg %0 : f32[5] @h.0.mlp }";
+//! let graph = kiln_ir::text::parse(text)?;
+//! let errors = kiln_ir::verify::verify(&graph).unwrap_err();
+//! assert_eq!(
+//!     errors.errors[0].to_string(),
+//!     "%1 = neg in `h.0.mlp`: expected type f32[4], found f32[5]",
+//! );
+//! # Ok::<(), kiln_ir::text::ParseError>(())
+//! ```
 
 #[cfg(test)]
 mod tests;

@@ -167,7 +167,7 @@ impl PortProgram {
 }
 
 /// Blocks of uniforms that one submission can use.
-const UNIFORM_SLOTS: u64 = 64;
+pub(crate) const UNIFORM_SLOTS: u64 = 64;
 
 /// The buffers and bind groups of one entry at one capacity.
 pub(crate) struct Allocation {

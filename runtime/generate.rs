@@ -27,6 +27,42 @@ pub trait Decoder {
     /// When the ids are no batch, the context is full, or the decoder fails;
     /// one that this crate does not know wraps its errors with [`Error::other`].
     fn step(&mut self, ids: &[u32], start: &[u32]) -> Result<Vec<f32>>;
+
+    /// Runs a generation until it wants no more tokens or the context is full:
+    /// appends its prompts, then one token to every sequence after another. At
+    /// its end all tokens but the last were appended.
+    ///
+    /// As provided, [`sample_on_host`]; a decoder that chooses tokens by itself
+    /// chooses those that the [`Sampler`] would.
+    ///
+    /// # Errors
+    /// When a step fails or a sequence has no finite logit.
+    fn run(&mut self, generation: &mut Generation<'_>) -> Result<()> {
+        sample_on_host(self, generation)
+    }
+}
+
+/// Runs a generation with [`Decoder::step`] and a [`Sampler`].
+///
+/// # Errors
+/// When a step fails or a sequence has no finite logit.
+pub fn sample_on_host<D: Decoder + ?Sized>(
+    decoder: &mut D,
+    generation: &mut Generation<'_>,
+) -> Result<()> {
+    let pad = generation.options.pad_token;
+    let start = generation.start.clone();
+    let mut ids = generation.ids.clone();
+    loop {
+        let logits = decoder.step(&ids, &start)?;
+        let tokens = generation.sample(&logits)?;
+        if !generation.accept(&tokens) || decoder.past() >= decoder.context() {
+            return Ok(());
+        }
+        ids.clear();
+        let fed = tokens.iter().enumerate();
+        ids.extend(fed.map(|(i, id)| if generation.is_live(i) { *id } else { pad }));
+    }
 }
 
 /// How to generate.
@@ -98,12 +134,12 @@ pub struct Timings {
     pub decode: Duration,
     /// Tokens of the prompts, without padding.
     pub prompt_tokens: usize,
-    /// Steps behind the first, each one token for every live sequence.
+    /// Steps behind the first, each one token for every sequence.
     pub decode_steps: usize,
 }
 
-/// Continues a batch of prompts. `on_token` sees every token at once and ends its
-/// sequence with [`ControlFlow::Break`].
+/// Continues a batch of prompts. `on_token` sees every token and ends its sequence
+/// with [`ControlFlow::Break`].
 ///
 /// A sequence that ended is fed padding until all have.
 ///
@@ -116,64 +152,12 @@ pub fn generate(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
 ) -> Result<(Vec<Generated>, Timings)> {
-    let mut sampler = Sampler::new(options.sampling.clone())?;
     let longest = check_prompts(decoder, prompts)?;
-    let mut timings = Timings {
-        prompt_tokens: prompts.iter().map(Vec::len).sum(),
-        ..Timings::default()
-    };
-    let mut live: Vec<Sequence<'_>> = prompts
-        .iter()
-        .map(|prompt| Sequence {
-            before: decoder.past(),
-            prompt: prompt.len(),
-            history: prompt.clone(),
-            finish: (options.max_new_tokens == 0).then_some(Finish::Length),
-            options,
-        })
-        .collect();
-    if options.max_new_tokens == 0 {
-        return Ok((live.into_iter().map(Sequence::done).collect(), timings));
+    let mut generation = Generation::new(decoder.past(), prompts, longest, options, on_token)?;
+    if options.max_new_tokens > 0 {
+        decoder.run(&mut generation)?;
     }
-
-    // All prompts end at the same position.
-    let start: Vec<u32> = prompts.iter().map(|p| (longest - p.len()) as u32).collect();
-    let mut ids = Vec::with_capacity(prompts.len() * longest);
-    for prompt in prompts {
-        ids.resize(ids.len() + longest - prompt.len(), options.pad_token);
-        ids.extend_from_slice(prompt);
-    }
-
-    let begin = Instant::now();
-    let mut prefilled = None;
-    loop {
-        let logits = decoder.step(&ids, &start)?;
-        let width = logits.len() / live.len();
-        for (index, sequence) in live.iter_mut().enumerate() {
-            let row = &logits[index * width..(index + 1) * width];
-            sequence.advance(index, row, &mut sampler, on_token)?;
-        }
-        prefilled.get_or_insert_with(|| begin.elapsed());
-        if live.iter().all(|s| s.finish.is_some()) {
-            break;
-        }
-        if decoder.past() >= decoder.context() {
-            for sequence in &mut live {
-                sequence.finish.get_or_insert(Finish::Context);
-            }
-            break;
-        }
-        ids.clear();
-        ids.extend(live.iter().map(|s| match (s.finish, s.history.last()) {
-            (None, Some(id)) => *id,
-            _ => options.pad_token,
-        }));
-        timings.decode_steps += 1;
-    }
-    let total = begin.elapsed();
-    timings.prefill = prefilled.unwrap_or(total);
-    timings.decode = total - timings.prefill;
-    Ok((live.into_iter().map(Sequence::done).collect(), timings))
+    Ok(generation.done())
 }
 
 /// The longest prompt's length.
@@ -204,55 +188,171 @@ fn check_prompts(decoder: &dyn Decoder, prompts: &[Vec<u32>]) -> Result<usize> {
     Ok(longest)
 }
 
-struct Sequence<'o> {
-    /// Positions taken before the prompt.
+/// A batch of sequences on their way: what a [`Decoder`] runs.
+pub struct Generation<'g> {
+    options: &'g GenerateOptions,
+    on_token: &'g mut dyn FnMut(NewToken) -> ControlFlow<()>,
+    sampler: Sampler,
+    sequences: Vec<Sequence>,
+    /// The prompts, padded on the left to the longest.
+    ids: Vec<u32>,
+    start: Vec<u32>,
+    begin: Instant,
+    /// Tokens that every sequence was offered.
+    steps: usize,
+    timings: Timings,
+}
+
+struct Sequence {
+    /// The position of the prompt's first token, padding not counted.
     before: u64,
     prompt: usize,
     /// The prompt and what was generated.
     history: Vec<u32>,
     finish: Option<Finish>,
-    options: &'o GenerateOptions,
 }
 
-impl Sequence<'_> {
-    fn advance(
-        &mut self,
-        index: usize,
-        logits: &[f32],
-        sampler: &mut Sampler,
-        on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
-    ) -> Result<()> {
-        if self.finish.is_some() {
-            return Ok(());
+impl<'g> Generation<'g> {
+    fn new(
+        past: u64,
+        prompts: &[Vec<u32>],
+        longest: usize,
+        options: &'g GenerateOptions,
+        on_token: &'g mut dyn FnMut(NewToken) -> ControlFlow<()>,
+    ) -> Result<Self> {
+        let mut ids = Vec::with_capacity(prompts.len() * longest);
+        let mut start = Vec::with_capacity(prompts.len());
+        let mut sequences = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let padding = longest - prompt.len();
+            start.push(padding as u32);
+            ids.resize(ids.len() + padding, options.pad_token);
+            ids.extend_from_slice(prompt);
+            sequences.push(Sequence {
+                before: past,
+                prompt: prompt.len(),
+                history: prompt.clone(),
+                finish: (options.max_new_tokens == 0).then_some(Finish::Length),
+            });
         }
-        let got = self.history.len() - self.prompt;
-        let position = self.before + self.history.len() as u64;
-        let id = sampler.sample(logits, &self.history, index as u32, position)?;
-        self.history.push(id);
-        let stop = self.options.stop_tokens.contains(&id);
-        let token = NewToken {
-            sequence: index,
-            id,
-            index: got,
-            stop,
-        };
-        let flow = on_token(token);
-        self.finish = if stop {
-            Some(Finish::Stop)
-        } else if flow.is_break() {
-            Some(Finish::Cancelled)
-        } else if got + 1 >= self.options.max_new_tokens {
-            Some(Finish::Length)
-        } else {
-            None
-        };
-        Ok(())
+        let prompt_tokens = prompts.iter().map(Vec::len).sum();
+        Ok(Generation {
+            sampler: Sampler::new(options.sampling.clone())?,
+            options,
+            on_token,
+            sequences,
+            ids,
+            start,
+            begin: Instant::now(),
+            steps: 0,
+            timings: Timings {
+                prompt_tokens,
+                ..Timings::default()
+            },
+        })
     }
 
-    fn done(self) -> Generated {
-        Generated {
-            tokens: self.history[self.prompt..].to_vec(),
-            finish: self.finish.unwrap_or(Finish::Length),
+    /// What was asked for.
+    pub fn options(&self) -> &'g GenerateOptions {
+        self.options
+    }
+
+    pub(crate) fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// The prompts' tokens, one sequence after the other, each padded on the left
+    /// to the longest.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// How many tokens of each sequence are padding.
+    pub fn start(&self) -> &[u32] {
+        &self.start
+    }
+
+    /// A sequence's prompt and what it got, without padding.
+    pub fn history(&self, sequence: usize) -> &[u32] {
+        &self.sequences[sequence].history
+    }
+
+    /// The position of a sequence's next token, padding not counted.
+    pub fn position(&self, sequence: usize) -> u64 {
+        let sequence = &self.sequences[sequence];
+        sequence.before + sequence.history.len() as u64
+    }
+
+    /// Whether a sequence wants more tokens.
+    pub fn is_live(&self, sequence: usize) -> bool {
+        self.sequences[sequence].finish.is_none()
+    }
+
+    /// A token for each sequence, padding for those that ended, from the logits
+    /// of all.
+    fn sample(&mut self, logits: &[f32]) -> Result<Vec<u32>> {
+        let width = logits.len() / self.sequences.len();
+        if width == 0 {
+            return Err(Error::other("the decoder gave no logits"));
         }
+        let mut tokens = Vec::with_capacity(self.sequences.len());
+        for (index, row) in logits.chunks_exact(width).enumerate() {
+            let sequence = &self.sequences[index];
+            tokens.push(match sequence.finish {
+                Some(_) => self.options.pad_token,
+                None => {
+                    let position = self.position(index);
+                    let history = &self.sequences[index].history;
+                    self.sampler.sample(row, history, index as u32, position)?
+                }
+            });
+        }
+        Ok(tokens)
+    }
+
+    /// Takes the next token of every sequence; those of sequences that ended are
+    /// not looked at. The result is whether any wants more.
+    pub fn accept(&mut self, tokens: &[u32]) -> bool {
+        if self.steps == 0 {
+            self.timings.prefill = self.begin.elapsed();
+        }
+        self.steps += 1;
+        for (index, (sequence, id)) in self.sequences.iter_mut().zip(tokens).enumerate() {
+            if sequence.finish.is_some() {
+                continue;
+            }
+            let got = sequence.history.len() - sequence.prompt;
+            sequence.history.push(*id);
+            let stop = self.options.stop_tokens.contains(id);
+            let flow = (self.on_token)(NewToken {
+                sequence: index,
+                id: *id,
+                index: got,
+                stop,
+            });
+            sequence.finish = if stop {
+                Some(Finish::Stop)
+            } else if flow.is_break() {
+                Some(Finish::Cancelled)
+            } else if got + 1 >= self.options.max_new_tokens {
+                Some(Finish::Length)
+            } else {
+                None
+            };
+        }
+        self.sequences.iter().any(|s| s.finish.is_none())
+    }
+
+    fn done(mut self) -> (Vec<Generated>, Timings) {
+        if self.steps > 1 {
+            self.timings.decode_steps = self.steps - 1;
+            self.timings.decode = self.begin.elapsed() - self.timings.prefill;
+        }
+        let generated = self.sequences.into_iter().map(|sequence| Generated {
+            tokens: sequence.history[sequence.prompt..].to_vec(),
+            // A decoder ends early only where its context does.
+            finish: sequence.finish.unwrap_or(Finish::Context),
+        });
+        (generated.collect(), self.timings)
     }
 }

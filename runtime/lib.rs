@@ -10,8 +10,9 @@
 //! 3. [`Model::load`] uploads the weights and creates the pipelines, side by side.
 //! 4. [`Model::run_entry`] and [`Model::forward`] run an entry once;
 //!    [`Session`] keeps the states (the KV cache) between calls.
-//! 5. [`generate`](generate::generate) drives any [`Decoder`] with a
-//!    [`Sampler`](sampling::Sampler).
+//! 5. [`generate`](generate::generate) drives any [`Decoder`]. A session chooses
+//!    tokens on its device, several steps to a submission; other decoders use a
+//!    [`Sampler`](sampling::Sampler), which chooses the same.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -43,6 +44,7 @@
 mod adapter;
 mod artifact;
 mod check;
+mod decode;
 mod device;
 mod dims;
 mod error;
@@ -54,6 +56,7 @@ mod pipelines;
 mod profile;
 mod readback;
 mod run;
+mod sampler;
 pub mod sampling;
 mod session;
 pub mod tier;
@@ -63,7 +66,7 @@ pub use adapter::Adapter;
 pub use artifact::Artifact;
 pub use device::Device;
 pub use error::{Altered, BoxError, Error, Result};
-pub use generate::Decoder;
+pub use generate::{Decoder, Generation};
 pub use model::{LoadOptions, LoadProgress, Model};
 pub use profile::{Clock, LaunchTime, Profile};
 pub use run::{Output, OutputData, Piece, RunOptions};

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use kiln_ir::plan::{Binding, Launch, Plan, Tier};
+use kiln_ir::plan::{Binding, Kernel, Launch, Plan, Tier};
 use wgpu::BufferUsages as Usage;
 
 use crate::adapter::Adapter;
@@ -17,6 +17,8 @@ use crate::dims::{SlotDim, Slots};
 use crate::error::{Error, Result};
 use crate::exec::Program;
 use crate::pipelines::{CacheFile, Compiled, Compiler, user_cache_dir};
+use crate::sampler;
+use crate::session::STEP;
 use crate::tier;
 
 /// How to load a model.
@@ -79,6 +81,8 @@ pub struct Model {
     /// Bytes of each state.
     pub(crate) states: Vec<SlotDim>,
     pub(crate) kernels: Vec<Compiled>,
+    /// For choosing tokens on the device, where that can be done.
+    pub(crate) sampler: Option<sampler::Kernels>,
     entries: BTreeMap<String, Program>,
     tier: String,
 }
@@ -142,10 +146,17 @@ impl Model {
             })
             .collect();
 
+        let step = names.contains(&STEP).then(|| tier.entries.get(STEP));
+        let sampling = step
+            .flatten()
+            .and_then(|e| sampler::sources(plan, e, &device));
+        let sampling = sampling.unwrap_or_default();
+
         let slots = Slots::new(plan);
         let uniform_bytes = uniform_bytes(plan);
+        let sources = sources(artifact, &kernels, &sampling)?;
         let cache = options.cache_dir.as_deref().and_then(|dir| {
-            let key = kernels_key(artifact, &kernels, options.checked);
+            let key = kernels_key(&sources, options.checked);
             CacheFile::open(&device, dir, &key)
         });
         let (cache_file, cache) = match cache {
@@ -153,17 +164,20 @@ impl Model {
             None => (None, None),
         };
         let compiler = Compiler::new(&device, uniform_bytes, options.checked, cache);
+        let of_sampler = compiler.with_uniform_bytes(sampler::UNIFORM_BYTES);
         let loader = Loader {
             device: &device,
             artifact,
-            kernels: &kernels,
+            sources: &sources,
+            compilers: [&compiler, &of_sampler],
             weights: &weights,
         };
-        let (weights, compiled) = loader.run(&compiler, progress)?;
+        let (weights, mut compiled) = loader.run(progress)?;
         if let (Some(file), Some(cache)) = (cache_file, compiler.cache()) {
             file.save(cache);
         }
-        drop(compiler);
+        drop((compiler, of_sampler));
+        let sampler = sampler::Kernels::new(compiled.split_off(kernels.len()));
 
         let index = kernels.iter().enumerate().map(|(i, k)| (*k, i)).collect();
         let mut entries = BTreeMap::new();
@@ -182,6 +196,7 @@ impl Model {
             slots,
             weights,
             kernels: compiled,
+            sampler,
             entries,
             device,
         })
@@ -263,14 +278,48 @@ fn launches_of<'t>(tier: &'t Tier, entry: &str) -> impl Iterator<Item = &'t Laun
     })
 }
 
+/// What is compiled when a model is loaded.
+struct Source<'s> {
+    name: &'s str,
+    kernel: &'s Kernel,
+    text: &'s str,
+    /// Whether it belongs to the sampler and not to the plan.
+    samples: bool,
+}
+
+/// The plan's kernels, then the sampler's.
+fn sources<'s>(
+    artifact: &'s Artifact,
+    kernels: &[&'s str],
+    sampling: &'s [sampler::Source],
+) -> Result<Vec<Source<'s>>> {
+    let mut out = Vec::new();
+    for name in kernels {
+        let no_text = || Error::plan(format!("kernel `{name}` has no text"));
+        let kernel = artifact.plan().kernels.get(*name).ok_or_else(no_text)?;
+        let text = artifact.kernels().get(&kernel.file).ok_or_else(no_text)?;
+        out.push(Source {
+            name,
+            kernel,
+            text,
+            samples: false,
+        });
+    }
+    out.extend(sampling.iter().map(|source| Source {
+        name: &source.name,
+        kernel: &source.kernel,
+        text: &source.text,
+        samples: true,
+    }));
+    Ok(out)
+}
+
 /// A name for a set of kernels, by their text.
-fn kernels_key(artifact: &Artifact, kernels: &[&str], checked: bool) -> String {
+fn kernels_key(sources: &[Source<'_>], checked: bool) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&[u8::from(checked)]);
-    for name in kernels {
-        let kernel = artifact.plan().kernels.get(*name);
-        let text = kernel.and_then(|k| artifact.kernels().get(&k.file));
-        hasher.update(blake3::hash(text.map_or(b"", |t| t.as_bytes())).as_bytes());
+    for source in sources {
+        hasher.update(blake3::hash(source.text.as_bytes()).as_bytes());
     }
     hasher.finalize().to_hex()[..16].to_owned()
 }
@@ -281,7 +330,9 @@ const UPLOAD_PIECE: usize = 4 << 20;
 struct Loader<'a> {
     device: &'a Device,
     artifact: &'a Artifact,
-    kernels: &'a [&'a str],
+    sources: &'a [Source<'a>],
+    /// For the plan's kernels and for the sampler's.
+    compilers: [&'a Compiler<'a>; 2],
     weights: &'a BTreeSet<usize>,
 }
 
@@ -309,28 +360,24 @@ impl Gather<'_> {
 }
 
 impl Loader<'_> {
-    fn run(
-        &self,
-        compiler: &Compiler<'_>,
-        progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<Loaded> {
+    fn run(&self, progress: &mut dyn FnMut(LoadProgress)) -> Result<Loaded> {
         let sizes = self.weights.iter().map(|i| self.weight(*i).bytes);
         let state = LoadProgress {
             weight_bytes_total: sizes.sum(),
-            kernels_total: self.kernels.len(),
+            kernels_total: self.sources.len(),
             ..LoadProgress::default()
         };
         progress(state);
         let mut gather = Gather {
             state,
-            compiled: self.kernels.iter().map(|_| None).collect(),
+            compiled: self.sources.iter().map(|_| None).collect(),
             progress,
         };
         let uploaded = if self.device.creates_in_parallel() {
-            self.side_by_side(compiler, &mut gather)?
+            self.side_by_side(&mut gather)?
         } else {
-            for (index, name) in self.kernels.iter().enumerate() {
-                gather.kernel(index, self.compile(compiler, name))?;
+            for (index, source) in self.sources.iter().enumerate() {
+                gather.kernel(index, self.compile(source))?;
             }
             self.upload(&mut |bytes| {
                 gather.uploaded(bytes);
@@ -338,22 +385,18 @@ impl Loader<'_> {
             })?
         };
         let compiled: Vec<Compiled> = gather.compiled.into_iter().flatten().collect();
-        match compiled.len() == self.kernels.len() {
+        match compiled.len() == self.sources.len() {
             true => Ok((uploaded, compiled)),
             false => Err(Error::other("a thread that compiles kernels ended early")),
         }
     }
 
     /// Compiles kernels on threads of their own while this one uploads weights.
-    fn side_by_side(
-        &self,
-        compiler: &Compiler<'_>,
-        gather: &mut Gather<'_>,
-    ) -> Result<Vec<Option<wgpu::Buffer>>> {
+    fn side_by_side(&self, gather: &mut Gather<'_>) -> Result<Vec<Option<wgpu::Buffer>>> {
         let next = AtomicUsize::new(0);
         let (sender, receiver) = mpsc::channel::<(usize, Result<Compiled>)>();
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
-        let workers = workers.min(self.kernels.len()).min(16);
+        let workers = workers.min(self.sources.len()).min(16);
         thread::scope(|scope| {
             let mut started = 0;
             for _ in 0..workers {
@@ -361,10 +404,10 @@ impl Loader<'_> {
                 let work = move || {
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(name) = self.kernels.get(index) else {
+                        let Some(source) = self.sources.get(index) else {
                             return;
                         };
-                        let outcome = self.compile(compiler, name);
+                        let outcome = self.compile(source);
                         if sender.send((index, outcome)).is_err() {
                             return;
                         }
@@ -375,7 +418,7 @@ impl Loader<'_> {
                 started += usize::from(builder.spawn_scoped(scope, work).is_ok());
             }
             drop(sender);
-            if started == 0 && !self.kernels.is_empty() {
+            if started == 0 && !self.sources.is_empty() {
                 return Err(Error::other("no thread could be started"));
             }
             let outcome = self
@@ -390,7 +433,7 @@ impl Loader<'_> {
                     Ok(uploaded)
                 });
             // After a failure the threads have nothing left to do.
-            next.store(self.kernels.len(), Ordering::Relaxed);
+            next.store(self.sources.len(), Ordering::Relaxed);
             outcome
         })
     }
@@ -399,12 +442,9 @@ impl Loader<'_> {
         &self.artifact.plan().weights[index]
     }
 
-    fn compile(&self, compiler: &Compiler<'_>, name: &str) -> Result<Compiled> {
-        let no_text = || Error::plan(format!("kernel `{name}` has no text"));
-        let kernel = self.artifact.plan().kernels.get(name);
-        let kernel = kernel.ok_or_else(no_text)?;
-        let text = self.artifact.kernels().get(&kernel.file);
-        compiler.compile(name, kernel, text.ok_or_else(no_text)?)
+    fn compile(&self, source: &Source<'_>) -> Result<Compiled> {
+        let compiler = self.compilers[usize::from(source.samples)];
+        compiler.compile(source.name, source.kernel, source.text)
     }
 
     /// Uploads in pieces, with two in flight at most, so that the host never

@@ -18,7 +18,7 @@ pub(crate) struct Compiled {
     pub layout: wgpu::BindGroupLayout,
 }
 
-/// What the kernels of a model share.
+/// What kernels with one uniform block share.
 pub(crate) struct Compiler<'d> {
     device: &'d Device,
     /// Bytes of the uniform block.
@@ -43,6 +43,12 @@ impl<'d> Compiler<'d> {
             cache,
             layouts: Mutex::default(),
         }
+    }
+
+    /// The same for kernels with another uniform block.
+    pub fn with_uniform_bytes(&self, uniform_bytes: u64) -> Self {
+        let cache = self.cache.clone();
+        Compiler::new(self.device, uniform_bytes, self.checked, cache)
     }
 
     pub fn cache(&self) -> Option<&wgpu::PipelineCache> {

@@ -6,13 +6,14 @@ use kiln_ir::plan::CONTEXT;
 use crate::dims::Values;
 use crate::error::{Error, Result};
 use crate::exec::{Allocation, Program, Recorder};
-use crate::generate::Decoder;
+use crate::generate::{Decoder, Generation, sample_on_host};
 use crate::model::Model;
 use crate::profile::{Profile, Timer};
 use crate::readback::Staging;
+use crate::sampler::DeviceSampler;
 
 /// The entry that runs with states.
-const STEP: &str = "step";
+pub(crate) const STEP: &str = "step";
 
 /// The most rows (sequences times tokens) of one piece of a prompt: enough to
 /// keep a large device busy, and a bound on what is allocated.
@@ -24,7 +25,7 @@ const PIECE_ROWS: u64 = 1024;
 /// at the same position: shorter ones are padded on the left, and `start` tells
 /// how many of a sequence's first tokens are padding.
 pub struct Session<'m> {
-    model: &'m Model,
+    pub(crate) model: &'m Model,
     program: &'m Program,
     allocation: Allocation,
     staging: Staging,
@@ -36,6 +37,9 @@ pub struct Session<'m> {
     piece: u64,
     /// Bytes of the output.
     output_bytes: u64,
+    /// Made for the first generation, if the model's tokens can be chosen on the
+    /// device.
+    sampler: Option<DeviceSampler<'m>>,
 }
 
 impl std::fmt::Debug for Session<'_> {
@@ -102,6 +106,7 @@ impl<'m> Session<'m> {
             past: 0,
             piece,
             output_bytes,
+            sampler: None,
         })
     }
 
@@ -140,7 +145,7 @@ impl<'m> Session<'m> {
         let model = self.model;
         let (out, _) = model
             .device
-            .scoped("a step", || self.run(ids, start, None))??;
+            .scoped("a step", || self.timed_step(ids, start, None))??;
         Ok(out)
     }
 
@@ -151,7 +156,7 @@ impl<'m> Session<'m> {
     pub fn profile_step(&mut self, ids: &[u32], start: &[u32]) -> Result<Profile> {
         let model = self.model;
         let timer = Timer::new(&model.device)?;
-        let run = || self.run(ids, start, Some(timer));
+        let run = || self.timed_step(ids, start, Some(timer));
         let (_, timer) = model.device.scoped("a step", run)??;
         match timer {
             Some(timer) => timer.finish(model),
@@ -159,7 +164,11 @@ impl<'m> Session<'m> {
         }
     }
 
-    fn check(&self, ids: &[u32], start: &[u32]) -> Result<u64> {
+    pub(crate) fn set_past(&mut self, past: u64) {
+        self.past = past;
+    }
+
+    pub(crate) fn check(&self, ids: &[u32], start: &[u32]) -> Result<u64> {
         let batch = self.batch;
         if ids.is_empty() || !ids.len().is_multiple_of(batch) {
             return Err(Error::Ids(format!(
@@ -194,77 +203,83 @@ impl<'m> Session<'m> {
         }
     }
 
-    fn run(
+    fn timed_step(
         &mut self,
         ids: &[u32],
         start: &[u32],
         timer: Option<Timer>,
     ) -> Result<(Vec<f32>, Option<Timer>)> {
         let seq = self.check(ids, start)?;
-        let device = &self.model.device;
         let mut recorder = Recorder::new(self.model, timer);
+        self.feed(&mut recorder, ids, start)?;
+        let output = &self.allocation.buffers[self.program.outputs[0].buffer];
+        let bytes = self.output_bytes;
+        self.staging.copy(recorder.encoder(), output, 0, bytes);
+        let index = recorder.submit();
+        let mut out = vec![0f32; (bytes / 4) as usize];
+        let device = &self.model.device;
+        self.staging.read(device, bytes, index, |bytes| {
+            bytemuck::cast_slice_mut(&mut out).copy_from_slice(bytes);
+            Ok(())
+        })?;
+        self.past += seq;
+        Ok((out, recorder.into_timer()))
+    }
+
+    /// Records the launches for checked tokens. All pieces but the last are
+    /// submitted.
+    pub(crate) fn feed(
+        &mut self,
+        recorder: &mut Recorder<'_>,
+        ids: &[u32],
+        start: &[u32],
+    ) -> Result<()> {
+        let seq = ids.len() / self.batch;
         let mut before = None;
         let mut done = 0;
         loop {
-            let len = (seq - done).min(self.piece);
-            let last = done + len == seq;
-            self.record(&mut recorder, ids, start, (done, len), seq, last)?;
-            let index = recorder.submit();
-            done += len;
-            if last {
-                let mut out = vec![0f32; (self.output_bytes / 4) as usize];
-                self.staging
-                    .read(device, self.output_bytes, index, |bytes| {
-                        bytemuck::cast_slice_mut(&mut out).copy_from_slice(bytes);
-                        Ok(())
-                    })?;
-                self.past += seq;
-                return Ok((out, recorder.into_timer()));
+            let len = (seq - done).min(self.piece as usize);
+            let rows = ids.chunks(seq);
+            let piece: Vec<u32> = rows
+                .flat_map(|row| row[done..done + len].iter().copied())
+                .collect();
+            let values = self.sizes(len as u64, self.past + done as u64);
+            for port in &self.program.inputs {
+                let bytes = match port.name.as_str() {
+                    "ids" => Some(bytemuck::cast_slice(&piece)),
+                    "start" => Some(bytemuck::cast_slice(start)),
+                    _ => None,
+                };
+                let buffer = &self.allocation.buffers[port.buffer];
+                self.model
+                    .write_input(&port.name, bytes, port.bytes(&values)?, buffer)?;
             }
+            self.record(recorder, &values)?;
+            done += len;
+            if done == seq {
+                return Ok(());
+            }
+            let index = recorder.submit();
             // At most two pieces in flight.
             if let Some(before) = before {
+                let device = &self.model.device;
                 device.wait("a piece of the prompt", Some(before))?;
             }
             before = index;
         }
     }
 
-    /// Records `len` tokens from `done` of each sequence, and the read-back
-    /// behind the last.
-    fn record(
-        &mut self,
-        recorder: &mut Recorder<'_>,
-        ids: &[u32],
-        start: &[u32],
-        (done, len): (u64, u64),
-        seq: u64,
-        last: bool,
-    ) -> Result<()> {
-        let values = self.sizes(len, self.past + done);
-        let variant = self.program.variant(&values)?;
-        let rows = ids.chunks(seq as usize);
-        let piece = done as usize..(done + len) as usize;
-        let piece: Vec<u32> = rows
-            .flat_map(|row| row[piece.clone()].iter().copied())
-            .collect();
-        for port in &self.program.inputs {
-            let bytes = match port.name.as_str() {
-                "ids" => Some(bytemuck::cast_slice(&piece)),
-                "start" => Some(bytemuck::cast_slice(start)),
-                _ => None,
-            };
-            let buffer = &self.allocation.buffers[port.buffer];
-            self.model
-                .write_input(&port.name, bytes, port.bytes(&values)?, buffer)?;
-        }
-        let uniforms = self.allocation.push_uniforms(self.model, &values)?;
-        recorder.variant(self.program, &self.allocation, variant, &values, uniforms)?;
-        if last {
-            let output = &self.allocation.buffers[self.program.outputs[0].buffer];
-            let bytes = self.output_bytes;
-            self.staging.copy(recorder.encoder(), output, 0, bytes);
-        }
-        Ok(())
+    /// Records a step of one token, whose ids and `start` are on the device, at
+    /// position `past`.
+    pub(crate) fn record_step(&mut self, recorder: &mut Recorder<'_>, past: u64) -> Result<()> {
+        let values = self.sizes(1, past);
+        self.record(recorder, &values)
+    }
+
+    fn record(&mut self, recorder: &mut Recorder<'_>, values: &Values) -> Result<()> {
+        let variant = self.program.variant(values)?;
+        let uniforms = self.allocation.push_uniforms(self.model, values)?;
+        recorder.variant(self.program, &self.allocation, variant, values, uniforms)
     }
 
     fn sizes(&self, seq: u64, past: u64) -> Values {
@@ -293,5 +308,21 @@ impl Decoder for Session<'_> {
 
     fn step(&mut self, ids: &[u32], start: &[u32]) -> Result<Vec<f32>> {
         Session::step(self, ids, start)
+    }
+
+    /// Chooses tokens on the device where the model has logits and the device can
+    /// bind what that takes; the tokens are those that a
+    /// [`Sampler`](crate::sampling::Sampler) gives.
+    fn run(&mut self, generation: &mut Generation<'_>) -> Result<()> {
+        if self.sampler.is_none() {
+            let size = (self.batch, self.context);
+            self.sampler = DeviceSampler::new(self.model, self.program, &self.allocation, size)?;
+        }
+        let Some(mut sampler) = self.sampler.take() else {
+            return sample_on_host(self, generation);
+        };
+        let outcome = self.sample_on_device(&mut sampler, generation);
+        self.sampler = Some(sampler);
+        outcome
     }
 }

@@ -24,12 +24,12 @@ export HF_HUB_OFFLINE=1
 # The back ends that the tests need and no adapter offers.
 missing_backends() {
     local devices backend
-    devices="$(target/debug/kiln devices 2>/dev/null)"
+    devices="$(target/debug/kiln devices --json 2>/dev/null)"
     case "$(uname -s)" in
     Linux) for backend in vulkan gl; do
-        grep -qw "$backend" <<<"$devices" || echo "$backend"
+        grep -q "\"backend\":\"$backend\"" <<<"$devices" || echo "$backend"
     done ;;
-    *) grep -q '^0 ' <<<"$devices" || echo "any" ;;
+    *) grep -q '"device":0' <<<"$devices" || echo any ;;
     esac
 }
 
@@ -46,7 +46,7 @@ as_root() {
 
 install_drivers() {
     # What the Vulkan and the EGL loader look for, with Mesa's software drivers.
-    local packages=(mesa-vulkan-drivers libegl1 libgles2 libgl1-mesa-dri)
+    local packages=(mesa-vulkan-drivers libegl1 libgl1-mesa-dri)
     if command -v apt-get >/dev/null; then
         as_root apt-get update -q
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}"

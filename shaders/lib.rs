@@ -40,6 +40,8 @@ files! {
         "row_norm",
         "row_norm_software",
         "row_norm_subgroup",
+        "sample_choose",
+        "sample_score",
         "softmax",
         "softmax_workgroup",
     }
@@ -56,6 +58,7 @@ files! {
         "pointwise",
         "reduce",
         "row_norm",
+        "sample",
         "softmax",
         "weights_f16",
         "weights_f32",

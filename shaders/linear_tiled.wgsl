@@ -7,10 +7,11 @@
 // THREAD_N * t + j is at slot j * THREADS_N + t: neighbours t read neighbouring slots.
 //
 // Constants: K, K4, N, WV, TILE_M, TILE_N, TILE_K4, THREAD_M, THREAD_N (a multiple of 4).
-// Hooks: rows, load_x, load_w4, w_scale, store4, workgroup_index.
+//            NORM, CENTER, EPSILON.
+// Hooks: rows, load_x, norm_x (with NORM), load_w4, w_scale, store4, workgroup_index.
 // Grid: ceil(N / TILE_N) * ceil(rows / TILE_M) workgroups.
 // Workgroup: (TILE_M / THREAD_M) * (TILE_N / THREAD_N) invocations.
-// Workgroup memory: 16 * (TILE_M + TILE_N) * (TILE_K4 + 1) bytes.
+// Workgroup memory: 16 * (TILE_M + TILE_N) * (TILE_K4 + 1) bytes, with NORM 4 * (WORKGROUP + 2 * TILE_M) more.
 
 const THREADS_M: u32 = TILE_M / THREAD_M;
 const THREADS_N: u32 = TILE_N / THREAD_N;
@@ -19,6 +20,49 @@ const STRIDE: u32 = TILE_K4 + 1u;
 
 var<workgroup> x_tile: array<vec4<f32>, TILE_M * STRIDE>;
 var<workgroup> w_tile: array<vec4<f32>, TILE_N * STRIDE>;
+// Invocations that find the statistics of a row together.
+const TEAM: u32 = WORKGROUP / TILE_M;
+
+var<workgroup> partial: array<f32, select(1u, WORKGROUP, NORM)>;
+var<workgroup> mean_of: array<f32, TILE_M>;
+var<workgroup> rstd_of: array<f32, TILE_M>;
+
+// To be called by all: the sum of a team's values.
+fn team_sum(lane: u32, value: f32) -> f32 {
+    partial[lane] = value;
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var i = 0u; i < TEAM; i++) {
+        sum += partial[lane / TEAM * TEAM + i];
+    }
+    workgroupBarrier();
+    return sum;
+}
+
+// Mean and 1 / standard deviation of the tile's rows.
+fn find_statistics(row: u32, lane: u32) {
+    let m = min(row + lane / TEAM, rows() - 1u);
+    var mean = 0.0;
+    if CENTER {
+        var sum = 0.0;
+        for (var k4 = lane % TEAM; k4 < K4; k4 += TEAM) {
+            sum += dot(load_x(m, k4), vec4<f32>(1.0));
+        }
+        mean = team_sum(lane, sum) / f32(K);
+    }
+    var squares = 0.0;
+    for (var k4 = lane % TEAM; k4 < K4; k4 += TEAM) {
+        let inside = k4 * 4u + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(K);
+        let d = select(vec4<f32>(0.0), load_x(m, k4) - mean, inside);
+        squares += dot(d, d);
+    }
+    let rstd = inverseSqrt(team_sum(lane, squares) / f32(K) + EPSILON);
+    if lane % TEAM == 0u {
+        mean_of[lane / TEAM] = mean;
+        rstd_of[lane / TEAM] = rstd;
+    }
+    workgroupBarrier();
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -36,6 +80,9 @@ fn main(
     let thread_m = lane / THREADS_N;
     let thread_n = lane % THREADS_N;
 
+    if NORM {
+        find_statistics(row, lane);
+    }
     var acc: array<array<f32, THREAD_N>, THREAD_M>;
     for (var step = 0u; step < K4; step += TILE_K4) {
         for (var i = lane; i < TILE_M * TILE_K4; i += WORKGROUP) {
@@ -44,6 +91,9 @@ fn main(
             var v = vec4<f32>(0.0);
             if k4 < K4 {
                 v = load_x(min(row + m, rows() - 1u), k4);
+                if NORM {
+                    v = norm_x(v, k4, mean_of[m], rstd_of[m]);
+                }
             }
             x_tile[m * STRIDE + i % TILE_K4] = v;
         }

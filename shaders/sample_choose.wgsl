@@ -34,7 +34,7 @@ fn multiply_high(a: u32, b: u32) -> u32 {
     let a1 = a >> 16u;
     let b0 = b & 0xffffu;
     let b1 = b >> 16u;
-    let middle = a1 * b0 + (a0 * b0 >> 16u);
+    let middle = a1 * b0 + ((a0 * b0) >> 16u);
     let other = a0 * b1 + (middle & 0xffffu);
     return a1 * b1 + (middle >> 16u) + (other >> 16u);
 }
@@ -116,12 +116,12 @@ fn tally(kind: u32, b: u32, top: f32, cut: u32, prefix: u32, shift: u32, first: 
             let far = distance_of(top, quad[e]);
             let key = select(far, q * 4u + e, kind == DRAW);
             // A shift by 32 is none: `first` stands for it.
-            let among = first || key >> ((shift + 8u) & 31u) == prefix;
+            let among = first || (key >> ((shift + 8u) & 31u)) == prefix;
             if far > cut || far == INFINITELY_FAR || !among {
                 continue;
             }
             let amount = select(weight(far), 1u, kind == COUNT);
-            let bin = key >> shift & 0xffu;
+            let bin = (key >> shift) & 0xffu;
             let before = atomicAdd(&low[bin], amount);
             if before + amount < before {
                 atomicAdd(&high[bin], 1u);
@@ -176,7 +176,7 @@ fn find(kind: u32, b: u32, top: f32, cut: u32, amount: u32, lane: u32) -> u32 {
             }
             below = next;
         }
-        prefix = prefix << 8u | digit;
+        prefix = (prefix << 8u) | digit;
         workgroupBarrier();
     }
     return prefix;

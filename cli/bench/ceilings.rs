@@ -37,15 +37,7 @@ const RUNS: usize = 5;
 /// `packing`.
 pub fn measure(adapter: &Adapter, tier: &str, packing: Packing) -> Result<Ceilings> {
     let graphs = [copy()?, product()?];
-    let info = ModelInfo {
-        family: "ceilings".to_owned(),
-        config: "{}".to_owned(),
-        weight_dtype: String::new(),
-        parameters: (MATRIX * MATRIX) as u64,
-        vocab_size: 1,
-        max_context: 1,
-        eos_tokens: Vec::new(),
-    };
+    let info = ModelInfo::of("ceilings");
     let options = CompileOptions {
         packing,
         tiers: Some(vec![tier.to_owned()]),

@@ -106,13 +106,11 @@ impl fmt::Display for Report {
                 case.runs.to_string(),
             ]);
         }
-        writeln!(f, "{table}")?;
-        for skip in &self.skipped {
-            writeln!(
-                f,
-                "left out: batch {}, prompt {}: {}",
-                skip.batch, skip.length, skip.reason
-            )?;
+        write!(f, "{table}")?;
+        for same in self.skipped.chunk_by(|a, b| a.reason == b.reason) {
+            let cases = same.iter().map(|s| format!("{} × {}", s.batch, s.length));
+            let cases = cases.collect::<Vec<_>>().join(", ");
+            writeln!(f, "left out: {cases}; {}", same[0].reason)?;
         }
         let c = &self.ceilings;
         writeln!(

@@ -1,6 +1,5 @@
 //! The table at the end of `kiln compile`.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use kiln_ir::plan::{BLOCK, CONTEXT, Entry, Plan, Tier, Variant};
@@ -46,27 +45,30 @@ pub fn summary(output: &Path, plan: &Plan, times: &Times) -> Result<String> {
     Ok(text)
 }
 
-/// Launches of each entry's variants, a column for each tier.
+/// Launches of each entry, a column for each tier; variants that have as many
+/// in every tier share a row. Every tier has the same entries.
 fn launches(plan: &Plan) -> Table {
     let mut table = Table::new(1);
     let names = plan.tiers.iter().map(|t| t.name.clone());
     table.row(std::iter::once("launches".to_owned()).chain(names));
-    let mut seen = BTreeSet::new();
-    for tier in &plan.tiers {
-        for (entry, contents) in &tier.entries {
-            for variant in &contents.variants {
-                if seen.insert((entry, &variant.name)) {
-                    let cells = plan
-                        .tiers
-                        .iter()
-                        .map(|t| match find(t, entry, &variant.name) {
-                            Some(variant) => launches_of(variant).to_string(),
-                            None => "-".to_owned(),
-                        });
-                    let label = format!("{entry}, {}", variant.name);
-                    table.row(std::iter::once(label).chain(cells));
-                }
+    for (entry, contents) in plan.tiers.first().into_iter().flat_map(|t| &t.entries) {
+        let mut rows: Vec<(String, Vec<String>)> = Vec::new();
+        for variant in &contents.variants {
+            let cells = plan
+                .tiers
+                .iter()
+                .map(|t| match find(t, entry, &variant.name) {
+                    Some(variant) => launches_of(variant).to_string(),
+                    None => "-".to_owned(),
+                });
+            let cells: Vec<String> = cells.collect();
+            match rows.last_mut() {
+                Some((label, same)) if *same == cells => *label += &format!(", {}", variant.name),
+                _ => rows.push((format!("{entry}: {}", variant.name), cells)),
             }
+        }
+        for (label, cells) in rows {
+            table.row(std::iter::once(label).chain(cells));
         }
     }
     table

@@ -180,6 +180,10 @@ pub(super) fn eval<'a, T: Real>(
             let rest = reals(operands, 2)?;
             Tensor::F(fused::linear(*norm, steps, x, w, &rest))
         }
+        Op::Rotary => {
+            let (x, cos, sin) = (real(operands, 0)?, real(operands, 1)?, real(operands, 2)?);
+            Tensor::F(fused::rotary(x, cos, sin))
+        }
         Op::Attention(spec) => {
             let (q, k, v) = (real(operands, 0)?, real(operands, 1)?, real(operands, 2)?);
             let start = (operands.len() > 3).then(|| integers(operands, 3));

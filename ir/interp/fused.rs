@@ -57,6 +57,32 @@ pub(super) fn linear<T: Real>(
     out
 }
 
+/// [`crate::Op::Rotary`].
+pub(super) fn rotary<T: Real>(
+    x: &View<'_, T>,
+    cos: &View<'_, T>,
+    sin: &View<'_, T>,
+) -> View<'static, T> {
+    let mut shape = x.shape.clone();
+    let (width, half) = (shape[x.rank() - 1], cos.shape[cos.rank() - 1]);
+    let last = shape.len() - 1;
+    shape[last] = half;
+    let (cos, sin) = (cos.broadcast(&shape), sin.broadcast(&shape));
+    let (cos, sin) = (cos.contiguous(), sin.contiguous());
+    let mut out = x.contiguous().into_owned();
+    let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+    for (row, (cos, sin)) in out.chunks_exact_mut(width).zip(angles) {
+        for head in row.chunks_exact_mut(2 * half) {
+            let (first, second) = head.split_at_mut(half);
+            let pairs = first.iter_mut().zip(second);
+            for ((a, b), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                (*a, *b) = (*a * *cos - *b * *sin, *b * *cos + *a * *sin);
+            }
+        }
+    }
+    View::new(x.shape.clone(), out)
+}
+
 /// The operands of attention with the heads told apart.
 struct Heads<'s, T> {
     q: &'s [T],

@@ -6,7 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{every_op, graphs};
+use crate::testing::{cases, every_op, graphs};
 use crate::verify::verify;
 
 fn round_trip(graph: &Graph) -> Graph {
@@ -43,6 +43,7 @@ fn variant(op: &Op) -> usize {
         Op::Linear { .. } => 20,
         Op::Attention(_) => 21,
         Op::AttentionProbs(_) => 22,
+        Op::Rotary => 23,
     }
 }
 
@@ -51,7 +52,7 @@ fn every_op_round_trips() {
     let graph = every_op();
     verify(&graph).unwrap();
     let variants: BTreeSet<usize> = graph.iter().map(|(_, v)| variant(&v.op)).collect();
-    assert_eq!(variants, (0..23).collect());
+    assert_eq!(variants, (0..24).collect());
     // Every id, name, type and attribute, down to the sign of zero.
     assert_eq!(round_trip(&graph), graph);
     let bits = |g: &Graph| {
@@ -385,7 +386,7 @@ fn edit(text: &str, edits: &[Edit]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(cases(256))]
 
     #[test]
     fn random_graphs_round_trip(graph in graphs()) {

@@ -172,7 +172,7 @@ fn only_what_an_entry_needs_is_loaded() {
     let (model, progress) = load(&["step"]).unwrap();
     assert_eq!(
         (progress.kernels_total, progress.weight_bytes_total),
-        (2, 0)
+        (2 + 4, 0)
     );
     assert_eq!(model.weight_bytes(), 0);
     let forward = model.forward_collect(&[vec![1]], &RunOptions::default());

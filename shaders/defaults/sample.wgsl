@@ -59,7 +59,7 @@ fn quads() -> u32 {
 
 fn is_marked(row: u32, id: u32) -> bool {
     let words = (sampling.vocab + 31u) / 32u;
-    return (marks[row * words + id / 32u] >> (id % 32u) & 1u) == 1u;
+    return ((marks[row * words + id / 32u] >> (id % 32u)) & 1u) == 1u;
 }
 
 fn mark(row: u32, id: u32) {

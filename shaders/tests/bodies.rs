@@ -22,7 +22,7 @@ fn constants(list: &[(&str, u32)]) -> String {
 
 fn linear(list: &[(&str, u32)]) -> Vec<(String, Vec<&'static str>)> {
     ["weights_f32", "weights_f16", "weights_q8", "weights_q4"]
-        .map(|weights| (constants(list), vec!["linear", weights]))
+        .map(|weights| (constants(list), vec!["common", "linear", weights]))
         .into()
 }
 
@@ -54,10 +54,10 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
         "attention_software_prefill" => [2, 4]
             .map(|tile| {
                 let constants = constants(&[("TILE_QUERIES", tile), ("WORKGROUP", 8)]);
-                (constants, vec!["attention"])
+                (constants, vec!["common", "attention"])
             })
             .into(),
-        "attention_software_decode" => vec![(workgroup(8), vec!["attention"])],
+        "attention_software_decode" => vec![(workgroup(8), vec!["common", "attention"])],
         "attention_prefill" => [[16, 16, 16], [8, 8, 16]]
             .map(|[queries, keys, team]| {
                 let tile = [
@@ -65,20 +65,27 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
                     ("TILE_KEYS", keys),
                     ("TEAM", team),
                 ];
-                (constants(&tile), vec!["attention"])
+                (constants(&tile), vec!["common", "attention"])
             })
             .into(),
-        "attention_decode" => vec![(workgroup(64), vec!["attention"])],
+        "attention_decode" => vec![(workgroup(64), vec!["common", "attention"])],
         "attention_probs" => [64, 8]
-            .map(|size| (workgroup(size), vec!["attention"]))
+            .map(|size| (workgroup(size), vec!["common", "attention"]))
             .into(),
-        "attention_combine" => vec![(workgroup(64), vec!["attention_split"])],
-        "row_norm" | "row_norm_subgroup" => vec![(workgroup(64), vec!["row_norm"])],
-        "row_norm_software" => vec![(workgroup(8), vec!["row_norm"])],
-        "softmax" | "softmax_workgroup" => vec![(workgroup(64), vec!["softmax"])],
-        "reduce" | "reduce_workgroup" => vec![(workgroup(64), vec!["reduce"])],
-        "pointwise" => vec![(workgroup(64), vec!["pointwise"])],
-        "matmul" => vec![(workgroup(64), vec!["matmul"])],
+        "attention_combine" => vec![(workgroup(64), vec!["common", "attention_split"])],
+        "row_norm" | "row_norm_subgroup" => vec![(workgroup(64), vec!["common", "row_norm"])],
+        "row_norm_software" => vec![(workgroup(8), vec!["common", "row_norm"])],
+        "softmax" | "softmax_workgroup" => vec![(workgroup(64), vec!["common", "softmax"])],
+        "reduce" | "reduce_workgroup" => vec![(workgroup(64), vec!["common", "reduce"])],
+        "pointwise" => vec![(workgroup(64), vec!["common", "pointwise"])],
+        "matmul" => vec![(workgroup(64), vec!["common", "matmul"])],
+        "sample_score" | "sample_choose" => [(8, false), (256, true), (256, false)]
+            .map(|(size, greedy)| {
+                let sizes = [("WORKGROUP", size), ("CHUNKS", 64), ("ID_LEVELS", 2)];
+                let greedy = format!("const GREEDY: bool = {greedy};\n");
+                (constants(&sizes) + &greedy, vec!["sample"])
+            })
+            .into(),
         _ => panic!("`{name}` has no case: add it here and to the README"),
     }
 }
@@ -107,7 +114,7 @@ fn capabilities((name, _, preludes): &Case) -> Capabilities {
 
 fn text((name, constants, preludes): &Case) -> String {
     let mut out = constants.clone();
-    for prelude in ["common"].iter().chain(preludes) {
+    for prelude in preludes {
         out += default_prelude(prelude).unwrap();
     }
     out + body(name).unwrap()

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::op::{Activation, AttentionSpec, MASK_VALUE, Norm, Step};
-use crate::testing::graphs;
+use crate::testing::{cases, graphs};
 
 /// The interpreter's own definition, the decomposition, and single precision.
 #[track_caller]
@@ -185,6 +185,37 @@ fn linear_is_a_product_with_the_rows_of_the_weight() {
         let (row, out) = (p[0], p[1]);
         let sum: f64 = (0..5).map(|i| x[row * 5 + i] * w[out * 5 + i]).sum();
         assert!((found - (sum + b[out]).max(0.0)).abs() < 1e-14);
+    }
+}
+
+#[test]
+fn rotary_turns_the_halves_of_each_head() {
+    let mut numbers = Numbers(15);
+    for (batch, n, heads, half) in [(1, 1, 1, 1), (2, 3, 1, 4), (1, 5, 3, 3), (2, 2, 4, 8)] {
+        let x = numbers.tensor(&[batch, n, heads * 2 * half]);
+        // An angle for every row, for every position, or one for all.
+        for leading in [vec![batch, n], vec![n], vec![batch, 1], vec![]] {
+            let angle = numbers.tensor(&[leading.as_slice(), &[half]].concat());
+            let of = |f: fn(f64) -> f64| {
+                let angles = angle.as_f().unwrap().iter();
+                HostTensor::f(
+                    angle.shape.clone(),
+                    angles.map(|a| f(*a)).collect::<Vec<f64>>(),
+                )
+            };
+            let (cos, sin) = (of(f64::cos), of(f64::sin));
+            let found = agrees(&Op::Rotary, &[x.clone(), cos.clone(), sin.clone()]);
+            for p in positions(&[batch, n, heads, half]) {
+                let first = ((p[0] * n + p[1]) * heads + p[2]) * 2 * half + p[3];
+                let angle = angle.as_f().unwrap()[at(&angle.shape, &[p[0], p[1], p[3]])];
+                let of = |t: &T64| (t.as_f().unwrap()[first], t.as_f().unwrap()[first + half]);
+                // As numbers in the plane.
+                let ((a, b), (turned_a, turned_b)) = (of(&x), of(&found));
+                let (length, start) = (a.hypot(b), b.atan2(a));
+                assert!((turned_a - length * (start + angle).cos()).abs() < 1e-13);
+                assert!((turned_b - length * (start + angle).sin()).abs() < 1e-13);
+            }
+        }
     }
 }
 
@@ -373,7 +404,7 @@ fn is_tame(tensor: &T64) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(cases(128))]
 
     /// Each fused op of a random graph, on the operands it has there.
     #[test]

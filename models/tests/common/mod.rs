@@ -14,7 +14,10 @@ use safetensors::{Dtype, SafeTensors};
 
 /// All checkpoints of a family.
 pub fn fixtures(family: &str) -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    // The package at the root of the repository includes this file too.
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut roots = package.ancestors().map(|dir| dir.join("tests/fixtures"));
+    let root = roots.find(|dir| dir.is_dir()).unwrap();
     let mut folders: Vec<PathBuf> = fs::read_dir(root.join(family))
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -18,7 +18,8 @@ pub const GAIN: f32 = 0.5;
 pub const CONTEXT_MAX: u64 = 24;
 pub const STEP_MAX: u64 = 4;
 
-const HEAD: &str = "struct Symbols { batch: u32, seq: u32, past: u32, context: u32, block: u32 }
+pub const HEAD: &str =
+    "struct Symbols { batch: u32, seq: u32, past: u32, context: u32, block: u32 }
 @group(0) @binding(0) var<uniform> sym: Symbols;
 ";
 

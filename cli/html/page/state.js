@@ -1,0 +1,105 @@
+// What is being looked at. It is kept in the address, so that a view can be
+// linked to and the browser's history works.
+
+const state = {
+  tab: 'graph', entry: entryNames[0], stage: 0, level: 'ops', constants: false,
+  /** Paths of the groups that are open, on top of what the level says. */
+  open: new Set(), closed: new Set(),
+  /** The key of the node that is selected. */
+  node: undefined,
+  tier: tierNames.includes('subgroup') ? 'subgroup' : tierNames[0],
+  launch: 0, unfolded: false,
+  /** The symbols' values, by name. */
+  sizes: {},
+};
+
+const TABS = ['graph', 'launches', 'memory', 'weights'];
+
+const stages = () => stagesOf(state.entry);
+
+const stage = () => stages()[state.stage];
+
+/** The symbols of the current entry point with their maxima. */
+function maxima() {
+  const out = Object.fromEntries(graphEntry(state.entry).symbols);
+  for (const [name, max] of planEntry(state.tier, state.entry)?.symbols ?? []) out[name] = max;
+  return out;
+}
+
+/** Values for all symbols of the current entry point, and the plan's own. */
+function currentSizes() {
+  const out = { context: data.max_context, block: 0 };
+  for (const [name, max] of Object.entries(maxima())) {
+    out[name] = Math.max(smallest(name), Math.min(max, state.sizes[name] ?? initial(name, max)));
+  }
+  return out;
+}
+
+const maximalSizes = () => ({ context: data.max_context, block: 0, ...maxima() });
+
+const smallest = (name) => (name === 'past' ? 0 : 1);
+
+/** In the middle of generating one text. */
+function initial(name, max) {
+  if (name === 'past') return Math.floor(max / 2);
+  if (name === 'seq' && !('past' in maxima())) return Math.min(max, 128);
+  return 1;
+}
+
+/** The variant that runs for the current sizes: the first whose bounds hold. */
+function currentVariant() {
+  const entry = planEntry(state.tier, state.entry);
+  const sizes = currentSizes();
+  return entry?.variants.find((variant) => suits(variant, sizes));
+}
+
+const suits = (variant, sizes) => variant.bounds.every(([size, max]) => evaluate(plan.dims[size], sizes) <= max);
+
+const VIEWS = [];
+
+/** Changes the state and draws again what shows it. */
+function update(patch) {
+  Object.assign(state, patch);
+  history.replaceState(null, '', address());
+  draw(patch);
+}
+
+function draw(patch) {
+  for (const view of VIEWS) view(patch);
+}
+
+function address() {
+  const parts = { tab: state.tab, entry: state.entry };
+  if (state.tab === 'graph') {
+    Object.assign(parts, { stage: stage().pass, level: state.level });
+    if (state.constants) parts.parameters = 1;
+    if (state.node !== undefined) parts.node = state.node;
+    if (state.open.size) parts.open = [...state.open].join(' ');
+    if (state.closed.size) parts.closed = [...state.closed].join(' ');
+  }
+  if (state.tab === 'launches' || state.tab === 'memory') {
+    Object.assign(parts, { tier: state.tier, launch: state.launch }, state.sizes);
+  }
+  return `#${new URLSearchParams(parts)}`;
+}
+
+/** Takes the state from the address; what makes no sense there is passed over. */
+function readAddress() {
+  const parts = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  const known = (value, values) => (values.includes(value) ? value : undefined);
+  state.tab = known(parts.tab, TABS) ?? 'graph';
+  state.entry = known(parts.entry, entryNames) ?? (entryNames.includes('step') ? 'step' : entryNames[0]);
+  const named = stages().findIndex((s) => s.pass === parts.stage);
+  state.stage = named >= 0 ? named : stages().length - 1;
+  state.level = known(parts.level, LEVELS.map((l) => l.key)) ?? 'ops';
+  state.constants = parts.parameters === '1';
+  state.node = parts.node;
+  state.open = new Set(parts.open?.split(' '));
+  state.closed = new Set(parts.closed?.split(' '));
+  state.tier = known(parts.tier, tierNames) ?? state.tier;
+  state.launch = Number(parts.launch) || 0;
+  for (const name of Object.keys(maxima())) {
+    const value = Number(parts[name]);
+    if (parts[name] !== undefined && Number.isInteger(value) && value >= 0) state.sizes[name] = value;
+  }
+}

@@ -1,0 +1,85 @@
+use super::*;
+
+#[test]
+fn equal_expressions_are_equal_values() {
+    let a = Dim::symbol("seq") + "past";
+    let b = Dim::symbol("past") + "seq";
+    assert_eq!(a, b);
+    assert_eq!((a.clone() - "past").as_symbol(), Some(&Symbol::new("seq")));
+    assert_eq!((a - &b).as_const(), Some(0));
+}
+
+#[test]
+fn text_round_trips() {
+    for text in [
+        "0",
+        "7",
+        "seq",
+        "past + seq",
+        "batch*seq*768 + 3",
+        "ceil(batch*seq / 16)",
+        "batch*ceil(past + seq - 1 / 4)*2 - 5",
+        "-past + seq",
+    ] {
+        let dim: Dim = text.parse().unwrap();
+        assert_eq!(dim.to_string(), text);
+        assert_eq!(dim.to_string().parse::<Dim>().unwrap(), dim);
+        let json = serde_json::to_string(&dim).unwrap();
+        assert_eq!(serde_json::from_str::<Dim>(&json).unwrap(), dim);
+    }
+    for text in [
+        "",
+        "3 +",
+        "seq seq",
+        "ceil(seq / 0)",
+        "ceil(seq)",
+        "99999999999999999999",
+        "9223372036854775807",
+        "9223372036854775806 + 1",
+        "3037000500*3037000500",
+        "seq*9223372036854775806 + seq + seq",
+        &format!("{}seq{}", "ceil(".repeat(17), " / 2)".repeat(17)),
+    ] {
+        assert!(text.parse::<Dim>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn evaluation() {
+    let dim: Dim = "ceil(batch*seq / 16)*3 + past".parse().unwrap();
+    let bound = Bindings::new()
+        .with("batch", 3)
+        .with("seq", 11)
+        .with("past", 5);
+    assert_eq!(dim.eval(&bound), Ok(3 * 3 + 5));
+    let missing = Bindings::new().with("batch", 3);
+    assert!(
+        dim.eval(&missing)
+            .unwrap_err()
+            .to_string()
+            .contains("is not bound")
+    );
+    let negative: Dim = "seq - past".parse().unwrap();
+    assert!(negative.eval(&bound.with("seq", 1)).is_err());
+}
+
+#[test]
+fn arithmetic_stops_at_the_ends() {
+    let most = Dim::constant(u64::MAX);
+    assert_eq!(most.as_const(), Some(i64::MAX as u64));
+    assert_eq!((&most * &most).as_const(), Some(i64::MAX as u64));
+    assert_eq!((&most + &most).as_const(), Some(i64::MAX as u64));
+    let least = &(&Dim::default() - &most) - &most;
+    assert_eq!((&Dim::default() - &least).as_const(), Some(i64::MAX as u64));
+    assert_eq!(Dim::symbol("seq").ceil_div(u64::MAX).symbols().len(), 1);
+    let deep = format!("{}seq{}", "ceil(".repeat(16), " / 2)".repeat(16));
+    let deep: Dim = deep.parse().unwrap();
+    assert_eq!(deep.eval(&Bindings::new().with("seq", 65_537)), Ok(2));
+}
+
+#[test]
+fn substitution_renormalises() {
+    let dim: Dim = "ceil(batch*seq / 16) + seq".parse().unwrap();
+    let one = dim.substitute(&Symbol::new("seq"), &Dim::constant(16));
+    assert_eq!(one.to_string(), "batch + 16");
+}

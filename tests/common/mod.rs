@@ -1,0 +1,102 @@
+//! What the integration tests share: the fixtures, and devices to run them on.
+//!
+//! Kernels are compiled for whatever adapter is there and run on it; where one is
+//! missing, a test fails and says how to get it.
+#![allow(dead_code, reason = "each test file uses a part of this")]
+
+#[path = "../../models/tests/common/mod.rs"]
+pub mod fixtures;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use fixtures::{Fixture, fixture};
+use kiln_codegen::{CompileOptions, Compiled, compile};
+use kiln_ir::{Graph, Packing, ParamSource};
+use kiln_models::registry::EntryOptions;
+use kiln_runtime::{Adapter, Artifact, LoadOptions, Model};
+
+/// Relative distance over all elements that is promised for `f32`.
+pub const F32: f64 = 2e-5;
+
+/// The back end that this platform's GPUs are driven through.
+pub const NATIVE: &str = if cfg!(target_os = "linux") {
+    "vulkan"
+} else if cfg!(target_vendor = "apple") {
+    "metal"
+} else {
+    "dx12"
+};
+
+/// The adapter to test a back end with.
+#[track_caller]
+pub fn adapter(backend: &str) -> Adapter {
+    Adapter::select(Some(backend)).unwrap_or_else(|error| {
+        panic!(
+            "this test runs kernels on an adapter with the back end `{backend}`, and there is \
+             none ({error}); scripts/test.sh installs a software driver"
+        )
+    })
+}
+
+/// A model on a device of its own.
+#[track_caller]
+pub fn open(backend: &str, tier: &str, artifact: &Artifact) -> Model {
+    let options = LoadOptions {
+        tier: Some(tier.to_owned()),
+        cache_dir: None,
+        ..LoadOptions::default()
+    };
+    let model = Model::open(&adapter(backend), artifact, &options, &mut |_| {});
+    model.unwrap_or_else(|error| panic!("tier `{tier}` on `{backend}`: {error}"))
+}
+
+/// A compiled model with its weights, in memory.
+pub fn in_memory(compiled: Compiled, params: &dyn ParamSource) -> Artifact {
+    let names = compiled.plan.weights.iter().map(|w| w.name.clone());
+    let weights = names.map(|name| {
+        let bytes = compiled.weight(&name, params).unwrap();
+        (name, bytes)
+    });
+    let weights: BTreeMap<String, Vec<u8>> = weights.collect();
+    let Compiled { plan, kernels, graphs } = compiled;
+    Artifact::from_parts(plan, kernels, graphs, None, Box::new(weights)).unwrap()
+}
+
+/// The graphs of all of a fixture's entry points.
+pub fn graphs(fixture: &Fixture, options: &EntryOptions) -> Vec<Graph> {
+    let model = &fixture.loaded.model;
+    let entries = model.entries().into_iter();
+    entries
+        .map(|entry| model.graph(entry, options).unwrap())
+        .collect()
+}
+
+/// A fixture, compiled for all tiers.
+pub fn compile_fixture(fixture: &Fixture, packing: Packing, options: &EntryOptions) -> Compiled {
+    let how = CompileOptions {
+        packing,
+        ..CompileOptions::default()
+    };
+    let graphs = graphs(fixture, options);
+    let info = fixture.loaded.info(options);
+    compile(&graphs, info, &how, &mut |_, _, _, _| {})
+        .unwrap_or_else(|error| panic!("{}: {error}", fixture.name))
+}
+
+/// A fixture of GPT-2 with its artifact, which is compiled once a process.
+pub fn compiled(name: &str, packing: Packing) -> (Fixture, Arc<Artifact>) {
+    type Slot = Arc<OnceLock<Arc<Artifact>>>;
+    static ALL: Mutex<BTreeMap<(String, Packing), Slot>> = Mutex::new(BTreeMap::new());
+    let slot = {
+        let mut all = ALL.lock().unwrap();
+        Arc::clone(all.entry((name.to_owned(), packing)).or_default())
+    };
+    let fixture = Fixture::open(&fixture(name));
+    let artifact = slot.get_or_init(|| {
+        let compiled = compile_fixture(&fixture, packing, &EntryOptions::default());
+        Arc::new(in_memory(compiled, &*fixture.loaded.params))
+    });
+    let artifact = Arc::clone(artifact);
+    (fixture, artifact)
+}
