@@ -97,8 +97,35 @@ fn random(position: u32, sequence: u32) -> u32 {
     return c.x;
 }
 
-// Fills the bins of the digit above `shift` with all keys whose higher digits are `prefix`.
-fn tally(kind: u32, b: u32, top: f32, cut: u32, prefix: u32, shift: u32, first: bool, lane: u32) {
+// A digit of the keys that are searched: which keys, and where in them it is.
+struct Digit {
+    kind: u32,
+    // Whether it is the topmost; if not, keys begin with `prefix`.
+    first: bool,
+    prefix: u32,
+    shift: u32,
+    // Tokens at a larger distance are out.
+    cut: u32,
+}
+
+fn tally_token(digit: Digit, far: u32, id: u32) {
+    let key = select(far, id, digit.kind == DRAW);
+    // A shift by 32 is none: `first` stands for it.
+    let among = digit.first || (key >> ((digit.shift + 8u) & 31u)) == digit.prefix;
+    if far > digit.cut || far == INFINITELY_FAR || !among {
+        return;
+    }
+    let amount = select(weight(far), 1u, digit.kind == COUNT);
+    let bin = (key >> digit.shift) & 0xffu;
+    let before = atomicAdd(&low[bin], amount);
+    if before + amount < before {
+        atomicAdd(&high[bin], 1u);
+    }
+}
+
+// Fills the bins of a digit. The four tokens of a quad are written out: llvmpipe ends a shader's
+// loops, silently, after 65,535 iterations of all of them together.
+fn tally(digit: Digit, b: u32, top: f32, lane: u32) {
     for (var i = lane; i < BINS; i += WORKGROUP) {
         atomicStore(&low[i], 0u);
         atomicStore(&high[i], 0u);
@@ -106,27 +133,16 @@ fn tally(kind: u32, b: u32, top: f32, cut: u32, prefix: u32, shift: u32, first: 
     workgroupBarrier();
     var begin = 0u;
     var end = quads();
-    if kind == DRAW && !first {
-        begin = (prefix << (shift + 8u)) / 4u;
-        end = min(end, begin + (64u << shift));
+    if digit.kind == DRAW && !digit.first {
+        begin = (digit.prefix << (digit.shift + 8u)) / 4u;
+        end = min(end, begin + (64u << digit.shift));
     }
     for (var q = begin + lane; q < end; q += WORKGROUP) {
         let quad = scores[b * quads() + q];
-        for (var e = 0u; e < 4u; e++) {
-            let far = distance_of(top, quad[e]);
-            let key = select(far, q * 4u + e, kind == DRAW);
-            // A shift by 32 is none: `first` stands for it.
-            let among = first || (key >> ((shift + 8u) & 31u)) == prefix;
-            if far > cut || far == INFINITELY_FAR || !among {
-                continue;
-            }
-            let amount = select(weight(far), 1u, kind == COUNT);
-            let bin = (key >> shift) & 0xffu;
-            let before = atomicAdd(&low[bin], amount);
-            if before + amount < before {
-                atomicAdd(&high[bin], 1u);
-            }
-        }
+        tally_token(digit, distance_of(top, quad.x), q * 4u);
+        tally_token(digit, distance_of(top, quad.y), q * 4u + 1u);
+        tally_token(digit, distance_of(top, quad.z), q * 4u + 2u);
+        tally_token(digit, distance_of(top, quad.w), q * 4u + 3u);
     }
     workgroupBarrier();
 }
@@ -140,7 +156,7 @@ fn find(kind: u32, b: u32, top: f32, cut: u32, amount: u32, lane: u32) -> u32 {
     var aim = vec2<u32>(amount - 1u, 0u);
     for (var level = 0u; level < levels; level++) {
         let shift = (levels - 1u - level) * 8u;
-        tally(kind, b, top, cut, prefix, shift, level == 0u, lane);
+        tally(Digit(kind, level == 0u, prefix, shift, cut), b, top, lane);
         for (var group = lane; group < BINS / BINS_OF_GROUP; group += WORKGROUP) {
             var sum = vec2<u32>(0u);
             for (var i = 0u; i < BINS_OF_GROUP; i++) {
