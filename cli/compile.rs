@@ -119,6 +119,7 @@ fn lower(
     let compile_options = CompileOptions {
         packing: args.dtype.dtype.unwrap_or(Packing::F32),
         tiers: (!args.tier.is_empty()).then(|| args.tier.clone()),
+        ..CompileOptions::default()
     };
     let mut printer = args.print_after.clone().map(Printer::new);
     let begin = Instant::now();

@@ -86,7 +86,12 @@ fn page(subject: Subject) -> Result<String> {
     let title = escape(&data.title);
     let json = in_script(&serde_json::to_string(&data)?);
     let script = SCRIPTS.join("\n");
-    let parts = [("title", &*title), ("style", STYLE), ("data", &*json), ("script", &*script)];
+    let parts = [
+        ("title", &*title),
+        ("style", STYLE),
+        ("data", &*json),
+        ("script", &*script),
+    ];
     Ok(fill(TEMPLATE, &parts))
 }
 
@@ -105,11 +110,19 @@ fn data(subject: Subject) -> Result<Data> {
     let made = match subject.compiled {
         Some(compiled) => Ok(compiled),
         // A graph that a person wrote may lack kernels, and can be shown still.
-        None => lower(&subject.graphs, &optimised, subject.model.clone(), &CompileOptions::default())
-            .map(|c| (c.plan, c.kernels)),
+        None => lower(
+            &subject.graphs,
+            &optimised,
+            subject.model.clone(),
+            &CompileOptions::default(),
+        )
+        .map(|c| (c.plan, c.kernels)),
     };
     let (lowered, not_lowered) = match made {
-        Ok((plan, kernels)) => (Some((Lowered::new(&plan, &kernels, &subject.graphs), plan.model)), None),
+        Ok((plan, kernels)) => (
+            Some((Lowered::new(&plan, &kernels, &subject.graphs), plan.model)),
+            None,
+        ),
         Err(error) => {
             warn(format_args!("the page shows no launches: {error}"));
             (None, Some(error.to_string()))
@@ -165,5 +178,7 @@ fn escape(text: &str) -> String {
 /// JSON that cannot end the script element that it stands in: these characters
 /// occur only within its strings, where they may be written as escapes.
 fn in_script(json: &str) -> String {
-    json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e")
+    json.replace('&', "\\u0026")
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
 }

@@ -1,14 +1,16 @@
 //! `kiln ir`
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use kiln_ir::plan::ModelInfo;
 use kiln_ir::verify::verify;
 use kiln_ir::{Graph, text};
 use kiln_models::registry::EntryOptions;
 use kiln_passes::{Changed, Pass, optimize_with, pipeline};
 
 use crate::failure::{Failure, Result};
+use crate::html::{self, Subject};
 use crate::model::{ModelArgs, Opened};
 use crate::output::print;
 use crate::stages::{INPUT, Printer, Stages, pass_name, pass_names};
@@ -21,10 +23,11 @@ use crate::stages::{INPUT, Printer, Stages, pass_name, pass_names};
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  kiln ir demo                               the graph of a step, as built
-  kiln ir demo --after fuse_layer_norm             after a pass
-  kiln ir demo --entry forward --diff        what each pass changes
-  kiln ir demo | kiln ir - --pass fuse_layer_norm  one pass on a text")]
+  kiln ir demo                             the graph of a step, as built
+  kiln ir demo --after fuse_linear         after a pass
+  kiln ir demo --entry forward --diff      what each pass changes
+  kiln ir demo | kiln ir - --pass cse      one pass on a text
+  kiln ir demo --html demo.html            all of it, to look at")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -50,6 +53,11 @@ pub struct Args {
     #[arg(long, value_name = "PASS", value_parser = pass_name, conflicts_with_all = ["after", "print_after"])]
     pass: Vec<String>,
 
+    /// Write a page that shows every entry point's graph at every stage, the
+    /// launches with their kernels, and the memory plan; it needs no network
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["after", "print_after", "diff", "pass"])]
+    html: Option<PathBuf>,
+
     /// List the passes, in the order in which they run
     #[arg(long, exclusive = true)]
     list: bool,
@@ -58,6 +66,9 @@ pub struct Args {
 pub fn run(args: &Args) -> Result {
     if args.list {
         return print(pass_names().join("\n") + "\n");
+    }
+    if let Some(file) = &args.html {
+        return html::write(file, subject(args)?);
     }
     let passes = passes(args);
     for mut graph in graphs(args)? {
@@ -98,18 +109,10 @@ fn passes(args: &Args) -> Vec<Box<dyn Pass>> {
 }
 
 fn graphs(args: &Args) -> Result<Vec<Graph>> {
+    if let Some(graphs) = written(args)? {
+        return Ok(graphs);
+    }
     let name = args.model.name();
-    if name == "-" {
-        let mut source = String::new();
-        let read = std::io::stdin().read_to_string(&mut source);
-        read.map_err(|e| Failure::because("cannot read standard input", e))?;
-        return parse(args, "standard input", &source);
-    }
-    if args.model.model.is_some() && Path::new(name).is_file() {
-        let source = std::fs::read_to_string(name);
-        let source = source.map_err(|e| Failure::because(format!("cannot read `{name}`"), e))?;
-        return parse(args, &format!("`{name}`"), &source);
-    }
     let entry = args.entry.as_deref().unwrap_or("step");
     match args.model.open()? {
         Opened::Checkpoint(loaded) => {
@@ -124,6 +127,74 @@ fn graphs(args: &Args) -> Result<Vec<Graph>> {
                 return Err(Failure::failed(message));
             };
             parse(args, &format!("`{name}/{file}`"), source)
+        }
+    }
+}
+
+/// The graphs of a file or of standard input, if MODEL is one.
+fn written(args: &Args) -> Result<Option<Vec<Graph>>> {
+    let name = args.model.name();
+    if name == "-" {
+        let mut source = String::new();
+        let read = std::io::stdin().read_to_string(&mut source);
+        read.map_err(|e| Failure::because("cannot read standard input", e))?;
+        return parse(args, "standard input", &source).map(Some);
+    }
+    if args.model.model.is_some() && Path::new(name).is_file() {
+        let source = std::fs::read_to_string(name);
+        let source = source.map_err(|e| Failure::because(format!("cannot read `{name}`"), e))?;
+        return parse(args, &format!("`{name}`"), &source).map(Some);
+    }
+    Ok(None)
+}
+
+/// What a page is to show: all entry points, or the one that is asked for.
+fn subject(args: &Args) -> Result<Subject> {
+    let name = args.model.name();
+    // A page does not tell where on a disk the model lay.
+    let title = Path::new(name).file_name().unwrap_or(name.as_ref());
+    let title = match name {
+        "-" => "graph".to_owned(),
+        _ => title.to_string_lossy().into_owned(),
+    };
+    if let Some(graphs) = written(args)? {
+        let maxima = graphs.iter().flat_map(|g| &g.symbols).map(|s| s.max);
+        let model = ModelInfo {
+            max_context: maxima.max().unwrap_or(1),
+            ..ModelInfo::of("")
+        };
+        return Ok(Subject {
+            title,
+            graphs,
+            model,
+            compiled: None,
+        });
+    }
+    match args.model.open()? {
+        Opened::Checkpoint(loaded) => {
+            let options = EntryOptions::default();
+            let entries = match &args.entry {
+                Some(entry) => vec![entry.as_str()],
+                None => loaded.model.entries(),
+            };
+            let graphs = entries
+                .into_iter()
+                .map(|entry| loaded.model.graph(entry, &options));
+            Ok(Subject {
+                title,
+                graphs: graphs.collect::<std::result::Result<_, _>>()?,
+                model: loaded.info(&options),
+                compiled: None,
+            })
+        }
+        Opened::Artifact(artifact) => {
+            let source: String = artifact.graphs().values().map(String::as_str).collect();
+            Ok(Subject {
+                title,
+                graphs: parse(args, &format!("`{name}`"), &source)?,
+                model: artifact.plan().model.clone(),
+                compiled: Some((artifact.plan().clone(), artifact.kernels().clone())),
+            })
         }
     }
 }

@@ -6,6 +6,7 @@ mod device;
 mod devices;
 mod failure;
 mod forward;
+mod html;
 mod interpreter;
 mod interrupt;
 mod ir;

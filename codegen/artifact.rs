@@ -37,7 +37,9 @@ impl Compiled {
         progress: &mut WriteProgress<'_>,
     ) -> Result<(), CodegenError> {
         if out.exists() && !out.join(PLAN_FILE).is_file() {
-            return Err(CodegenError::Occupied { path: out.to_owned() });
+            return Err(CodegenError::Occupied {
+                path: out.to_owned(),
+            });
         }
         let parent = match out.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -51,7 +53,9 @@ impl Compiled {
 
         // What stood there goes only once the new folder is complete.
         if out.exists() {
-            let old = tempfile::Builder::new().prefix(".kiln-old-").tempdir_in(parent);
+            let old = tempfile::Builder::new()
+                .prefix(".kiln-old-")
+                .tempdir_in(parent);
             let old = old.map_err(|e| written(parent, e))?;
             fs::rename(out, old.path().join("old")).map_err(|e| written(out, e))?;
         }
@@ -80,8 +84,13 @@ impl Compiled {
             let path = dir.join(WEIGHT_FILE);
             write_weights(&self.plan.weights, &path, params, progress)?;
             let mut hasher = blake3::Hasher::new();
-            hasher.update_mmap_rayon(&path).map_err(|e| written(&path, e))?;
-            hashes.insert(WEIGHT_FILE.to_owned(), hasher.finalize().to_hex().to_string());
+            hasher
+                .update_mmap_rayon(&path)
+                .map_err(|e| written(&path, e))?;
+            hashes.insert(
+                WEIGHT_FILE.to_owned(),
+                hasher.finalize().to_hex().to_string(),
+            );
         }
         let plan = Plan {
             files: hashes,
@@ -186,7 +195,10 @@ impl View for Tensor<'_> {
     }
 
     fn data_len(&self) -> usize {
-        self.writer.buffers.get(self.index).map_or(0, |b| b.bytes as usize)
+        self.writer
+            .buffers
+            .get(self.index)
+            .map_or(0, |b| b.bytes as usize)
     }
 }
 

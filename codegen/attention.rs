@@ -46,7 +46,9 @@ impl Attention<'_> {
 
         let (body, constants) = self.kernel(probabilities, head_dim);
         let workgroup: u64 = match body {
-            "attention_prefill" => constant(&constants, "TILE_QUERIES") * constant(&constants, "TEAM"),
+            "attention_prefill" => {
+                constant(&constants, "TILE_QUERIES") * constant(&constants, "TEAM")
+            }
             _ => constant(&constants, "WORKGROUP"),
         };
         let mut detail = format!("{heads}x{head_dim}");
@@ -80,7 +82,11 @@ impl Attention<'_> {
         size_hook("past", &past, &mut d);
         self.visible_from(start, &mut d)?;
         for (name, view) in &views {
-            let (row, head) = if *name == "q" { ("i", "h") } else { ("j", "kvh") };
+            let (row, head) = if *name == "q" {
+                ("i", "h")
+            } else {
+                ("j", "kvh")
+            };
             load_hook(name, view, row, head, head_dim, &mut d);
         }
         if probabilities {
@@ -92,7 +98,8 @@ impl Attention<'_> {
         let tokens = &batch * &queries;
         let pairs = &tokens * &keys;
         let products = if probabilities { 2 } else { 4 };
-        let kv_bytes = &(&batch * &keys) * &Dim::constant(4 * head_dim * self.spec.kv_heads as u64 * (plain as u64 - 1));
+        let kv_bytes = &(&batch * &keys)
+            * &Dim::constant(4 * head_dim * self.spec.kv_heads as u64 * (plain as u64 - 1));
         let out_bytes = match probabilities {
             true => &pairs * &Dim::constant(4 * heads),
             false => &tokens * &Dim::constant(4 * width),
@@ -107,7 +114,11 @@ impl Attention<'_> {
     }
 
     /// The body and its tile's constants.
-    fn kernel(&self, probabilities: bool, head_dim: u64) -> (&'static str, Vec<(&'static str, u64)>) {
+    fn kernel(
+        &self,
+        probabilities: bool,
+        head_dim: u64,
+    ) -> (&'static str, Vec<(&'static str, u64)>) {
         let workgroup = u64::from(self.tier.pointwise_workgroup());
         match (self.tier, self.few_queries) {
             _ if probabilities => ("attention_probs", vec![("WORKGROUP", workgroup)]),
@@ -127,7 +138,10 @@ impl Attention<'_> {
                 let row = 16 * (head_dim.div_ceil(4) + 1);
                 let bytes = |t: u64| 3 * t * row + 4 * t * (t + 1);
                 let tiles = [16, 8, 4, 2];
-                let tile = tiles.into_iter().find(|t| bytes(*t) <= 16 << 10).unwrap_or(1);
+                let tile = tiles
+                    .into_iter()
+                    .find(|t| bytes(*t) <= 16 << 10)
+                    .unwrap_or(1);
                 let constants = vec![("TILE_QUERIES", tile), ("TILE_KEYS", tile), ("TEAM", 16)];
                 ("attention_prefill", constants)
             }
@@ -171,7 +185,9 @@ impl Attention<'_> {
                 format!("min(u32(max({value}, 0i)), kv_len())")
             }
         };
-        d.hook(format!("fn visible_from(b: u32) -> u32 {{\n    return {text};\n}}\n"));
+        d.hook(format!(
+            "fn visible_from(b: u32) -> u32 {{\n    return {text};\n}}\n"
+        ));
         Ok(())
     }
 
@@ -191,7 +207,9 @@ impl Attention<'_> {
                  {y}[{address}] = v[e];\n        }}\n    }}\n"
             )
         };
-        d.hook(format!("fn store_out(b: u32, i: u32, h: u32, d4: u32, v: vec4<f32>) {{\n{body}}}\n"));
+        d.hook(format!(
+            "fn store_out(b: u32, i: u32, h: u32, d4: u32, v: vec4<f32>) {{\n{body}}}\n"
+        ));
         if !self.few_queries || self.tier == Tier::Software {
             return Ok(());
         }
@@ -231,12 +249,25 @@ fn constant(constants: &[(&'static str, u64)], name: &str) -> u64 {
 }
 
 fn size_hook(name: &str, size: &Dim, d: &mut Draft) {
-    d.hook(format!("fn {name}() -> u32 {{\n    return {};\n}}\n", wgsl::dim(size)));
+    d.hook(format!(
+        "fn {name}() -> u32 {{\n    return {};\n}}\n",
+        wgsl::dim(size)
+    ));
 }
 
 /// The address of an element of a head in `[batch, row, heads * head_dim]`.
-fn head_address(view: &View, row: &str, head: &str, head_size: u64, element: &str, unit: u64) -> String {
-    let last = wgsl::sum([wgsl::times(head, &format!("{head_size}u")), element.to_owned()]);
+fn head_address(
+    view: &View,
+    row: &str,
+    head: &str,
+    head_size: u64,
+    element: &str,
+    unit: u64,
+) -> String {
+    let last = wgsl::sum([
+        wgsl::times(head, &format!("{head_size}u")),
+        element.to_owned(),
+    ]);
     let index = ["b".to_owned(), row.to_owned(), format!("({last})")];
     view.address(&index, unit)
 }
@@ -250,9 +281,10 @@ fn load_hook(name: &str, view: &View, row: &str, head: &str, head_dim: u64, d: &
     } else {
         let x = d.read(name, view.base, Element::F32);
         let address = head_address(view, row, head, head_dim, "(d4 * 4u + e)", 1);
+        // No name that a binding has: this would hide it.
         format!(
-            "    var v = vec4<f32>(0.0);\n    for (var e = 0u; e < 4u; e++) {{\n        \
-             if d4 * 4u + e < HEAD_DIM {{\n            v[e] = {x}[{address}];\n        }}\n    }}\n    return v;\n"
+            "    var four = vec4<f32>(0.0);\n    for (var e = 0u; e < 4u; e++) {{\n        \
+             if d4 * 4u + e < HEAD_DIM {{\n            four[e] = {x}[{address}];\n        }}\n    }}\n    return four;\n"
         )
     };
     d.hook(format!(

@@ -116,6 +116,27 @@ pub enum CodegenError {
         /// The tiers that there are.
         available: String,
     },
+    /// Two values share a buffer while both are needed: a bug in the generator.
+    #[error(
+        "in entry `{entry}`, `{first}` and `{second}` share a buffer while both are needed, which \
+         is a bug in kiln"
+    )]
+    Overlap {
+        /// The entry.
+        entry: String,
+        /// One value.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A body was given for an archetype that kiln does not have.
+    #[error("there is no kernel archetype `{name}`; there are {available}")]
+    NoSuchBody {
+        /// The name.
+        name: String,
+        /// The archetypes that there are.
+        available: String,
+    },
     /// The plan breaks an invariant: a bug in the generator.
     #[error("the plan is not valid, which is a bug in kiln:\n{0}")]
     Plan(#[from] kiln_ir::plan::verify::PlanErrors),

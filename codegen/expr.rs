@@ -103,7 +103,17 @@ impl<'a> Source<'a> {
         }
         let skip = at.index.len() - own.len().min(at.index.len());
         let index = at.index.iter().skip(skip).zip(own);
-        At::of(index.map(|(i, n)| if n.is_one() { "0u".to_owned() } else { i.clone() }).collect())
+        At::of(
+            index
+                .map(|(i, n)| {
+                    if n.is_one() {
+                        "0u".to_owned()
+                    } else {
+                        i.clone()
+                    }
+                })
+                .collect(),
+        )
     }
 
     // One element
@@ -130,7 +140,10 @@ impl<'a> Source<'a> {
             (Op::Param { name, ty }, _) if ty.rank() <= 1 => {
                 let (buffer, offset) = self.vector(id, std::slice::from_ref(name), 0)?;
                 let name = k.read("vectors", buffer, Element::F32);
-                Ok(format!("{name}[{}]", wgsl::sum([format!("{offset}u"), at.last().to_owned()])))
+                Ok(format!(
+                    "{name}[{}]",
+                    wgsl::sum([format!("{offset}u"), at.last().to_owned()])
+                ))
             }
             (Op::Param { name, .. }, _) => {
                 let row = flatten(&at.index[..at.index.len() - 1], self.shape(id));
@@ -234,7 +247,9 @@ impl<'a> Source<'a> {
     ) -> Result<String, CodegenError> {
         let rank = self.shape(ids).len();
         // The ids as a plain list, where they lie so: their row is their index.
-        let listed = self.view(ids).filter(|v| **v == View::contiguous(v.base, &v.shape));
+        let listed = self
+            .view(ids)
+            .filter(|v| **v == View::contiguous(v.base, &v.shape));
         let index = match (&at.row, listed) {
             (Some((row, sizes)), Some(view)) if *sizes == *self.shape(ids) => {
                 load(view.base, self.graph.ty(ids).dtype, row, k)
@@ -244,7 +259,10 @@ impl<'a> Source<'a> {
         let Some(rows) = self.shape(table).first() else {
             return Err(self.unsupported(id, "its table has no axis"));
         };
-        Ok(format!("min(u32(max({index}, 0i)), {} - 1u)", wgsl::dim(rows)))
+        Ok(format!(
+            "min(u32(max({index}, 0i)), {} - 1u)",
+            wgsl::dim(rows)
+        ))
     }
 
     fn concat(
@@ -270,7 +288,10 @@ impl<'a> Source<'a> {
                 format!("    return {body};\n")
             } else {
                 let end = wgsl::dim(&start);
-                format!("    if {} < {end} {{\n        return {body};\n    }}\n", names[axis])
+                format!(
+                    "    if {} < {end} {{\n        return {body};\n    }}\n",
+                    names[axis]
+                )
             });
         }
         let ty = match value.ty.dtype {
@@ -280,7 +301,10 @@ impl<'a> Source<'a> {
         };
         let args: Vec<String> = names.iter().map(|n| format!("{n}: u32")).collect();
         let name = format!("concat_{}", k.next_function());
-        k.hook(format!("fn {name}({}) -> {ty} {{\n{text}}}\n", args.join(", ")));
+        k.hook(format!(
+            "fn {name}({}) -> {ty} {{\n{text}}}\n",
+            args.join(", ")
+        ));
         Ok(format!("{name}({})", at.index.join(", ")))
     }
 
@@ -311,11 +335,18 @@ impl<'a> Source<'a> {
                 use BinaryOp::{Add, Div, Max, Min, Mul, Sub};
                 matches!(op, Add | Sub | Mul | Div | Max | Min) && all()
             }
-            Op::Gather => value.inputs.first().is_some_and(|table| {
-                self.shape(*table).len() > 1 && self.is_vector(*table, width)
-            }),
+            Op::Gather => value
+                .inputs
+                .first()
+                .is_some_and(|table| self.shape(*table).len() > 1 && self.is_vector(*table, width)),
             Op::Broadcast { .. } => all(),
-            Op::Reshape { .. } => all() && value.inputs.iter().all(|x| self.graph.ty(*x).last() == *width),
+            Op::Reshape { .. } => {
+                all()
+                    && value
+                        .inputs
+                        .iter()
+                        .all(|x| self.graph.ty(*x).last() == *width)
+            }
             Op::Transpose { perm } => perm.last() == Some(&(perm.len() - 1)) && all(),
             Op::Slice { axis, .. } => *axis + 1 < value.ty.rank() && all(),
             _ => false,
@@ -474,7 +505,9 @@ fn load_rows(matrix: &Matrix, k: &mut Draft) -> Result<String, CodegenError> {
             ("WV", wide.as_str()),
         ];
         for block in &blocks {
-            let used = ["fn load_w4(", "fn unpack_"].iter().any(|f| block.contains(f))
+            let used = ["fn load_w4(", "fn unpack_"]
+                .iter()
+                .any(|f| block.contains(f))
                 || (packing.has_scales() && block.contains("fn w_scale("));
             if used {
                 k.hook(rename(block, &names));
@@ -496,7 +529,9 @@ fn load_rows(matrix: &Matrix, k: &mut Draft) -> Result<String, CodegenError> {
         });
     }
     let name = format!("rows_of_{tag}");
-    k.hook(format!("fn {name}(row: u32, k4: u32) -> vec4<f32> {{\n{branches}}}\n"));
+    k.hook(format!(
+        "fn {name}(row: u32, k4: u32) -> vec4<f32> {{\n{branches}}}\n"
+    ));
     Ok(name)
 }
 
@@ -546,7 +581,10 @@ pub(crate) fn load(base: Base, dtype: DType, address: &str, k: &mut Draft) -> St
 
 /// The row-major flat index over axes of these sizes.
 fn flatten(index: &[String], sizes: &[Dim]) -> String {
-    let terms = index.iter().enumerate().filter(|(i, _)| !sizes[*i].is_one());
+    let terms = index
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| !sizes[*i].is_one());
     let terms = terms.map(|(i, text)| {
         let inner = Dim::product(&sizes[i + 1..index.len()]);
         wgsl::times(text, &wgsl::dim(&inner))

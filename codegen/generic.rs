@@ -27,8 +27,15 @@ pub(crate) fn pointwise(
     let four = source.is_vector(id, &ty.last())
         && output.is_vectorised()
         && ty.last().as_const().is_some_and(|n| n.is_multiple_of(4));
-    let count = if four { ty.elements().ceil_div(4) } else { ty.elements() };
-    d.hook(format!("fn count() -> u32 {{\n    return {};\n}}\n", wgsl::dim(&count)));
+    let count = if four {
+        ty.elements().ceil_div(4)
+    } else {
+        ty.elements()
+    };
+    d.hook(format!(
+        "fn count() -> u32 {{\n    return {};\n}}\n",
+        wgsl::dim(&count)
+    ));
     let rank = ty.rank();
     let width = ty.last();
     let unit = if four { 4 } else { 1 };
@@ -106,12 +113,19 @@ fn output(source: Source<'_>, id: ValueId) -> Result<View, CodegenError> {
 fn common(d: &mut Draft, workgroup: u32, along: &Along) {
     d.constant_u32("WORKGROUP", workgroup);
     for (name, size) in [("count", &along.count), ("extent", &along.extent)] {
-        d.hook(format!("fn {name}() -> u32 {{\n    return {};\n}}\n", wgsl::dim(size)));
+        d.hook(format!(
+            "fn {name}() -> u32 {{\n    return {};\n}}\n",
+            wgsl::dim(size)
+        ));
     }
 }
 
 /// A softmax or a reduction along an axis.
-pub(crate) fn along_axis(source: Source<'_>, tier: Tier, id: ValueId) -> Result<Launch, CodegenError> {
+pub(crate) fn along_axis(
+    source: Source<'_>,
+    tier: Tier,
+    id: ValueId,
+) -> Result<Launch, CodegenError> {
     let value = source.graph.value(id);
     let Some(x) = value.inputs.first().copied() else {
         return Err(source.unsupported(id, "it has no operand"));
@@ -134,33 +148,51 @@ pub(crate) fn along_axis(source: Source<'_>, tier: Tier, id: ValueId) -> Result<
         (None, true) => "softmax_workgroup",
         (None, false) => "softmax",
     };
-    let detail = reduce.map_or("", ReduceOp::word).trim_start_matches("reduce_");
+    let detail = reduce
+        .map_or("", ReduceOp::word)
+        .trim_start_matches("reduce_");
     let mut d = Draft::new(body, detail.to_owned(), workgroup);
     common(&mut d, workgroup, &place);
     let loaded = source.scalar(x, &place.at, &mut d)?;
-    d.hook(format!("fn load(i: u32, j: u32) -> f32 {{\n    return {loaded};\n}}\n"));
+    d.hook(format!(
+        "fn load(i: u32, j: u32) -> f32 {{\n    return {loaded};\n}}\n"
+    ));
     let out = output(source, id)?;
     let y = d.write("y", out.base, Element::F32);
     match reduce {
         None => {
             let address = out.address(&place.at.index, 1);
-            d.hook(format!("fn store(i: u32, j: u32, v: f32) {{\n    {y}[{address}] = v;\n}}\n"));
+            d.hook(format!(
+                "fn store(i: u32, j: u32, v: f32) {{\n    {y}[{address}] = v;\n}}\n"
+            ));
         }
         Some(op) => {
             let combined = match op {
                 ReduceOp::Max => "max(a, b)",
                 ReduceOp::Sum | ReduceOp::Mean => "a + b",
             };
-            d.hook(format!("fn combine(a: f32, b: f32) -> f32 {{\n    return {combined};\n}}\n"));
-            let identity = if op == ReduceOp::Max { f64::from(f32::MIN) } else { 0.0 };
+            d.hook(format!(
+                "fn combine(a: f32, b: f32) -> f32 {{\n    return {combined};\n}}\n"
+            ));
+            let identity = if op == ReduceOp::Max {
+                f64::from(f32::MIN)
+            } else {
+                0.0
+            };
             d.constant_f32("IDENTITY", identity);
             let mut index = place.at.index.clone();
             if let Some(i) = index.get_mut(axis) {
                 *i = "0u".to_owned();
             }
             let address = out.address(&index, 1);
-            let v = if op == ReduceOp::Mean { "v / f32(extent())" } else { "v" };
-            d.hook(format!("fn store(i: u32, v: f32) {{\n    {y}[{address}] = {v};\n}}\n"));
+            let v = if op == ReduceOp::Mean {
+                "v / f32(extent())"
+            } else {
+                "v"
+            };
+            d.hook(format!(
+                "fn store(i: u32, v: f32) {{\n    {y}[{address}] = {v};\n}}\n"
+            ));
         }
     }
     let elements = Dim::product(shape);
@@ -193,7 +225,10 @@ pub(crate) fn matmul(source: Source<'_>, tier: Tier, id: ValueId) -> Result<Laun
     d.constant_u32("WORKGROUP", workgroup);
     let count = Dim::product(shape);
     for (name, size) in [("count", &count), ("inner", &inner)] {
-        d.hook(format!("fn {name}() -> u32 {{\n    return {};\n}}\n", wgsl::dim(size)));
+        d.hook(format!(
+            "fn {name}() -> u32 {{\n    return {};\n}}\n",
+            wgsl::dim(size)
+        ));
     }
     let whole = At::flat("i", shape).index;
     for (name, x, replaced) in [("load_a", *a, rank - 1), ("load_b", *b, rank - 2)] {
@@ -201,15 +236,28 @@ pub(crate) fn matmul(source: Source<'_>, tier: Tier, id: ValueId) -> Result<Laun
         index[replaced] = "k".to_owned();
         let own = source.shape(x);
         let index = index.iter().skip(rank - own.len()).zip(own);
-        let index = index.map(|(i, n)| if n.is_one() { "0u".to_owned() } else { i.clone() });
-        let at = At { index: index.collect(), row: None };
+        let index = index.map(|(i, n)| {
+            if n.is_one() {
+                "0u".to_owned()
+            } else {
+                i.clone()
+            }
+        });
+        let at = At {
+            index: index.collect(),
+            row: None,
+        };
         let loaded = source.scalar(x, &at, &mut d)?;
-        d.hook(format!("fn {name}(i: u32, k: u32) -> f32 {{\n    return {loaded};\n}}\n"));
+        d.hook(format!(
+            "fn {name}(i: u32, k: u32) -> f32 {{\n    return {loaded};\n}}\n"
+        ));
     }
     let out = output(source, id)?;
     let y = d.write("y", out.base, Element::F32);
     let address = out.address(&whole, 1);
-    d.hook(format!("fn store(i: u32, v: f32) {{\n    {y}[{address}] = v;\n}}\n"));
+    d.hook(format!(
+        "fn store(i: u32, v: f32) {{\n    {y}[{address}] = v;\n}}\n"
+    ));
     Ok(Launch {
         label: describe(source.graph, id),
         kernel: d,

@@ -147,8 +147,9 @@ impl Draft {
         }
     }
 
-    /// The text, without a line that names it. `symbols` are the members of the uniform block.
-    pub fn text(&self, symbols: &[String]) -> String {
+    /// The text, without a line that names it. `symbols` are the members of the
+    /// uniform block, `body` the archetype's text.
+    pub fn text(&self, symbols: &[String], body: &str) -> String {
         let mut out = "struct Symbols {\n".to_owned();
         for symbol in symbols {
             let _ = writeln!(out, "    {symbol}: u32,");
@@ -170,7 +171,10 @@ impl Draft {
         out.push('\n');
         // Grids over the limit of a dimension are folded; bodies return beyond
         // their last tile.
-        let first = self.first_workgroup.as_ref().map_or(String::new(), |f| format!(" + {f}"));
+        let first = self
+            .first_workgroup
+            .as_ref()
+            .map_or(String::new(), |f| format!(" + {f}"));
         let _ = writeln!(
             out,
             "fn workgroup_index(id: vec3<u32>, count: vec3<u32>) -> u32 {{\n    \
@@ -182,7 +186,7 @@ impl Draft {
         }
         let wanted: Vec<&str> = self.functions.iter().copied().collect();
         out.push_str(&kiln_shaders::functions(&wanted));
-        out.push_str(kiln_shaders::body(self.body).unwrap_or_default());
+        out.push_str(body);
         out
     }
 }

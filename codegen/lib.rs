@@ -66,6 +66,10 @@ pub struct CompileOptions {
     pub packing: Packing,
     /// The tiers to compile for, by name; all if absent.
     pub tiers: Option<Vec<String>>,
+    /// Kernel bodies in place of kiln's own, WGSL by archetype (`softmax`,
+    /// `row_norm_software`). A body gets the hooks and constants, and is launched
+    /// with the grid, that the README of [`kiln_shaders`] gives for its archetype.
+    pub bodies: BTreeMap<String, String>,
 }
 
 impl Default for CompileOptions {
@@ -74,6 +78,7 @@ impl Default for CompileOptions {
         CompileOptions {
             packing: Packing::F32,
             tiers: None,
+            bodies: BTreeMap::new(),
         }
     }
 }
@@ -119,9 +124,22 @@ pub fn lower(
     options: &CompileOptions,
 ) -> Result<Compiled, CodegenError> {
     let tiers = tiers(options)?;
-    let made = plan::make(optimised, model, options.packing, &tiers)?;
+    if let Some(name) = options
+        .bodies
+        .keys()
+        .find(|n| kiln_shaders::body(n).is_none())
+    {
+        let all: Vec<&str> = kiln_shaders::BODIES.iter().map(|(n, _)| *n).collect();
+        return Err(CodegenError::NoSuchBody {
+            name: name.clone(),
+            available: all.join(", "),
+        });
+    }
+    let made = plan::make(optimised, model, options, &tiers)?;
     kiln_ir::plan::verify::verify(&made.plan)?;
-    let graphs = sources.iter().map(|g| (format!("graphs/{}.kiln", g.name), g.to_string()));
+    let graphs = sources
+        .iter()
+        .map(|g| (format!("graphs/{}.kiln", g.name), g.to_string()));
     let compiled = Compiled {
         plan: made.plan,
         kernels: made.kernels,
@@ -145,7 +163,9 @@ fn tiers(options: &CompileOptions) -> Result<Vec<tier::Tier>, CodegenError> {
         }
     }
     let wanted = tier::Tier::ALL.into_iter();
-    Ok(wanted.filter(|t| names.iter().any(|n| n == t.name())).collect())
+    Ok(wanted
+        .filter(|t| names.iter().any(|n| n == t.name()))
+        .collect())
 }
 
 /// A compiled model, without its weights' bytes.
@@ -168,7 +188,9 @@ impl Compiled {
     pub fn weight(&self, name: &str, params: &dyn ParamSource) -> Result<Vec<u8>, CodegenError> {
         let index = self.plan.weights.iter().position(|w| w.name == name);
         let Some(index) = index else {
-            return Err(CodegenError::NoSuchWeight { name: name.to_owned() });
+            return Err(CodegenError::NoSuchWeight {
+                name: name.to_owned(),
+            });
         };
         Ok(weights::fill(&self.plan.weights, index, params)?.bytes)
     }
@@ -197,7 +219,9 @@ impl Compiled {
             let text = self.kernels.get(&kernel.file).map_or("", String::as_str);
             let (tier, capabilities) = self.tier_of(name);
             let valid = validate::validate(text, capabilities);
-            valid.map(|_| ()).map_err(|message| invalid(name, tier, message))
+            valid
+                .map(|_| ())
+                .map_err(|message| invalid(name, tier, message))
         })
     }
 
@@ -207,7 +231,10 @@ impl Compiled {
             let variants = tier.entries.values().flat_map(|e| &e.variants);
             variants.into_iter().any(|v| {
                 let streamed = v.streams.iter().flat_map(|s| &s.launches);
-                v.launches.iter().chain(streamed).any(|l| l.kernel == kernel)
+                v.launches
+                    .iter()
+                    .chain(streamed)
+                    .any(|l| l.kernel == kernel)
             })
         };
         let using = self.plan.tiers.iter().filter(|t| uses(t));

@@ -93,7 +93,8 @@ impl Linear<'_> {
         let mut d = Draft::new(body, self.detail(matrix, part), tile.workgroup);
 
         let wv = tile.wv;
-        let groups = matrix.packing.groups(k as usize) as u64 * (matrix.packing.group() as u64 / 4) / wv;
+        let groups =
+            matrix.packing.groups(k as usize) as u64 * (matrix.packing.group() as u64 / 4) / wv;
         d.constant_u32("K", k);
         d.constant_u32("N", n);
         d.constant_u32("N_STORED", n.next_multiple_of(ROW_PADDING));
@@ -112,10 +113,12 @@ impl Linear<'_> {
         let rows = self.input.rows();
         let row = self.row_hooks(&rows, &mut d);
         load_x(&self.input, k, k.is_multiple_of(4 * wv), &row, &mut d);
-        self.norm_hook(k, &mut d)?;
+        self.norm_hooks(k, &mut d)?;
         self.stores(matrix, part, &row, &mut d)?;
 
-        let block = self.blocked.map_or(rows.clone(), |b| Dim::constant(b.rows_per_block));
+        let block = self
+            .blocked
+            .map_or(rows.clone(), |b| Dim::constant(b.rows_per_block));
         let workgroups = &Dim::constant(n.div_ceil(tile.columns)) * &block.ceil_div(tile.rows);
         let weight_bytes = matrix.packing.data_bytes(n as usize, k as usize)
             + matrix.packing.scale_bytes(n as usize, k as usize);
@@ -262,14 +265,22 @@ impl Linear<'_> {
         }
     }
 
-    fn norm_hook(&self, k: u64, d: &mut Draft) -> Result<(), CodegenError> {
-        let body = match self.norm {
-            Some(norm) => normalised(self.source, self.id, norm, 2, k, "v", d)?,
-            None => "v".to_owned(),
-        };
-        d.hook(format!(
-            "fn norm_x(v: vec4<f32>, k4: u32, mean: f32, rstd: f32) -> vec4<f32> {{\n    return {body};\n}}\n"
-        ));
+    /// The hooks `norm_gain` and `norm_bias`.
+    fn norm_hooks(&self, k: u64, d: &mut Draft) -> Result<(), CodegenError> {
+        let inputs = &self.source.graph.value(self.id).inputs;
+        let mut operands = inputs
+            .iter()
+            .skip(2)
+            .take(self.norm.map_or(0, Norm::operands));
+        for (name, neutral) in [("norm_gain", "1.0"), ("norm_bias", "0.0")] {
+            let value = match operands.next() {
+                Some(x) => norm_vector(self.source, self.id, *x, k, d)?,
+                None => format!("vec4<f32>({neutral})"),
+            };
+            d.hook(format!(
+                "fn {name}(k4: u32) -> vec4<f32> {{\n    return {value};\n}}\n"
+            ));
+        }
         Ok(())
     }
 
@@ -296,9 +307,9 @@ impl Linear<'_> {
             && outputs.iter().all(|o| {
                 o.start.is_multiple_of(4) && o.end.is_multiple_of(4) && o.view.is_vectorised()
             })
-            && operands.iter().all(|x| {
-                source.vector_of(self.id, *x).is_some() || source.is_vector(*x, &width)
-            });
+            && operands
+                .iter()
+                .all(|x| source.vector_of(self.id, *x).is_some() || source.is_vector(*x, &width));
 
         let column = match part.first_row {
             0 => "n".to_owned(),
@@ -413,15 +424,25 @@ impl Linear<'_> {
                 (start, 1) => format!("(column - {start}u)"),
                 (start, _) => format!("(column - {start}u) / 4u"),
             };
-            let stride = part.view.strides.last().map_or(1.into(), |s| s.ceil_div(unit));
+            let stride = part
+                .view
+                .strides
+                .last()
+                .map_or(1.into(), |s| s.ceil_div(unit));
             let column = wgsl::times(&column, &wgsl::dim(&stride));
             let address = wgsl::sum([part.view.row_address("row", unit), column]);
             let statement = format!("{name}[{address}] = v;");
             out.push_str(&match (i, outputs.len()) {
                 (_, 1) => format!("    {statement}\n"),
-                (0, _) => format!("    if column < {}u {{\n        {statement}\n    }}", part.end),
+                (0, _) => format!(
+                    "    if column < {}u {{\n        {statement}\n    }}",
+                    part.end
+                ),
                 (i, n) if i + 1 == n => format!(" else {{\n        {statement}\n    }}\n"),
-                _ => format!(" else if column < {}u {{\n        {statement}\n    }}", part.end),
+                _ => format!(
+                    " else if column < {}u {{\n        {statement}\n    }}",
+                    part.end
+                ),
             });
         }
         out
@@ -444,7 +465,10 @@ fn vector_load(base: Base, offset: u64, last: &str, four: bool, d: &mut Draft) -
         false => (Element::F32, offset),
     };
     let name = d.read("vectors", base, element);
-    format!("{name}[{}]", wgsl::sum([format!("{offset}u"), last.to_owned()]))
+    format!(
+        "{name}[{}]",
+        wgsl::sum([format!("{offset}u"), last.to_owned()])
+    )
 }
 
 /// The hooks `load_w`, `load_w4` and `w_scale` over the buffers of `part`.
@@ -488,49 +512,25 @@ fn load_x(view: &View, k: u64, whole: bool, row: &str, d: &mut Draft) {
              if k4 * 4u + i < {k}u {{\n            v[i] = {name}[{address}];\n        }}\n    }}\n    return v;\n"
         )
     };
-    d.hook(format!("fn load_x(row: u32, k4: u32) -> vec4<f32> {{\n{body}}}\n"));
+    d.hook(format!(
+        "fn load_x(row: u32, k4: u32) -> vec4<f32> {{\n{body}}}\n"
+    ));
 }
 
-/// An expression for the normalised four elements whose raw ones are `v`: the
-/// statistics `mean` and `rstd`, or none where `v` has them applied. `first` is
-/// the operand of `id` that holds the gain.
-fn normalised(
+/// An expression for four elements, at `k4`, of a norm's gain or bias.
+fn norm_vector(
     source: Source<'_>,
     id: ValueId,
-    norm: Norm,
-    first: usize,
+    x: ValueId,
     k: u64,
-    v: &str,
     d: &mut Draft,
 ) -> Result<String, CodegenError> {
-    let inputs = &source.graph.value(id).inputs;
-    let raw = match norm {
-        Norm::Layer { .. } => format!("({v} - mean) * rstd"),
-        Norm::Rms { .. } => format!("{v} * rstd"),
+    let Some((base, offset)) = source.vector_of(id, x) else {
+        return Err(source.unsupported(id, "a norm's gain and bias must be parameters"));
     };
-    affine(source, id, &inputs[first..first + norm.operands()], k, &raw, d)
-}
-
-/// `raw` times gain plus bias, for those of them that there are.
-fn affine(
-    source: Source<'_>,
-    id: ValueId,
-    operands: &[ValueId],
-    k: u64,
-    raw: &str,
-    d: &mut Draft,
-) -> Result<String, CodegenError> {
-    let mut out = raw.to_owned();
-    for (x, sign) in operands.iter().zip(["*", "+"]) {
-        let Some((base, offset)) = source.vector_of(id, *x) else {
-            return Err(source.unsupported(id, "a norm's gain and bias must be parameters"));
-        };
-        // Rows of vectors are padded to whole fours, not to whole groups.
-        let last = format!("min(k4, {}u)", k.div_ceil(4) - 1);
-        let load = vector_load(base, offset, &last, true, d);
-        out = format!("{out} {sign} {load}");
-    }
-    Ok(out)
+    // Vectors are padded to whole fours, not to whole groups.
+    let last = format!("min(k4, {}u)", k.div_ceil(4) - 1);
+    Ok(vector_load(base, offset, &last, true, d))
 }
 
 /// A norm: `(x, gain[, bias])`, or the norm of a linear op whose kernel does not
@@ -550,7 +550,9 @@ impl RowNorm<'_> {
     pub fn lower(&self) -> Result<Launch, CodegenError> {
         let k = self.input.shape.last().and_then(Dim::as_const);
         let Some(k) = k else {
-            return Err(self.source.unsupported(self.id, "the normalised axis must have a constant size"));
+            return Err(self
+                .source
+                .unsupported(self.id, "the normalised axis must have a constant size"));
         };
         let center = matches!(self.norm, Norm::Layer { .. });
         let (body, workgroup, per_workgroup) = match self.tier {
@@ -565,11 +567,18 @@ impl RowNorm<'_> {
         d.constant_bool("CENTER", center);
         d.constant_u32("WORKGROUP", workgroup);
         let rows = self.input.rows();
-        d.hook(format!("fn rows() -> u32 {{\n    return {};\n}}\n", wgsl::dim(&rows)));
+        d.hook(format!(
+            "fn rows() -> u32 {{\n    return {};\n}}\n",
+            wgsl::dim(&rows)
+        ));
         load_x(&self.input, k, k.is_multiple_of(4), "row", &mut d);
         let operands = &self.source.graph.value(self.id).inputs;
         let operands = &operands[self.first_operand..self.first_operand + self.norm.operands()];
-        let value = affine(self.source, self.id, operands, k, "v", &mut d)?;
+        let mut value = "v".to_owned();
+        for (x, sign) in operands.iter().zip(["*", "+"]) {
+            let vector = norm_vector(self.source, self.id, *x, k, &mut d)?;
+            value = format!("{value} {sign} {vector}");
+        }
         let store = if k.is_multiple_of(4) && self.output.is_vectorised() {
             let y = d.write("y", self.output.base, Element::F32x4);
             let address = wgsl::sum([self.output.row_address("row", 4), "k4".to_owned()]);
@@ -582,11 +591,17 @@ impl RowNorm<'_> {
                  if k4 * 4u + i < {k}u {{\n            {y}[{address}] = value[i];\n        }}\n    }}\n"
             )
         };
-        d.hook(format!("fn store_norm4(row: u32, k4: u32, v: vec4<f32>) {{\n{store}}}\n"));
+        d.hook(format!(
+            "fn store_norm4(row: u32, k4: u32, v: vec4<f32>) {{\n{store}}}\n"
+        ));
         let label = describe(self.source.graph, self.id);
         let apart = self.first_operand > 1;
         Ok(Launch {
-            label: if apart { format!("{label}.norm") } else { label },
+            label: if apart {
+                format!("{label}.norm")
+            } else {
+                label
+            },
             kernel: d,
             workgroups: rows.ceil_div(per_workgroup),
             flops: &rows * &Dim::constant(8 * k),

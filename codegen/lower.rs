@@ -42,7 +42,12 @@ pub(crate) fn streams(graph: &Graph, maxima: &Bindings) -> Result<Streams, Codeg
         if bytes > STREAM_ABOVE {
             let row = (value.ty.last().eval(maxima)? * 4).max(1);
             let rows = (STREAM_BLOCK / row / STREAM_ROWS).max(1) * STREAM_ROWS;
-            out.insert(*id, Blocked { rows_per_block: rows });
+            out.insert(
+                *id,
+                Blocked {
+                    rows_per_block: rows,
+                },
+            );
         }
     }
     Ok(out)

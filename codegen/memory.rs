@@ -96,7 +96,11 @@ impl Pool {
             for s in sizes {
                 largest = largest.max(s.eval(maxima)?);
             }
-            let cost = if sizes.contains(size) { 0 } else { 1 + largest.abs_diff(wanted) };
+            let cost = if sizes.contains(size) {
+                0
+            } else {
+                1 + largest.abs_diff(wanted)
+            };
             if best.is_none_or(|(c, _)| cost < c) {
                 best = Some((cost, place));
             }
@@ -115,6 +119,49 @@ impl Pool {
         }
         Ok(buffer)
     }
+}
+
+/// Checks an assignment without regard to how it was made: of two locals in one
+/// buffer, the launches that touch them do not interleave.
+pub(crate) fn check_sharing(
+    entry: &str,
+    locals: &[Local],
+    uses: &[Vec<usize>],
+    assigned: &BTreeMap<usize, usize>,
+) -> Result<(), CodegenError> {
+    let mut lifetimes: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+    for (at, touched) in uses.iter().enumerate() {
+        for local in touched {
+            lifetimes.entry(*local).or_insert((at, at)).1 = at;
+        }
+    }
+    let mut by_buffer: BTreeMap<usize, Vec<(usize, usize, usize)>> = BTreeMap::new();
+    for (local, (first, last)) in lifetimes {
+        if let Some(buffer) = assigned.get(&local) {
+            by_buffer
+                .entry(*buffer)
+                .or_default()
+                .push((first, last, local));
+        }
+    }
+    for lives in by_buffer.values_mut() {
+        lives.sort_unstable();
+        for pair in lives.windows(2) {
+            let [(_, end, a), (begin, _, b)] = pair else {
+                continue;
+            };
+            if end >= begin {
+                let name =
+                    |local: usize| locals.get(local).map_or("", |l| l.name.as_str()).to_owned();
+                return Err(CodegenError::Overlap {
+                    entry: entry.to_owned(),
+                    first: name(*a),
+                    second: name(*b),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A local's bytes.
@@ -149,7 +196,12 @@ mod tests {
         let mut pool = Pool::new(&locals);
         // 0 -> 1 -> 2 -> 3 -> 4: of three in a row, the first and third may share.
         let uses = [vec![0, 1], vec![1, 2], vec![2, 3], vec![3, 4]];
-        let assigned = pool.assign(&locals, &uses, &maxima).unwrap();
+        let mut assigned = pool.assign(&locals, &uses, &maxima).unwrap();
+        check_sharing("e", &locals, &uses, &assigned).unwrap();
+        let second = assigned.insert(2, assigned[&1]);
+        let error = check_sharing("e", &locals, &uses, &assigned).unwrap_err();
+        assert!(error.to_string().contains("entry `e`"), "{error}");
+        assigned.extend(second.map(|b| (2, b)));
         assert_eq!(assigned[&1], assigned[&3]);
         assert_ne!(assigned[&1], assigned[&2]);
         assert_eq!(pool.buffers.len(), 4);

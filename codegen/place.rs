@@ -73,7 +73,10 @@ pub(crate) type States = Vec<(String, TensorType)>;
 pub(crate) fn capacity_shape(shape: &[Dim]) -> Vec<Dim> {
     let past = Symbol::new(PAST);
     let context = Dim::symbol(CONTEXT);
-    shape.iter().map(|d| d.substitute(&past, &context)).collect()
+    shape
+        .iter()
+        .map(|d| d.substitute(&past, &context))
+        .collect()
 }
 
 /// Whether a kernel of its own computes the op.
@@ -205,12 +208,18 @@ impl Placer<'_> {
                 ));
             }
             if ty.shape.get(*axis).and_then(Dim::as_symbol) != Some(&Symbol::new(PAST)) {
-                return Err(unsupported("a state must grow along an axis of size `past`"));
+                return Err(unsupported(
+                    "a state must grow along an axis of size `past`",
+                ));
             }
             let whole = over(&set.ty.shape);
             let start = ty.shape[*axis].clone();
             let end = set.ty.shape[*axis].clone();
-            let appended = Op::Slice { axis: *axis, start, end };
+            let appended = Op::Slice {
+                axis: *axis,
+                start,
+                end,
+            };
             // Written by whatever computes the new elements, if that is its
             // only use; else by a copy.
             let direct = self.counts[new.index()] == 1
@@ -300,7 +309,10 @@ impl Placer<'_> {
             self.materialise(id);
             return;
         }
-        let viewed = value.inputs.first().and_then(|x| self.out.views[x.index()].as_ref());
+        let viewed = value
+            .inputs
+            .first()
+            .and_then(|x| self.out.views[x.index()].as_ref());
         if let Some(view) = viewed.and_then(|v| v.apply(&value.op)) {
             self.out.views[id.index()] = Some(view);
             return;
@@ -407,12 +419,14 @@ impl Placer<'_> {
     fn outputs(&mut self) {
         for (_, id) in self.graph.outputs() {
             let shape = self.graph.ty(*id).shape.clone();
-            let found = self.out.views[id.index()].as_ref().and_then(|v| match v.base {
-                Base::Local(local) if self.out.locals[local].role == Role::Scratch => {
-                    (*v == View::contiguous(v.base, &shape)).then_some(local)
-                }
-                _ => None,
-            });
+            let found = self.out.views[id.index()]
+                .as_ref()
+                .and_then(|v| match v.base {
+                    Base::Local(local) if self.out.locals[local].role == Role::Scratch => {
+                        (*v == View::contiguous(v.base, &shape)).then_some(local)
+                    }
+                    _ => None,
+                });
             match found {
                 Some(local) => self.out.locals[local].role = Role::Output,
                 None => {

@@ -6,12 +6,13 @@ use kiln_ir::plan::{
     Access, BLOCK, Binding, CONTEXT, Entry, Kernel, Launch, ModelInfo, PLAN_VERSION, Plan, Port,
     StateBuffer, Stream, Variant,
 };
-use kiln_ir::{Bindings, Dim, Graph, Op, Packing, Symbol, SymbolDecl, TensorType};
+use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
+use crate::CompileOptions;
 use crate::error::CodegenError;
 use crate::kernel;
 use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
-use crate::memory::{Pool, bytes};
+use crate::memory::{Pool, bytes, check_sharing};
 use crate::place::{Placement, Role, States, capacity_shape, place};
 use crate::tier::Tier;
 use crate::view::Base;
@@ -28,9 +29,10 @@ pub(crate) struct Made {
 pub(crate) fn make(
     graphs: &[Graph],
     model: ModelInfo,
-    packing: Packing,
+    options: &CompileOptions,
     tiers: &[Tier],
 ) -> Result<Made, CodegenError> {
+    let packing = options.packing;
     let weights = weights::plan(graphs, packing)?;
     let states = states(graphs)?;
     let mut placed = Vec::new();
@@ -39,7 +41,10 @@ pub(crate) fn make(
     }
     let mut kernels = Kernels {
         symbols: uniforms(graphs),
-        ..Kernels::default()
+        bodies: &options.bodies,
+        names: BTreeMap::new(),
+        plan: BTreeMap::new(),
+        texts: BTreeMap::new(),
     };
     let all = symbols(&placed);
     let mut of_tiers = Vec::new();
@@ -162,7 +167,11 @@ impl Placed {
                 });
             };
             let batch = Symbol::new(BATCH);
-            match graph.symbols.iter_mut().find(|s| s.name == batch && s.max > 1) {
+            match graph
+                .symbols
+                .iter_mut()
+                .find(|s| s.name == batch && s.max > 1)
+            {
                 Some(batch) => batch.max /= 2,
                 None => {
                     return Err(CodegenError::TooLarge {
@@ -181,7 +190,7 @@ impl Placed {
         tier: Tier,
         weights: &Weights,
         symbols: &[SymbolDecl],
-        kernels: &mut Kernels,
+        kernels: &mut Kernels<'_>,
     ) -> Result<Entry, CodegenError> {
         let mut pool = Pool::new(&self.placement.locals);
         let (rows, queries) = self.sizes();
@@ -254,10 +263,15 @@ impl Placed {
         &self,
         lowered: &Lowered,
         pool: &mut Pool,
-        kernels: &mut Kernels,
+        kernels: &mut Kernels<'_>,
     ) -> Result<Variant, CodegenError> {
         let streamed = lowered.streams.iter().flat_map(|(_, _, launches)| launches);
-        let uses: Vec<Vec<usize>> = lowered.launches.iter().chain(streamed).map(locals).collect();
+        let uses: Vec<Vec<usize>> = lowered
+            .launches
+            .iter()
+            .chain(streamed)
+            .map(locals)
+            .collect();
         // What a stream reads is needed for each of its blocks, and other
         // streams may run in between: all of them are one step.
         let (before, within) = uses.split_at(lowered.launches.len());
@@ -266,6 +280,7 @@ impl Placed {
             steps.push(within.concat());
         }
         let assigned = pool.assign(&lowered.locals, &steps, &self.maxima)?;
+        check_sharing(&self.graph.name, &lowered.locals, &steps, &assigned)?;
         let mut launches = Vec::new();
         for launch in &lowered.launches {
             launches.push(kernels.launch(launch, &assigned));
@@ -278,7 +293,10 @@ impl Placed {
                 output: position.unwrap_or(0),
                 rows: Dim::product(&shape[..shape.len().saturating_sub(1)]),
                 rows_per_block: blocked.rows_per_block,
-                launches: of_block.iter().map(|l| kernels.launch(l, &assigned)).collect(),
+                launches: of_block
+                    .iter()
+                    .map(|l| kernels.launch(l, &assigned))
+                    .collect(),
             });
         }
         Ok(Variant {
@@ -307,10 +325,12 @@ impl Placed {
         let mut taken: Vec<usize> = Vec::new();
         let mut out = Vec::new();
         for (name, id) in self.graph.outputs() {
-            let own = placement.views[id.index()].as_ref().and_then(|v| match v.base {
-                Base::Local(l) if placement.locals[l].role == Role::Output => Some(l),
-                _ => None,
-            });
+            let own = placement.views[id.index()]
+                .as_ref()
+                .and_then(|v| match v.base {
+                    Base::Local(l) if placement.locals[l].role == Role::Output => Some(l),
+                    _ => None,
+                });
             let own = own.filter(|l| !taken.contains(l));
             let copied = copies.next_if(|(of, _)| of == id).map(|(_, local)| *local);
             if let Some(local) = copied.or(own) {
@@ -369,15 +389,16 @@ fn locals(launch: &kernel::Launch) -> Vec<usize> {
 }
 
 /// Kernels by their text, each under one name.
-#[derive(Default)]
-struct Kernels {
+struct Kernels<'o> {
     symbols: Vec<String>,
+    /// Bodies in place of kiln's own.
+    bodies: &'o BTreeMap<String, String>,
     names: BTreeMap<String, String>,
     plan: BTreeMap<String, Kernel>,
     texts: BTreeMap<String, String>,
 }
 
-impl Kernels {
+impl Kernels<'_> {
     fn launch(&mut self, launch: &kernel::Launch, assigned: &BTreeMap<usize, usize>) -> Launch {
         let bases = launch.kernel.bases();
         let bindings = bases.iter().map(|(base, _)| match *base {
@@ -396,7 +417,9 @@ impl Kernels {
     }
 
     fn kernel(&mut self, draft: &kernel::Draft, bindings: Vec<Access>) -> String {
-        let text = draft.text(&self.symbols);
+        let own = || kiln_shaders::body(draft.body).unwrap_or_default();
+        let body = self.bodies.get(draft.body).map_or_else(own, String::as_str);
+        let text = draft.text(&self.symbols, body);
         if let Some(name) = self.names.get(&text) {
             return name.clone();
         }
@@ -408,7 +431,8 @@ impl Kernels {
             name = format!("{plain}.{count}");
         }
         let file = format!("kernels/{name}.wgsl");
-        self.texts.insert(file.clone(), format!("// {name}\n\n{text}"));
+        self.texts
+            .insert(file.clone(), format!("// {name}\n\n{text}"));
         self.plan.insert(
             name.clone(),
             Kernel {

@@ -59,7 +59,11 @@ impl Tier {
     /// The specialisations of an entry for up to so many rows of a linear layer
     /// and so many queries of a sequence; the last takes any number.
     pub fn shapes(self) -> Vec<Shape> {
-        let shape = |name, rows, queries| Shape { name, rows, queries };
+        let shape = |name, rows, queries| Shape {
+            name,
+            rows,
+            queries,
+        };
         match self {
             Tier::Software => vec![
                 shape("decode", Some(1), Some(1)),
@@ -98,7 +102,10 @@ impl Shape {
             if let (Some(size), Some(max)) = (size, max)
                 && size.as_const().is_none()
             {
-                out.push(Bound { size: size.clone(), max });
+                out.push(Bound {
+                    size: size.clone(),
+                    max,
+                });
             }
         }
         out

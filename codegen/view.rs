@@ -83,7 +83,10 @@ impl View {
         };
         let (from, to) = (kept(&self.shape), kept(shape));
         let same = from.len() == to.len()
-            && from.iter().zip(&to).all(|(a, b)| self.shape[*a] == shape[*b]);
+            && from
+                .iter()
+                .zip(&to)
+                .all(|(a, b)| self.shape[*a] == shape[*b]);
         if !same {
             return None;
         }
@@ -126,9 +129,9 @@ impl View {
     /// each axis, divided by `unit`, which must divide offset and strides.
     pub fn address(&self, index: &[String], unit: u64) -> String {
         let axes = self.strides.iter().zip(index).zip(&self.shape);
-        let terms = axes.filter(|((_, _), n)| !n.is_one()).map(|((s, i), _)| {
-            wgsl::times(i, &wgsl::dim(&s.ceil_div(unit)))
-        });
+        let terms = axes
+            .filter(|((_, _), n)| !n.is_one())
+            .map(|((s, i), _)| wgsl::times(i, &wgsl::dim(&s.ceil_div(unit))));
         let offset = wgsl::dim(&self.offset.ceil_div(unit));
         wgsl::sum(std::iter::once(offset).chain(terms))
     }
@@ -183,7 +186,11 @@ pub(crate) fn unflatten(flat: &str, sizes: &[Dim]) -> Vec<String> {
         if !outer.is_one() {
             text = format!("{text} % {}", wgsl::dim(&sizes[i]));
         }
-        out.push(if text == flat { text } else { format!("({text})") });
+        out.push(if text == flat {
+            text
+        } else {
+            format!("({text})")
+        });
     }
     out
 }
@@ -200,21 +207,38 @@ mod tests {
     fn a_slice_of_the_last_axis_is_a_view() {
         let qkv = View::contiguous(Base::Local(0), &dims(&["batch", "seq", "2304"]));
         let k = qkv
-            .apply(&Op::Slice { axis: 2, start: 768.into(), end: 1536.into() })
+            .apply(&Op::Slice {
+                axis: 2,
+                start: 768.into(),
+                end: 1536.into(),
+            })
             .unwrap();
         assert!(k.is_vectorised());
         assert_eq!(k.row_address("row", 1), "768u + row * 2304u");
         assert_eq!(k.row_address("row", 4), "192u + row * 576u");
-        assert!(k.apply(&Op::Reshape { shape: dims(&["batch*seq", "768"]) }).is_none());
+        assert!(
+            k.apply(&Op::Reshape {
+                shape: dims(&["batch*seq", "768"])
+            })
+            .is_none()
+        );
     }
 
     #[test]
     fn the_last_position_is_a_view() {
         let x = View::contiguous(Base::Local(0), &dims(&["batch", "seq", "8"]));
         let last = x
-            .apply(&Op::Slice { axis: 1, start: "seq - 1".parse().unwrap(), end: "seq".into() })
+            .apply(&Op::Slice {
+                axis: 1,
+                start: "seq - 1".parse().unwrap(),
+                end: "seq".into(),
+            })
             .unwrap();
-        let flat = last.apply(&Op::Reshape { shape: dims(&["batch", "8"]) }).unwrap();
+        let flat = last
+            .apply(&Op::Reshape {
+                shape: dims(&["batch", "8"]),
+            })
+            .unwrap();
         let wanted = "(sym.seq * 8u - 8u) + row * (sym.seq * 8u)";
         assert_eq!(last.row_address("row", 1), wanted);
         assert_eq!(flat.row_address("row", 1), wanted);
@@ -223,10 +247,22 @@ mod tests {
     #[test]
     fn a_transpose_keeps_the_buffer() {
         let x = View::contiguous(Base::Local(0), &dims(&["batch", "seq", "4", "8"]));
-        let t = x.apply(&Op::Transpose { perm: vec![0, 2, 1, 3] }).unwrap();
+        let t = x
+            .apply(&Op::Transpose {
+                perm: vec![0, 2, 1, 3],
+            })
+            .unwrap();
         assert_eq!(t.strides, dims(&["seq*32", "8", "32", "1"]));
-        assert!(t.apply(&Op::Reshape { shape: dims(&["batch", "seq*4", "8"]) }).is_none());
+        assert!(
+            t.apply(&Op::Reshape {
+                shape: dims(&["batch", "seq*4", "8"])
+            })
+            .is_none()
+        );
         let index: Vec<String> = ["b", "h", "i", "d"].map(String::from).to_vec();
-        assert_eq!(t.address(&index, 1), "b * (sym.seq * 32u) + h * 8u + i * 32u + d");
+        assert_eq!(
+            t.address(&index, 1),
+            "b * (sym.seq * 32u) + h * 8u + i * 32u + d"
+        );
     }
 }

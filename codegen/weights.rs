@@ -287,15 +287,18 @@ pub(crate) fn fill(
     let Some(buffer) = buffers.get(index) else {
         return Ok(Filled::default());
     };
+    // Zeroed pages are not touched until they are written.
     let mut out = Filled {
         bytes: vec![0; buffer.bytes as usize],
         scales: None,
     };
     for part in &buffer.contents {
-        let values = params.param(&part.param).map_err(|source| CodegenError::Param {
-            name: part.param.clone(),
-            source,
-        })?;
+        let values = params
+            .param(&part.param)
+            .map_err(|source| CodegenError::Param {
+                name: part.param.clone(),
+                source,
+            })?;
         let expected: u64 = part.shape.iter().product();
         if values.len() as u64 != expected {
             return Err(CodegenError::ParamSize {
@@ -320,7 +323,13 @@ pub(crate) fn fill(
             true => (packed.scales, None),
             false => (packed.data, Some(packed.scales)),
         };
-        out.bytes[offset..offset + own.len()].copy_from_slice(&own);
+        if buffer.contents.len() == 1 {
+            // A large one: not copied once more, only padded.
+            out.bytes = own;
+            out.bytes.resize(buffer.bytes as usize, 0);
+        } else {
+            out.bytes[offset..offset + own.len()].copy_from_slice(&own);
+        }
         if let Some(scales) = other.filter(|s| !s.is_empty()) {
             // The buffer of the scales stands behind that of the weights.
             let bytes = buffers.get(index + 1).map_or(0, |b| b.bytes as usize);

@@ -74,7 +74,11 @@ pub(crate) fn float(value: f64) -> String {
         (value as f32).clamp(f32::MIN, f32::MAX)
     };
     let text = format!("{:?}f", f64::from(single));
-    if single < 0.0 { format!("({text})") } else { text }
+    if single < 0.0 {
+        format!("({text})")
+    } else {
+        text
+    }
 }
 
 /// `a * b` for two printed factors, where one may be the literal 1 or 0.
@@ -114,7 +118,10 @@ mod tests {
         assert_eq!(text("past + seq"), "(sym.past + sym.seq)");
         assert_eq!(text("seq - 1"), "(sym.seq - 1u)");
         assert_eq!(text("-past + seq"), "(sym.seq - sym.past)");
-        assert_eq!(text("ceil(batch*seq / 16)"), "((sym.batch * sym.seq + 15u) / 16u)");
+        assert_eq!(
+            text("ceil(batch*seq / 16)"),
+            "((sym.batch * sym.seq + 15u) / 16u)"
+        );
     }
 
     #[test]

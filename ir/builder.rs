@@ -212,6 +212,14 @@ impl GraphBuilder {
         self.op(Op::Const(Scalar::I32(value)), &[])
     }
 
+    /// Constants in a row, `f32[n]`.
+    ///
+    /// # Errors
+    /// None today; the op takes no operands.
+    pub fn table(&mut self, values: impl Into<Vec<f64>>) -> Built {
+        self.op(Op::Table(values.into()), &[])
+    }
+
     /// `start, start + 1, ..., end - 1` as `i32[end - start]`.
     ///
     /// # Errors

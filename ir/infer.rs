@@ -99,6 +99,7 @@ pub fn infer(op: &Op, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
     match (op, inputs) {
         (Op::Param { ty, .. } | Op::Input { ty, .. } | Op::State { ty, .. }, _) => Ok(ty.clone()),
         (Op::Const(scalar), _) => Ok(TensorType::scalar(scalar.dtype())),
+        (Op::Table(values), _) => Ok(TensorType::new(DType::F32, [values.len()])),
         (Op::Arange { start, end }, _) => Ok(TensorType::new(DType::I32, [end - start])),
 
         (Op::Unary(UnaryOp::Not), [x]) => {

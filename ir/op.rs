@@ -211,6 +211,9 @@ pub enum Op {
     },
     /// A scalar constant. Broadcasting makes larger ones.
     Const(Scalar),
+    /// Constants in a row, `f32[n]`: what follows from a model's configuration
+    /// and is no weight, such as the frequencies of a rotary embedding.
+    Table(Vec<f64>),
     /// `start, start + 1, ..., end - 1` as `i32[end - start]`.
     Arange {
         /// First element.
@@ -421,6 +424,7 @@ impl Op {
             Op::Input { .. } => "input",
             Op::State { .. } => "state",
             Op::Const(_) => "const",
+            Op::Table(_) => "table",
             Op::Arange { .. } => "arange",
             Op::Unary(op) => op.word(),
             Op::Binary(op) => op.word(),
@@ -452,6 +456,7 @@ impl Op {
             | Op::Input { .. }
             | Op::State { .. }
             | Op::Const(_)
+            | Op::Table(_)
             | Op::Arange { .. } => Arity::Exactly(0),
             Op::Unary(_)
             | Op::Cast(_)

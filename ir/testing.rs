@@ -93,6 +93,7 @@ fn build_every_op() -> Result<Graph, GraphError> {
     for value in [false, true] {
         push(Op::Const(Scalar::Bool(value)), &[])?;
     }
+    push(Op::Table(vec![1.0, 0.1, -0.0, 5e-324]), &[])?;
     let positions = push(
         Op::Arange {
             start: "past".into(),

@@ -294,12 +294,13 @@ impl Verifier<'_> {
         {
             self.value_error(13, id, "a finite epsilon, not negative", norm.eps());
         }
-        let number = match op {
-            Op::Const(Scalar::F32(v)) => *v,
-            Op::Attention(spec) | Op::AttentionProbs(spec) => spec.scale,
-            _ => 0.0,
+        let numbers = match op {
+            Op::Const(Scalar::F32(v)) => std::slice::from_ref(v),
+            Op::Table(values) => values,
+            Op::Attention(spec) | Op::AttentionProbs(spec) => std::slice::from_ref(&spec.scale),
+            _ => &[],
         };
-        if !number.is_finite() {
+        if let Some(number) = numbers.iter().find(|v| !v.is_finite()) {
             self.value_error(13, id, "a finite number", number);
         }
     }

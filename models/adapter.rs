@@ -46,6 +46,29 @@ pub struct Parameter {
     /// Its shape as kiln computes with it, outermost dimension first; the
     /// weight of a linear layer is `[out, in]`.
     pub shape: Vec<usize>,
+    /// The parts that checkpoints store it in, the rows of one below those of
+    /// the other; empty where it is stored whole.
+    pub parts: Vec<Part>,
+}
+
+/// Some rows of a parameter that are stored on their own, as the weights of
+/// queries, keys and values are where one linear layer computes them all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its name, to which an adapter gives a stored tensor its place.
+    pub name: String,
+    /// How many rows it has.
+    pub rows: usize,
+}
+
+impl Part {
+    /// So many rows under this name.
+    pub fn new(name: impl Into<String>, rows: usize) -> Self {
+        Part {
+            name: name.into(),
+            rows,
+        }
+    }
 }
 
 impl Parameter {
@@ -54,7 +77,30 @@ impl Parameter {
         Parameter {
             name: name.into(),
             shape: shape.into(),
+            parts: Vec::new(),
         }
+    }
+
+    /// The same parameter, stored in `parts`.
+    #[must_use]
+    pub fn stored_in(mut self, parts: impl Into<Vec<Part>>) -> Self {
+        self.parts = parts.into();
+        self
+    }
+
+    /// What is stored of it: each name with its shape.
+    fn stored(&self) -> Vec<(&str, Vec<usize>)> {
+        if self.parts.is_empty() {
+            return vec![(&self.name, self.shape.clone())];
+        }
+        let parts = self.parts.iter().map(|part| {
+            let mut shape = self.shape.clone();
+            if let Some(rows) = shape.first_mut() {
+                *rows = part.rows;
+            }
+            (part.name.as_str(), shape)
+        });
+        parts.collect()
     }
 
     /// The number of elements; saturates.
@@ -114,9 +160,9 @@ pub enum Layout {
 /// What an adapter says of a stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// It holds this parameter.
+    /// It holds this parameter, or this part of one.
     Parameter {
-        /// The parameter's name.
+        /// The parameter's or the part's name.
         name: String,
         /// How the tensor is laid out.
         layout: Layout,
@@ -144,7 +190,7 @@ pub type Adapter<'a> = &'a dyn Fn(&str) -> Placement;
 pub struct Weights {
     checkpoint: Checkpoint,
     parameters: Vec<Parameter>,
-    /// Parameter name to stored name and layout.
+    /// The name of a parameter or a part to stored name and layout.
     places: BTreeMap<String, Place>,
 }
 
@@ -197,6 +243,22 @@ impl Weights {
     ///
     /// [`ParameterError::Unknown`], when the model has no such parameter.
     pub fn get(&self, name: &str) -> Result<Cow<'_, [f32]>, ParameterError> {
+        let parameter = self.parameters.iter().find(|p| p.name == name);
+        let parameter = parameter.ok_or_else(|| ParameterError::Unknown {
+            name: name.to_owned(),
+        })?;
+        if parameter.parts.is_empty() {
+            return self.values(name);
+        }
+        let mut rows = Vec::with_capacity(parameter.len() as usize);
+        for part in &parameter.parts {
+            rows.extend_from_slice(&self.values(&part.name)?);
+        }
+        Ok(Cow::Owned(rows))
+    }
+
+    /// The values stored under this name of a parameter or a part.
+    fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, ParameterError> {
         let (tensor, layout) = self.stored(name).ok_or_else(|| ParameterError::Unknown {
             name: name.to_owned(),
         })?;
@@ -206,7 +268,7 @@ impl Weights {
         })
     }
 
-    /// The type that a parameter is stored in.
+    /// The type that a parameter, or a part of one, is stored in.
     pub fn stored_dtype(&self, name: &str) -> Option<Dtype> {
         self.stored(name).map(|(tensor, _)| tensor.dtype)
     }
@@ -424,8 +486,8 @@ fn place_all(
     parameters: &[Parameter],
     adapter: Adapter<'_>,
 ) -> Result<Placed, AdapterError> {
-    let wanted: BTreeMap<&str, &Parameter> =
-        parameters.iter().map(|p| (p.name.as_str(), p)).collect();
+    let in_order: Vec<(&str, Vec<usize>)> = parameters.iter().flat_map(Parameter::stored).collect();
+    let wanted: BTreeMap<&str, &[usize]> = in_order.iter().map(|(n, s)| (*n, &**s)).collect();
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
     let mut copies = Vec::new();
     let mut problems = Vec::new();
@@ -442,8 +504,8 @@ fn place_all(
             Placement::Unknown => problems.push(superfluous()),
             Placement::Parameter { name, layout } => match wanted.get(name.as_str()) {
                 None => problems.push(superfluous()),
-                Some(parameter) => {
-                    problems.extend(misfit(&tensor, parameter, layout));
+                Some(shape) => {
+                    problems.extend(misfit(&tensor, shape, layout));
                     let place = Place {
                         stored: stored.to_owned(),
                         layout,
@@ -459,8 +521,8 @@ fn place_all(
             },
             Placement::Copy { of, setting } => match wanted.get(of.as_str()) {
                 None => problems.push(superfluous()),
-                Some(parameter) => {
-                    problems.extend(misfit(&tensor, parameter, Layout::AsStored));
+                Some(shape) => {
+                    problems.extend(misfit(&tensor, shape, Layout::AsStored));
                     copies.push(Copied {
                         stored: stored.to_owned(),
                         of,
@@ -476,12 +538,12 @@ fn place_all(
             layout: Layout::AsStored,
         });
     }
-    let missing = parameters.iter().filter(|p| !places.contains_key(&p.name));
+    let missing = in_order.iter().filter(|(n, _)| !places.contains_key(*n));
     problems.splice(
         0..0,
-        missing.map(|p| Problem::Missing {
-            parameter: p.name.clone(),
-            wanted: stored_shape(p, layout_of(adapter, &p.name)),
+        missing.map(|(name, shape)| Problem::Missing {
+            parameter: (*name).to_owned(),
+            wanted: stored_shape(shape, layout_of(adapter, name)),
         }),
     );
     if problems.is_empty() {
@@ -502,17 +564,17 @@ fn layout_of(adapter: Adapter<'_>, name: &str) -> Layout {
     }
 }
 
-fn stored_shape(parameter: &Parameter, layout: Layout) -> Vec<usize> {
-    let mut shape = parameter.shape.clone();
+fn stored_shape(shape: &[usize], layout: Layout) -> Vec<usize> {
+    let mut shape = shape.to_vec();
     if layout == Layout::Transposed {
         shape.reverse();
     }
     shape
 }
 
-fn misfit(tensor: &StoredTensor<'_>, parameter: &Parameter, layout: Layout) -> Vec<Problem> {
+fn misfit(tensor: &StoredTensor<'_>, shape: &[usize], layout: Layout) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let wanted = stored_shape(parameter, layout);
+    let wanted = stored_shape(shape, layout);
     if tensor.shape != wanted {
         problems.push(Problem::Misshapen {
             tensor: tensor.name.to_owned(),

@@ -1,7 +1,25 @@
 //! Reading `config.json`: what its errors look like, whatever the model.
 
+use kiln_ir::Activation;
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+/// The activations by the names that transformers has for them.
+pub(crate) const ACTIVATIONS: [(&str, Activation); 7] = [
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu", Activation::GeluErf),
+    ("relu", Activation::Relu),
+    ("silu", Activation::Silu),
+    ("swish", Activation::Silu),
+    ("tanh", Activation::Tanh),
+];
+
+/// The name that transformers has for an activation.
+pub(crate) fn activation_name(activation: Activation) -> Option<&'static str> {
+    let found = ACTIVATIONS.iter().find(|(_, known)| *known == activation);
+    found.map(|(name, _)| *name)
+}
 
 /// Why a `config.json` does not describe a model that can be built. The
 /// messages speak of the file by name, without its folder, which the caller
@@ -19,7 +37,7 @@ pub enum ConfigError {
     #[error("config.json has no `{key}`; {supported}")]
     Missing {
         /// The setting.
-        key: &'static str,
+        key: String,
         /// What it may be.
         supported: String,
     },
@@ -37,7 +55,7 @@ pub enum ConfigError {
     #[error("config.json sets `{key}` to {found}, which kiln does not support; {supported}")]
     Unsupported {
         /// The setting.
-        key: &'static str,
+        key: String,
         /// The value, as JSON.
         found: String,
         /// What is supported.
@@ -51,10 +69,12 @@ pub enum ConfigError {
     },
 }
 
-/// The settings of a `config.json`.
+/// The settings of a `config.json`, or those inside one of them.
 #[derive(Clone, Debug)]
 pub struct Settings {
     map: Map<String, Value>,
+    /// What stands before a setting's name in messages.
+    inside: String,
 }
 
 impl Settings {
@@ -65,7 +85,10 @@ impl Settings {
     /// [`ConfigError::NotJson`].
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         match serde_json::from_str(text) {
-            Ok(map) => Ok(Settings { map }),
+            Ok(map) => Ok(Settings {
+                map,
+                inside: String::new(),
+            }),
             Err(error) => Err(ConfigError::NotJson {
                 reason: error.to_string(),
             }),
@@ -75,6 +98,33 @@ impl Settings {
     /// The value of `key`; `None` where it is absent or `null`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The name of `key` in messages: `rope_scaling.factor` for a `factor`
+    /// inside of `rope_scaling`.
+    pub fn full_name(&self, key: &str) -> String {
+        format!("{}{key}", self.inside)
+    }
+
+    /// The settings inside of `key`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn object(&self, key: &str) -> Result<Option<Settings>, ConfigError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Settings {
+                map: map.clone(),
+                inside: format!("{}.", self.full_name(key)),
+            })),
+            Some(value) => Err(self.invalid(key, value, "an object")),
+        }
+    }
+
+    /// The names of all settings.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.map.keys().map(String::as_str)
     }
 
     /// The first of `keys` that is set, with its value. The same setting goes
@@ -95,7 +145,7 @@ impl Settings {
         let in_range = value.as_u64().filter(|n| (1..=i32::MAX as u64).contains(n));
         match in_range {
             Some(size) => Ok(Some(size as usize)),
-            None => Err(invalid(key, value, "a whole number from 1 to 2147483647")),
+            None => Err(self.invalid(key, value, "a whole number from 1 to 2147483647")),
         }
     }
 
@@ -108,7 +158,7 @@ impl Settings {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Bool(on)) => Ok(Some(*on)),
-            Some(value) => Err(invalid(key, value, "true or false")),
+            Some(value) => Err(self.invalid(key, value, "true or false")),
         }
     }
 
@@ -123,7 +173,7 @@ impl Settings {
         };
         match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
             Some(x) => Ok(Some(x)),
-            None => Err(invalid(key, value, "a number greater than 0")),
+            None => Err(self.invalid(key, value, "a number greater than 0")),
         }
     }
 
@@ -136,7 +186,76 @@ impl Settings {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(value) => Err(invalid(key, value, "a text")),
+            Some(value) => Err(self.invalid(key, value, "a text")),
+        }
+    }
+
+    /// A nonlinearity, by the name that transformers has for it.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Unsupported`] for one that is not known.
+    pub fn activation(&self, key: &'static str) -> Result<Option<Activation>, ConfigError> {
+        let Some(name) = self.text(key)? else {
+            return Ok(None);
+        };
+        match ACTIVATIONS.iter().find(|(known, _)| *known == name) {
+            Some((_, activation)) => Ok(Some(*activation)),
+            None => {
+                let known: Vec<&str> = ACTIVATIONS.iter().map(|(known, _)| *known).collect();
+                let supported = format!("those it does are {}", known.join(", "));
+                Err(self.unsupported(key, format!("\"{name}\""), supported))
+            }
+        }
+    }
+
+    /// Refuses what holds for models of every family: another family's
+    /// `model_type`, and weights that are quantised already.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Unsupported`].
+    pub fn refuse_others(&self, model_types: &[&str]) -> Result<(), ConfigError> {
+        if let Some(model_type) = self.text("model_type")?
+            && !model_types.contains(&model_type)
+        {
+            let quoted: Vec<String> = model_types.iter().map(|t| format!("\"{t}\"")).collect();
+            return Err(self.unsupported(
+                "model_type",
+                format!("\"{model_type}\""),
+                format!("it is read here as {}", quoted.join(" or ")),
+            ));
+        }
+        if let Some(method) = self.get("quantization_config") {
+            return Err(self.unsupported(
+                "quantization_config",
+                method.get("quant_method").unwrap_or(method),
+                "give it the unquantised model and let kiln quantise it (--dtype q8 or q4)",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The error of a value that is sound but not supported.
+    pub fn unsupported(
+        &self,
+        key: &str,
+        found: impl ToString,
+        supported: impl Into<String>,
+    ) -> ConfigError {
+        ConfigError::Unsupported {
+            key: self.full_name(key),
+            found: found.to_string(),
+            supported: supported.into(),
+        }
+    }
+
+    /// The error of a value of the wrong kind.
+    pub fn invalid(&self, key: &str, found: &Value, wanted: impl Into<String>) -> ConfigError {
+        ConfigError::Invalid {
+            key: self.full_name(key),
+            found: found.to_string(),
+            wanted: wanted.into(),
         }
     }
 
@@ -154,7 +273,7 @@ impl Settings {
         match value.as_array().map(|names| names.first()) {
             Some(None) => Ok(None),
             Some(Some(Value::String(name))) => Ok(Some(name)),
-            _ => Err(invalid(KEY, value, "a list with one name")),
+            _ => Err(self.invalid(KEY, value, "a list with one name")),
         }
     }
 
@@ -168,15 +287,6 @@ impl Settings {
         };
         let ids = ids.iter().filter_map(Value::as_u64);
         ids.filter_map(|id| id.try_into().ok()).collect()
-    }
-}
-
-/// The error of a value of the wrong kind.
-pub(crate) fn invalid(key: &str, found: &Value, wanted: &str) -> ConfigError {
-    ConfigError::Invalid {
-        key: key.to_owned(),
-        found: found.to_string(),
-        wanted: wanted.to_owned(),
     }
 }
 
@@ -235,6 +345,23 @@ mod tests {
         );
         assert_eq!(s.positive("d"), Ok(Some(2.5)));
         assert_eq!(s.text("b"), Ok(Some("x")));
+    }
+
+    #[test]
+    fn settings_inside_of_others_are_named_with_them() {
+        let outer = settings(r#"{"rope": {"factor": "x", "kind": "y"}, "n": 1, "none": null}"#);
+        let inner = outer.object("rope").unwrap().unwrap();
+        assert_eq!(
+            inner.positive("factor").unwrap_err().to_string(),
+            "config.json sets `rope.factor` to \"x\"; it should be a number greater than 0"
+        );
+        assert_eq!(inner.text("kind"), Ok(Some("y")));
+        assert_eq!(inner.keys().collect::<Vec<_>>(), ["factor", "kind"]);
+        assert!(outer.object("none").unwrap().is_none());
+        assert_eq!(
+            outer.object("n").unwrap_err().to_string(),
+            "config.json sets `n` to 1; it should be an object"
+        );
     }
 
     #[test]

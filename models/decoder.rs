@@ -20,7 +20,7 @@
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Graph, GraphBuilder, GraphError, ValueId};
 
-use crate::adapter::{AdapterError, Parameter, Placement, Weights, count};
+use crate::adapter::{AdapterError, Parameter, Part, Placement, Weights, count};
 use crate::checkpoint::Checkpoint;
 use crate::config::ConfigError;
 use crate::nn::{Built, Span, SpanLimits};
@@ -70,6 +70,13 @@ pub trait Decoder: Send + Sync {
 
     /// The weight adapter: what the tensor stored under this name is.
     fn place(&self, stored: &str) -> Placement;
+
+    /// The parts that checkpoints store a parameter in; none where it is stored
+    /// whole.
+    fn parts(&self, parameter: &str) -> Vec<Part> {
+        let _ = parameter;
+        Vec::new()
+    }
 }
 
 /// What the blocks give.
@@ -112,12 +119,13 @@ impl<D: Decoder> DecoderModel<D> {
                 .shape
                 .iter()
                 .map(|dim| dim.as_const().unwrap_or(0) as usize);
-            Parameter::new(name, shape.collect::<Vec<usize>>())
+            Parameter::new(name, shape.collect::<Vec<usize>>()).stored_in(decoder.parts(name))
         });
+        let parameters = parameters.collect();
         Ok(DecoderModel {
             decoder,
             config: config.to_owned(),
-            parameters: parameters.collect(),
+            parameters,
         })
     }
 

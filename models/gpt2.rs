@@ -18,7 +18,7 @@ use crate::decoder::{Blocks, Decoder, DecoderModel};
 use crate::nn::{self, Attended, Built, Embedding, LayerNorm, Linear, Sequential, Span};
 use crate::registry::{Family, Model};
 
-pub use config::{Gpt2Config, Head, MODEL_TYPE};
+pub use config::{Gpt2Config, MODEL_TYPE};
 
 /// The family's line in the registry.
 pub(crate) const FAMILY: Family = Family {
@@ -106,14 +106,7 @@ impl Decoder for Gpt2 {
     }
 
     fn head(&self, g: &mut GraphBuilder, x: ValueId) -> Result<Option<ValueId>, GraphError> {
-        match self.config.head {
-            Head::Tied => {
-                let weight = self.wte.weight(g)?;
-                g.scope("lm_head", |g| nn::linear(g, x, weight)).map(Some)
-            }
-            Head::Own => self.lm_head.forward(g, x).map(Some),
-            Head::None => Ok(None),
-        }
+        self.config.head.forward(g, x, &self.wte, &self.lm_head)
     }
 
     fn place(&self, stored: &str) -> Placement {

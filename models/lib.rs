@@ -1,8 +1,8 @@
-//! kiln's models: building blocks, GPT-2, checkpoints and tokenizers.
+//! kiln's models: building blocks, GPT-2, Llama, checkpoints and tokenizers.
 //!
 //! - [`source`] opens a model, with its weights and its tokenizer, from wherever
 //!   it is.
-//! - [`registry`] knows the families of models, of which [`gpt2`] is one; each is
+//! - [`registry`] knows the families of models, [`gpt2`] and [`llama`]; each is
 //!   made of [`nn`] blocks and builds graphs of primitive ops through
 //!   [`decoder`].
 //! - [`checkpoint`] reads safetensors, [`adapter`] gives each stored tensor its
@@ -48,8 +48,10 @@ pub mod config;
 pub mod decoder;
 pub mod demo;
 pub mod gpt2;
+pub mod head;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod llama;
 pub mod nn;
 pub mod random;
 pub mod registry;

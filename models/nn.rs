@@ -30,16 +30,18 @@ mod attention;
 mod embedding;
 mod linear;
 mod norm;
+mod rotary;
 mod sequential;
 mod span;
 
 use kiln_ir::{GraphError, ValueId};
 
 pub use activation::activation;
-pub use attention::{Attended, attention, merge_heads, split_heads};
+pub use attention::{Attended, attention, merge_heads, repeat_heads, split_heads};
 pub use embedding::Embedding;
 pub use linear::{Linear, linear};
-pub use norm::LayerNorm;
+pub use norm::{LayerNorm, RmsNorm};
+pub use rotary::{Angles, Rotary};
 pub use sequential::Sequential;
 pub use span::{Span, SpanLimits};
 

@@ -24,10 +24,11 @@ use crate::config::{ConfigError, Settings};
 use crate::gpt2;
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
+use crate::llama;
 use crate::tokenizer::TokenizerError;
 
 /// All families. A new one is a line here.
-const FAMILIES: &[Family] = &[gpt2::FAMILY];
+const FAMILIES: &[Family] = &[gpt2::FAMILY, llama::FAMILY];
 
 /// How a family is found, and made.
 pub(crate) struct Family {
@@ -126,17 +127,13 @@ pub fn from_config(text: &str) -> Result<Box<dyn Model>, ConfigError> {
             ("architectures", name, |family| family.architectures)
         } else {
             return Err(ConfigError::Missing {
-                key: "model_type",
+                key: "model_type".to_owned(),
                 supported: known(|family| family.model_types),
             });
         };
     match FAMILIES.iter().find(|family| names(family).contains(&name)) {
         Some(family) => (family.from_config)(text),
-        None => Err(ConfigError::Unsupported {
-            key,
-            found: format!("\"{name}\""),
-            supported: known(names),
-        }),
+        None => Err(settings.unsupported(key, format!("\"{name}\""), known(names))),
     }
 }
 

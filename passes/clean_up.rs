@@ -70,8 +70,10 @@ pub(crate) fn share(graph: &mut Graph) -> Changed {
 
 /// Equality of ops, except that `0` and `-0` are two constants.
 fn same(a: &Op, b: &Op) -> bool {
+    let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<u64>>();
     match (a, b) {
         (Op::Const(Scalar::F32(a)), Op::Const(Scalar::F32(b))) => a.to_bits() == b.to_bits(),
+        (Op::Table(a), Op::Table(b)) => bits(a) == bits(b),
         _ => a == b,
     }
 }

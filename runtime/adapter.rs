@@ -35,10 +35,10 @@ impl Adapter {
         if all.is_empty() {
             return Err(Error::NoAdapter);
         }
-        let found = match selector.parse::<usize>() {
-            Ok(index) => all.get(index),
-            Err(_) => all.iter().find(|a| a.matches(selector)),
-        };
+        // A number beyond the list may still be a part of a name: `4090`.
+        let index = selector.parse::<usize>().ok();
+        let indexed = index.and_then(|index| all.get(index));
+        let found = indexed.or_else(|| all.iter().find(|a| a.matches(selector)));
         found.cloned().ok_or_else(|| {
             let names = all.iter().enumerate();
             let names: Vec<String> = names.map(|(i, a)| format!("{i}: {a}")).collect();

@@ -146,11 +146,10 @@ impl Model {
             })
             .collect();
 
-        let step = names.contains(&STEP).then(|| tier.entries.get(STEP));
-        let sampling = step
-            .flatten()
-            .and_then(|e| sampler::sources(plan, e, &device));
-        let sampling = sampling.unwrap_or_default();
+        let sampling = match names.contains(&STEP) {
+            true => sampler::sources(plan, tier, STEP, &device).unwrap_or_default(),
+            false => Vec::new(),
+        };
 
         let slots = Slots::new(plan);
         let uniform_bytes = uniform_bytes(plan);
@@ -177,7 +176,7 @@ impl Model {
             file.save(cache);
         }
         drop((compiler, of_sampler));
-        let sampler = sampler::Kernels::new(compiled.split_off(kernels.len()));
+        let sampler = sampler::Kernels::new(plan, tier, compiled.split_off(kernels.len()));
 
         let index = kernels.iter().enumerate().map(|(i, k)| (*k, i)).collect();
         let mut entries = BTreeMap::new();

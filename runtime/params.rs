@@ -47,7 +47,12 @@ fn unpack(artifact: &Artifact, name: &str) -> Result<Vec<f32>> {
         };
         let whole = if part.scales { &mut scales } else { &mut data };
         let at = part.first_row as usize * row_bytes;
-        let place = whole.get_mut(at..at + part.rows as usize * row_bytes);
+        // Vectors are no matrices: they are not padded to whole groups.
+        let bytes = match part.shape.len() {
+            0 | 1 => k * 4,
+            _ => part.rows as usize * row_bytes,
+        };
+        let place = whole.get_mut(at..at + bytes);
         let place = place.ok_or_else(|| bad("a part lies outside its rows"))?;
         copy_part(artifact, &weight.name, part, place)?;
         covered += if part.scales { 0 } else { part.rows as usize };

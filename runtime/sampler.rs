@@ -8,7 +8,7 @@
 use std::fmt::Write;
 
 use kiln_ir::DType;
-use kiln_ir::plan::{Access, Binding, Entry, Kernel, Plan};
+use kiln_ir::plan::{Access, Binding, Entry, Kernel, Plan, Tier};
 use wgpu::BufferUsages as Usage;
 
 use crate::device::Device;
@@ -33,7 +33,7 @@ const BINDINGS: [Access; 7] = {
 /// What the device logs where no logit is finite.
 const NO_TOKEN: u32 = u32::MAX;
 
-/// Sizes of the kernels on a device.
+/// Sizes of the kernels.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     workgroup: u32,
@@ -42,12 +42,21 @@ struct Shape {
 }
 
 impl Shape {
-    fn on(device: &Device) -> Self {
-        let (workgroup, chunks) = match device.adapter().is_cpu() {
-            true => (8, 8),
-            false => (256, 64),
-        };
-        Shape { workgroup, chunks }
+    /// On a CPU a workgroup is one vector, which needs no real barriers, but for
+    /// vocabularies that would take more iterations than llvmpipe lets a shader's
+    /// loops have (65,535 in all): up to 14 times over a quarter of the tokens.
+    fn of(tier: &Tier, vocab: u64) -> Self {
+        let enough = vocab.div_ceil(16_000).next_power_of_two();
+        match tier.requires.cpu_only {
+            true => Shape {
+                workgroup: enough.clamp(8, 256) as u32,
+                chunks: 8,
+            },
+            false => Shape {
+                workgroup: 256,
+                chunks: 64,
+            },
+        }
     }
 }
 
@@ -58,16 +67,22 @@ pub(crate) struct Source {
     pub text: String,
 }
 
-/// The kernels for `entry` on `device`, the greedy pair first; none where its
-/// tokens cannot be chosen on the device: it has no logits, it overwrites inputs
-/// that are given once, or the device binds too few buffers.
-pub(crate) fn sources(plan: &Plan, entry: &Entry, device: &Device) -> Option<Vec<Source>> {
+/// The kernels for `entry` of `tier` on `device`, the greedy pair first; none
+/// where its tokens cannot be chosen on the device: it has no logits, it
+/// overwrites inputs that are given once, or the device binds too few buffers.
+pub(crate) fn sources(
+    plan: &Plan,
+    tier: &Tier,
+    entry: &str,
+    device: &Device,
+) -> Option<Vec<Source>> {
+    let entry = tier.entries.get(entry)?;
     let bound = device.limits().max_storage_buffers_per_shader_stage;
     if !takes_its_tokens(plan, entry) || bound < BINDINGS.len() as u32 {
         return None;
     }
-    let shape = Shape::on(device);
     let vocab = plan.model.vocab_size;
+    let shape = Shape::of(tier, vocab);
     let id_bits = u64::BITS - vocab.saturating_sub(1).leading_zeros();
     let mut out = Vec::new();
     for greedy in [true, false] {
@@ -136,15 +151,17 @@ fn is_written(plan: &Plan, entry: &Entry, buffer: usize) -> bool {
 
 /// The kernels, compiled: for each way of choosing, what is launched in order.
 pub(crate) struct Kernels {
+    shape: Shape,
     greedy: [Compiled; 2],
     drawn: [Compiled; 2],
 }
 
 impl Kernels {
-    /// From the compiled [`sources`], in their order.
-    pub fn new(compiled: Vec<Compiled>) -> Option<Self> {
+    /// From the compiled [`sources`] for a tier of a plan, in their order.
+    pub fn new(plan: &Plan, tier: &Tier, compiled: Vec<Compiled>) -> Option<Self> {
         let [a, b, c, d] = <[Compiled; 4]>::try_from(compiled).ok()?;
         Some(Kernels {
+            shape: Shape::of(tier, plan.model.vocab_size),
             greedy: [a, b],
             drawn: [c, d],
         })
@@ -154,7 +171,6 @@ impl Kernels {
 /// A session's buffers for sampling.
 pub(crate) struct DeviceSampler<'m> {
     kernels: &'m Kernels,
-    shape: Shape,
     batch: usize,
     vocab: u32,
     rule: wgpu::Buffer,
@@ -183,14 +199,13 @@ impl<'m> DeviceSampler<'m> {
             return Ok(None);
         };
         let (device, rows) = (&model.device, batch as u64);
-        let shape = Shape::on(device);
         let vocab = model.plan.model.vocab_size;
         let storage = |name: &str, bytes: u64| {
             let usage = Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC;
             device.buffer(name, bytes, usage, ADVICE)
         };
         let scores = storage("scores", rows * vocab.div_ceil(4) * 16)?;
-        let bests = storage("best tokens", rows * u64::from(shape.chunks) * 8)?;
+        let bests = storage("best tokens", rows * u64::from(kernels.shape.chunks) * 8)?;
         let marks = storage("marked tokens", (rows + 1) * vocab.div_ceil(32) * 4)?;
         let sequences = storage("sequences", rows * 16)?;
         let tokens = storage("new tokens", rows * (context + 1) * 4)?;
@@ -222,7 +237,6 @@ impl<'m> DeviceSampler<'m> {
         })?;
         Ok(Some(DeviceSampler {
             kernels,
-            shape,
             batch,
             vocab: vocab as u32,
             rule,
@@ -288,7 +302,7 @@ impl<'m> DeviceSampler<'m> {
             false => &self.kernels.drawn,
         };
         let grids = [
-            (self.shape.chunks, self.batch as u32),
+            (self.kernels.shape.chunks, self.batch as u32),
             (self.batch as u32, 1),
         ];
         let mut pass = recorder.encoder().begin_compute_pass(&Default::default());

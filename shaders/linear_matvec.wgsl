@@ -7,7 +7,7 @@
 //
 // Constants: K, K4, N, WV, GROUPS, LANES_K and LANES_N (powers of two), TILE_ROWS, TILE_COLS,
 //            NORM, CENTER, EPSILON.
-// Hooks: rows, load_x, norm_x (with NORM), load_w, w_scale, store, workgroup_index.
+// Hooks: rows, load_x, norm_gain and norm_bias (with NORM), load_w, w_scale, store, workgroup_index.
 // Grid: ceil(N / (LANES_N * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
 // Workgroup memory: 4 * LANES_K * LANES_N * TILE_COLS bytes.
 
@@ -80,7 +80,7 @@ fn main(
                 let k4 = group * WV + i;
                 x[r][i] = load_x(min(row + r, rows() - 1u), k4);
                 if NORM {
-                    x[r][i] = norm_x(x[r][i], k4, stats[r].x, stats[r].y);
+                    x[r][i] = (x[r][i] - stats[r].x) * stats[r].y * norm_gain(k4) + norm_bias(k4);
                 }
             }
         }

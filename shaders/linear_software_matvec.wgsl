@@ -9,7 +9,7 @@
 //
 // Constants: K, K4, N, N_STORED, WV, GROUPS, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP,
 //            ROW_SLACK (see linear_software_tile), NORM, CENTER, EPSILON.
-// Hooks: rows, load_x, norm_x (with NORM), load_w, w_scale, store4, workgroup_index.
+// Hooks: rows, load_x, norm_gain and norm_bias (with NORM), load_w, w_scale, store4, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
 // Workgroup memory: with NORM, 16 * GROUPS * WV + 4 * WORKGROUP bytes.
 
@@ -48,7 +48,7 @@ fn normalise(row: u32, lane: u32) {
     let variance = workgroup_sum(lane, squares.x + squares.y + squares.z + squares.w) / f32(K);
     let rstd = inverseSqrt(variance + EPSILON);
     for (var k4 = begin; k4 < end; k4++) {
-        normed[k4] = norm_x(load_x(row, k4), k4, mean, rstd);
+        normed[k4] = (load_x(row, k4) - mean) * rstd * norm_gain(k4) + norm_bias(k4);
     }
     for (var k4 = K4 + lane; k4 < GROUPS * WV; k4 += WORKGROUP) {
         normed[k4] = vec4<f32>(0.0);

@@ -11,7 +11,7 @@
 // Constants: K, N, N_STORED, WV, GROUPS, SCALED, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP,
 //            ROW_SLACK (load_x may be called for up to TILE_ROWS - 1 rows beyond the last; what it
 //            gives is not used), NORM, CENTER, EPSILON, K4.
-// Hooks: rows, load_x, norm_x (with NORM), load_w4, w_scale, store4, workgroup_index.
+// Hooks: rows, load_x, norm_gain and norm_bias (with NORM), load_w4, w_scale, store4, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
 // Workgroup memory: with NORM, 4 * TILE_ROWS * (WORKGROUP + 2) bytes.
 
@@ -122,10 +122,16 @@ fn main(
             for (var c = 0u; c < TILE_COLS; c++) {
                 w[c] = scale[c] * load_w4(tile_column(n + c), k4);
             }
+            var gain = vec4<f32>(1.0);
+            var bias = vec4<f32>(0.0);
+            if NORM {
+                gain = norm_gain(k4);
+                bias = norm_bias(k4);
+            }
             for (var r = 0u; r < TILE_ROWS; r++) {
                 var x = load_x(tile_row(row + r), k4);
                 if NORM {
-                    x = norm_x(x, k4, mean[r], rstd[r]);
+                    x = (x - mean[r]) * rstd[r] * gain + bias;
                 }
                 for (var c = 0u; c < TILE_COLS; c++) {
                     acc[r][c] += dot(x, w[c]);

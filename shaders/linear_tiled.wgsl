@@ -8,7 +8,7 @@
 //
 // Constants: K, K4, N, WV, TILE_M, TILE_N, TILE_K4, THREAD_M, THREAD_N (a multiple of 4).
 //            NORM, CENTER, EPSILON.
-// Hooks: rows, load_x, norm_x (with NORM), load_w4, w_scale, store4, workgroup_index.
+// Hooks: rows, load_x, norm_gain and norm_bias (with NORM), load_w4, w_scale, store4, workgroup_index.
 // Grid: ceil(N / TILE_N) * ceil(rows / TILE_M) workgroups.
 // Workgroup: (TILE_M / THREAD_M) * (TILE_N / THREAD_N) invocations.
 // Workgroup memory: 16 * (TILE_M + TILE_N) * (TILE_K4 + 1) bytes, with NORM 4 * (WORKGROUP + 2 * TILE_M) more.
@@ -92,7 +92,7 @@ fn main(
             if k4 < K4 {
                 v = load_x(min(row + m, rows() - 1u), k4);
                 if NORM {
-                    v = norm_x(v, k4, mean_of[m], rstd_of[m]);
+                    v = (v - mean_of[m]) * rstd_of[m] * norm_gain(k4) + norm_bias(k4);
                 }
             }
             x_tile[m * STRIDE + i % TILE_K4] = v;

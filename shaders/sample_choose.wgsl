@@ -6,13 +6,14 @@
 // an u32 in units of 2^-27. Its *weight* is e^-distance in units of 2^-31, so sums of weights take
 // two words. Nothing is sorted: top-k, top-p and the draw itself are each one search, digit by digit,
 // for the key at which a running sum passes a target. The key is the distance for the filters, with
-// counts or weights to sum, and the token's id for the draw.
+// counts or weights to sum, and the token's id for the draw. The topmost digit of the first filter
+// leaves few tokens as a rule: these are listed in workgroup memory, and the rest is done with them.
 //
 // Constants: WORKGROUP (a power of two), CHUNKS, GREEDY, ID_LEVELS (digits of 8 bits in an id);
 //            EXCLUDED.
 // Hooks: sampling, quads, scores, bests, sequences, choose of defaults/sample.wgsl.
 // Grid: batch workgroups, not folded.
-// Workgroup memory: 8 * WORKGROUP + 2,176 bytes.
+// Workgroup memory: 8 * WORKGROUP + 8 * LISTED + 2,180 bytes.
 
 const COUNT: u32 = 0u;
 const MASS: u32 = 1u;
@@ -23,10 +24,19 @@ const INFINITELY_FAR: u32 = 0xffffffffu;
 const BINS: u32 = 256u;
 const BINS_OF_GROUP: u32 = 16u;
 
+// Room in the list.
+const LISTED: u32 = 1024u;
+
 var<workgroup> best: array<Best, WORKGROUP>;
 var<workgroup> low: array<atomic<u32>, BINS>;
 var<workgroup> high: array<atomic<u32>, BINS>;
 var<workgroup> group_sums: array<vec2<u32>, BINS / BINS_OF_GROUP>;
+
+// Tokens with their distances, if they fit.
+var<workgroup> listed: atomic<u32>;
+var<workgroup> listed_id: array<u32, LISTED>;
+var<workgroup> listed_far: array<u32, LISTED>;
+var<private> has_list: bool;
 
 // The high word of a product.
 fn multiply_high(a: u32, b: u32) -> u32 {
@@ -133,7 +143,12 @@ fn tally(digit: Digit, b: u32, top: f32, lane: u32) {
     workgroupBarrier();
     var begin = 0u;
     var end = quads();
-    if digit.kind == DRAW && !digit.first {
+    if has_list {
+        end = 0u;
+        for (var i = lane; i < atomicLoad(&listed); i += WORKGROUP) {
+            tally_token(digit, listed_far[i], listed_id[i]);
+        }
+    } else if digit.kind == DRAW && !digit.first {
         begin = (digit.prefix << (digit.shift + 8u)) / 4u;
         end = min(end, begin + (64u << digit.shift));
     }
@@ -145,6 +160,35 @@ fn tally(digit: Digit, b: u32, top: f32, lane: u32) {
         tally_token(digit, distance_of(top, quad.w), q * 4u + 3u);
     }
     workgroupBarrier();
+}
+
+fn list_token(far: u32, id: u32, cut: u32) {
+    if far > cut || far == INFINITELY_FAR {
+        return;
+    }
+    let place = atomicAdd(&listed, 1u);
+    if place < LISTED {
+        listed_id[place] = id;
+        listed_far[place] = far;
+    }
+}
+
+// Lists the tokens up to a distance, unless a list is there already or they do not fit.
+fn list(b: u32, top: f32, cut: u32, lane: u32) {
+    if !has_list && lane == 0u {
+        atomicStore(&listed, 0u);
+    }
+    workgroupBarrier();
+    let end = select(quads(), 0u, has_list);
+    for (var q = lane; q < end; q += WORKGROUP) {
+        let quad = scores[b * quads() + q];
+        list_token(distance_of(top, quad.x), q * 4u, cut);
+        list_token(distance_of(top, quad.y), q * 4u + 1u, cut);
+        list_token(distance_of(top, quad.z), q * 4u + 2u, cut);
+        list_token(distance_of(top, quad.w), q * 4u + 3u, cut);
+    }
+    workgroupBarrier();
+    has_list = atomicLoad(&listed) <= LISTED;
 }
 
 // The smallest key such that the sum over all keys up to it exceeds the target: `amount` - 1 tokens,
@@ -194,6 +238,9 @@ fn find(kind: u32, b: u32, top: f32, cut: u32, amount: u32, lane: u32) -> u32 {
         }
         prefix = (prefix << 8u) | digit;
         workgroupBarrier();
+        if level == 0u && kind != DRAW {
+            list(b, top, min(cut, (prefix << 24u) | 0xffffffu), lane);
+        }
     }
     return prefix;
 }

@@ -41,6 +41,7 @@ pub fn measure(adapter: &Adapter, tier: &str, packing: Packing) -> Result<Ceilin
     let options = CompileOptions {
         packing,
         tiers: Some(vec![tier.to_owned()]),
+        ..CompileOptions::default()
     };
     let compiled = compile(&graphs, info, &options, &mut |_, _, _, _| {})?;
     let weight: Vec<f32> = (0..MATRIX * MATRIX)

@@ -61,7 +61,10 @@ mod tests {
         let mut interner = Interner::default();
         let numbers = ["b", "a", "b", "c"].map(|text| interner.number(text));
         assert_eq!(numbers, [0, 1, 0, 2]);
-        assert_eq!(serde_json::to_string(&interner).unwrap(), r#"["b","a","c"]"#);
+        assert_eq!(
+            serde_json::to_string(&interner).unwrap(),
+            r#"["b","a","c"]"#
+        );
     }
 
     #[test]

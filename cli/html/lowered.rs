@@ -118,7 +118,10 @@ impl Lowered {
         }
         let mut kernels = Interner::default();
         for tier in &plan.tiers {
-            let entries = tier.entries.iter().filter(|(name, _)| shown.contains(name.as_str()));
+            let entries = tier
+                .entries
+                .iter()
+                .filter(|(name, _)| shown.contains(name.as_str()));
             let entries =
                 entries.map(|(name, entry)| (name.clone(), lowered.entry(entry, &mut kernels)));
             let entries = entries.collect();
@@ -164,10 +167,18 @@ impl Lowered {
         });
         Entry {
             buffers: buffers.collect(),
-            symbols: entry.symbols.iter().map(|s| (s.name.to_string(), s.max)).collect(),
+            symbols: entry
+                .symbols
+                .iter()
+                .map(|s| (s.name.to_string(), s.max))
+                .collect(),
             inputs: entry.inputs.iter().map(port).collect(),
             outputs: entry.outputs.iter().map(port).collect(),
-            variants: entry.variants.iter().map(|v| self.variant(v, kernels)).collect(),
+            variants: entry
+                .variants
+                .iter()
+                .map(|v| self.variant(v, kernels))
+                .collect(),
         }
     }
 
@@ -176,13 +187,21 @@ impl Lowered {
             launches.iter().map(|l| self.launch(l, kernels)).collect()
         };
         let before = launches(&variant.launches);
-        let streamed: Vec<_> = variant.streams.iter().map(|s| launches(&s.launches)).collect();
-        let streams = variant.streams.iter().zip(streamed).map(|(stream, launches)| Stream {
-            output: stream.output,
-            rows: self.dim(&stream.rows),
-            rows_per_block: stream.rows_per_block,
-            launches,
-        });
+        let streamed: Vec<_> = variant
+            .streams
+            .iter()
+            .map(|s| launches(&s.launches))
+            .collect();
+        let streams = variant
+            .streams
+            .iter()
+            .zip(streamed)
+            .map(|(stream, launches)| Stream {
+                output: stream.output,
+                rows: self.dim(&stream.rows),
+                rows_per_block: stream.rows_per_block,
+                launches,
+            });
         let streams = streams.collect();
         let bounds = variant.bounds.iter();
         ShownVariant {

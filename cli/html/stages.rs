@@ -64,13 +64,18 @@ impl Recorder {
 
     /// Takes down the graph as `pass` left it.
     pub fn see(&mut self, pass: &'static str, graph: &Graph, rewrites: usize) {
-        let records: Vec<_> = graph.iter().map(|(id, value)| self.record(id, value)).collect();
+        let records: Vec<_> = graph
+            .iter()
+            .map(|(id, value)| self.record(id, value))
+            .collect();
         let Some(entry) = self.graphs.entries.last_mut() else {
             return;
         };
         let named = |values: &[(String, ValueId)]| {
             let values = values.iter();
-            values.map(|(name, id)| (name.clone(), id.index())).collect()
+            values
+                .map(|(name, id)| (name.clone(), id.index()))
+                .collect()
         };
         entry.stages.push(Stage {
             pass,
@@ -101,10 +106,13 @@ impl Recorder {
 
 /// An op's type is its value's, and stands there.
 fn op_text(op: &Op) -> OpText {
-    let attrs = op.attrs().into_iter().filter_map(|(key, value)| match value {
-        Attr::Type(_) => None,
-        Attr::Text(text) => Some((key, text)),
-        other => Some((key, other.to_string())),
-    });
+    let attrs = op
+        .attrs()
+        .into_iter()
+        .filter_map(|(key, value)| match value {
+            Attr::Type(_) => None,
+            Attr::Text(text) => Some((key, text)),
+            other => Some((key, other.to_string())),
+        });
     (op.name(), attrs.collect())
 }

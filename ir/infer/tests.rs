@@ -35,6 +35,11 @@ fn leaves_and_elementwise_ops() {
         ("const {f32=1}", "f32[]"),
         ("const {i32=-1}", "i32[]"),
         ("const {bool=true}", "bool[]"),
+        ("table {f32=[1, -0.5, 1e9]}", "f32[3]"),
+        (
+            "table {f32=[1, true]}",
+            "attribute `f32` of `table` wants a list of numbers",
+        ),
         ("arange {start=p, end=p + s}", "i32[s]"),
         ("tanh %0", "f32[b, s, 8]"),
         ("neg %1", "i32[b, s]"),
@@ -322,6 +327,50 @@ fn attention() {
     }
     let probs = format!("attention_probs %0, %6, %7 {}", spec(4, 2));
     assert_eq!(of(&probs), "f32[b, 4, s, p]");
+}
+
+#[test]
+fn rotary_wants_an_angle_for_half_a_head() {
+    for (angles, operands, expected) in [
+        // Two heads, and one of all eight.
+        ("input \"a\" : f32[b, s, 2]", "%0, %8, %8", "f32[b, s, 8]"),
+        ("input \"a\" : f32[s, 4]", "%0, %8, %8", "f32[b, s, 8]"),
+        ("input \"a\" : f32[b, 1, 1]", "%0, %8, %8", "f32[b, s, 8]"),
+        (
+            "input \"a\" : f32[s, 3]",
+            "%0, %8, %8",
+            "rotary: expected heads of twice `3` side by side in the last axis, found f32[b, s, 8]",
+        ),
+        (
+            "input \"a\" : f32[s, p]",
+            "%0, %8, %8",
+            "rotary: expected heads of twice `p` side by side in the last axis, found f32[b, s, 8]",
+        ),
+        (
+            "input \"a\" : f32[p, 2]",
+            "%0, %8, %8",
+            "rotary: expected axes that broadcast to `p`, found `s`",
+        ),
+        (
+            "input \"a\" : f32[3, b, s, 2]",
+            "%0, %8, %8",
+            "rotary: expected cosines whose leading axes broadcast to those of f32[b, s, 8], found \
+             f32[3, b, s, 2]",
+        ),
+        (
+            "input \"a\" : f32[2]",
+            "%0, %8, %4",
+            "rotary: expected sines shaped like the cosines of shape f32[2], found f32[8]",
+        ),
+        (
+            "input \"a\" : i32[2]",
+            "%0, %8, %8",
+            "rotary: expected cosines of type f32, found i32[2]",
+        ),
+    ] {
+        let statements = format!("{angles}\n%9 = rotary {operands}");
+        assert_eq!(of(&statements), expected, "{statements}");
+    }
 }
 
 #[test]

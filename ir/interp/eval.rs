@@ -104,6 +104,10 @@ pub(super) fn eval<'a, T: Real>(
         Op::Const(Scalar::F32(v)) => Tensor::F(View::new(Vec::new(), vec![T::of(*v)])),
         Op::Const(Scalar::I32(v)) => Tensor::I(View::new(Vec::new(), vec![*v])),
         Op::Const(Scalar::Bool(v)) => Tensor::B(View::new(Vec::new(), vec![*v])),
+        Op::Table(values) => {
+            let values = values.iter().map(|v| T::of(*v));
+            Tensor::F(View::new(shape.to_vec(), values.collect()))
+        }
         Op::Arange { start, .. } => {
             let start = start.eval(bindings).map_err(|e| e.to_string())?;
             let count = shape.iter().product::<usize>() as u64;

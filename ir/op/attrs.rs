@@ -41,16 +41,17 @@ impl Op {
                 Scalar::I32(v) => ("i32", Attr::Word(v.to_string())),
                 Scalar::Bool(v) => ("bool", Attr::Bool(v)),
             }],
+            Op::Table(values) => {
+                let values = values.iter().map(|v| Attr::Float(*v));
+                vec![("f32", Attr::List(values.collect()))]
+            }
             Op::Arange { start, end } => vec![
                 ("start", Attr::Dim(start.clone())),
                 ("end", Attr::Dim(end.clone())),
             ],
-            Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Where
-            | Op::Gather
-            | Op::MatMul
-            | Op::Rotary => vec![],
+            Op::Unary(_) | Op::Binary(_) | Op::Where | Op::Gather | Op::MatMul | Op::Rotary => {
+                vec![]
+            }
             Op::Cast(dtype) => vec![("to", word(dtype.name()))],
             Op::Reshape { shape } | Op::Broadcast { shape } => vec![("shape", dims(shape))],
             Op::Transpose { perm } => vec![(
@@ -115,6 +116,7 @@ impl Op {
                 Op::State { name, ty }
             }
             "const" => Op::Const(attrs.scalar()?),
+            "table" => Op::Table(attrs.floats("f32")?),
             "arange" => Op::Arange {
                 start: attrs.dim("start")?,
                 end: attrs.dim("end")?,
@@ -226,6 +228,18 @@ impl AttrReader<'_> {
             Attr::Int(v) => Ok(v as f64),
             _ => self.wrong(key, "a number"),
         }
+    }
+
+    fn floats(&mut self, key: &str) -> Result<Vec<f64>, String> {
+        let items = self.list(key)?.into_iter();
+        let floats: Option<Vec<f64>> = items
+            .map(|a| match a {
+                Attr::Float(v) => Some(v),
+                Attr::Int(v) => Some(v as f64),
+                _ => None,
+            })
+            .collect();
+        floats.map_or_else(|| self.wrong(key, "a list of numbers"), Ok)
     }
 
     fn word(&mut self, key: &str) -> Result<String, String> {

@@ -1,5 +1,10 @@
 //! The interpreter against the node tests of the ONNX standard; see
 //! `tests/fixtures/onnx/make.py`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of a test, outside its functions"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

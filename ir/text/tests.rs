@@ -44,6 +44,7 @@ fn variant(op: &Op) -> usize {
         Op::Attention(_) => 21,
         Op::AttentionProbs(_) => 22,
         Op::Rotary => 23,
+        Op::Table(_) => 24,
     }
 }
 
@@ -52,7 +53,7 @@ fn every_op_round_trips() {
     let graph = every_op();
     verify(&graph).unwrap();
     let variants: BTreeSet<usize> = graph.iter().map(|(_, v)| variant(&v.op)).collect();
-    assert_eq!(variants, (0..24).collect());
+    assert_eq!(variants, (0..25).collect());
     // Every id, name, type and attribute, down to the sign of zero.
     assert_eq!(round_trip(&graph), graph);
     let bits = |g: &Graph| {

@@ -405,6 +405,9 @@ fn invariant_13_numbers_are_finite() {
         scale: f64::NAN,
         causal: true,
     };
+    let table = set("%1 = table {f32=[1, 0.5]}", Op::Table(vec![1.0, f64::NAN]));
+    let text = "%1 = table: expected a finite number, found NaN";
+    expect(&table, 13, &[text]);
     let probs = "%1 = attention_probs %0, %0 {heads=2, kv_heads=2, scale=1.0, causal=true}";
     let text = "%1 = attention_probs: expected a finite number, found NaN";
     expect(&set(probs, Op::AttentionProbs(spec)), 13, &[text]);

@@ -4,7 +4,8 @@ use kiln_ir::Activation;
 
 use serde_json::json;
 
-use crate::config::{ConfigError, Settings};
+use crate::config::{ConfigError, Settings, activation_name};
+use crate::head::Head;
 
 /// The name that `model_type` has in a GPT-2's `config.json`.
 pub const MODEL_TYPE: &str = "gpt2";
@@ -15,17 +16,6 @@ const PRESETS: [(&str, usize, usize, usize); 4] = [
     ("gpt2-medium", 1024, 16, 24),
     ("gpt2-large", 1280, 20, 36),
     ("gpt2-xl", 1600, 25, 48),
-];
-
-/// The activations by the names that transformers has for them.
-const ACTIVATIONS: [(&str, Activation); 7] = [
-    ("gelu_new", Activation::GeluTanh),
-    ("gelu_pytorch_tanh", Activation::GeluTanh),
-    ("gelu", Activation::GeluErf),
-    ("relu", Activation::Relu),
-    ("silu", Activation::Silu),
-    ("swish", Activation::Silu),
-    ("tanh", Activation::Tanh),
 ];
 
 /// A GPT-2, or a model of its family.
@@ -59,17 +49,6 @@ pub struct Gpt2Config {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// What turns hidden states into logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
-    /// The embedding itself (`tie_word_embeddings`).
-    Tied,
-    /// A matrix of its own, `lm_head.weight`.
-    Own,
-    /// Nothing: hidden states are the answer (`GPT2Model`).
-    None,
-}
-
 impl Gpt2Config {
     /// Reads the text of a `config.json`.
     ///
@@ -94,13 +73,15 @@ impl Gpt2Config {
             n_layer: size(&["n_layer", "num_hidden_layers"], 12)?,
             n_head: size(&["n_head", "num_attention_heads"], 12)?,
             n_inner: size(&["n_inner"], 4 * n_embd)?,
-            activation: activation(&settings)?,
+            activation: settings
+                .activation("activation_function")?
+                .unwrap_or(Activation::GeluTanh),
             layer_norm_epsilon: settings.positive("layer_norm_epsilon")?.unwrap_or(1e-5),
             scale_attn_weights: settings.switch("scale_attn_weights")?.unwrap_or(true),
             scale_attn_by_inverse_layer_idx: settings
                 .switch("scale_attn_by_inverse_layer_idx")?
                 .unwrap_or(false),
-            head: head(&settings)?,
+            head: Head::from_settings(&settings, ["GPT2LMHeadModel", "GPT2Model"], true)?,
             eos_token_ids: settings.eos_tokens(),
         };
         config.check()?;
@@ -115,9 +96,6 @@ impl Gpt2Config {
             Head::Own => ("GPT2LMHeadModel", false),
             Head::None => ("GPT2Model", true),
         };
-        let activation = ACTIVATIONS
-            .iter()
-            .find(|(_, activation)| *activation == self.activation);
         let config = json!({
             "model_type": MODEL_TYPE,
             "architectures": [architecture],
@@ -127,7 +105,7 @@ impl Gpt2Config {
             "n_layer": self.n_layer,
             "n_head": self.n_head,
             "n_inner": self.n_inner,
-            "activation_function": activation.map(|(name, _)| name),
+            "activation_function": activation_name(self.activation),
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "scale_attn_weights": self.scale_attn_weights,
             "scale_attn_by_inverse_layer_idx": self.scale_attn_by_inverse_layer_idx,
@@ -200,79 +178,30 @@ impl Gpt2Config {
 }
 
 fn refuse_unsupported(settings: &Settings) -> Result<(), ConfigError> {
-    let unsupported = |key, found: String, supported: &str| ConfigError::Unsupported {
-        key,
-        found,
-        supported: supported.to_owned(),
-    };
-    if let Some(model_type) = settings.text("model_type")?
-        && model_type != MODEL_TYPE
-    {
-        return Err(unsupported(
-            "model_type",
-            format!("\"{model_type}\""),
-            "it is read here as \"gpt2\"",
-        ));
-    }
+    settings.refuse_others(&[MODEL_TYPE])?;
     if settings.switch("add_cross_attention")? == Some(true) {
-        return Err(unsupported(
+        return Err(settings.unsupported(
             "add_cross_attention",
-            "true".to_owned(),
+            true,
             "only decoders without an encoder are, for which it is false",
-        ));
-    }
-    if let Some(method) = settings.get("quantization_config") {
-        return Err(unsupported(
-            "quantization_config",
-            method.get("quant_method").unwrap_or(method).to_string(),
-            "give it the unquantised model and let kiln quantise it (--dtype q8 or q4)",
         ));
     }
     if let Some(pruned) = settings.get("pruned_heads")
         && pruned.as_object().is_none_or(|heads| !heads.is_empty())
     {
-        return Err(unsupported(
+        return Err(settings.unsupported(
             "pruned_heads",
-            pruned.to_string(),
+            pruned,
             "only models with all heads are",
         ));
     }
     Ok(())
 }
 
-fn activation(settings: &Settings) -> Result<Activation, ConfigError> {
-    const KEY: &str = "activation_function";
-    let name = settings.text(KEY)?.unwrap_or("gelu_new");
-    match ACTIVATIONS.iter().find(|(known, _)| *known == name) {
-        Some((_, activation)) => Ok(*activation),
-        None => {
-            let known: Vec<&str> = ACTIVATIONS.iter().map(|(known, _)| *known).collect();
-            Err(ConfigError::Unsupported {
-                key: KEY,
-                found: format!("\"{name}\""),
-                supported: format!("those it does are {}", known.join(", ")),
-            })
-        }
-    }
-}
-
-fn head(settings: &Settings) -> Result<Head, ConfigError> {
-    let tied = settings.switch("tie_word_embeddings")?.unwrap_or(true);
-    let with_head = if tied { Head::Tied } else { Head::Own };
-    match settings.architecture()? {
-        None | Some("GPT2LMHeadModel") => Ok(with_head),
-        Some("GPT2Model") => Ok(Head::None),
-        Some(name) => Err(ConfigError::Unsupported {
-            key: "architectures",
-            found: format!("[\"{name}\"]"),
-            supported: "those it does are GPT2LMHeadModel and GPT2Model".to_owned(),
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ACTIVATIONS;
 
     fn message(text: &str) -> String {
         Gpt2Config::from_json(text).unwrap_err().to_string()

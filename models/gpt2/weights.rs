@@ -6,8 +6,8 @@
 //! - Causal masks were once saved as if they were weights.
 //! - A head that shares the embedding may be stored a second time.
 
-use super::config::Head;
 use crate::adapter::{Layout, Placement};
+use crate::head::Head;
 
 /// The matrices of a block that are stored `[in, out]`.
 const TRANSPOSED: [&str; 4] = [
@@ -23,15 +23,7 @@ const MASKS: [&str; 2] = ["attn.bias", "attn.masked_bias"];
 /// What the tensor stored under this name is.
 pub(super) fn place(stored: &str, head: Head) -> Placement {
     if stored == "lm_head.weight" {
-        return match head {
-            Head::Tied => Placement::Copy {
-                of: "wte.weight".to_owned(),
-                setting: "tie_word_embeddings",
-            },
-            Head::Own => parameter(stored, Layout::AsStored),
-            // The body of a model may be taken from a checkpoint of the whole.
-            Head::None => Placement::Ignored,
-        };
+        return head.place(stored, "wte.weight");
     }
     let name = stored.strip_prefix("transformer.").unwrap_or(stored);
     match in_block(name) {

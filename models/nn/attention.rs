@@ -63,6 +63,26 @@ pub fn split_heads(g: &mut GraphBuilder, x: ValueId, heads: usize) -> Built {
     g.transpose(split, &[0, 2, 1, 3])
 }
 
+/// `[batch, heads, n, d]` with each head `times` times, one beside the other:
+/// the keys or values of grouped queries (Ainslie et al.,
+/// <https://arxiv.org/abs/2305.13245>).
+///
+/// # Errors
+/// When `x` has not four axes.
+pub fn repeat_heads(g: &mut GraphBuilder, x: ValueId, times: usize) -> Built {
+    if times == 1 {
+        return Ok(x);
+    }
+    let mut shape = g.shape(x);
+    shape.insert(2.min(shape.len()), 1.into());
+    let apart = g.reshape(x, shape.clone())?;
+    shape[2] = times.into();
+    let repeated = g.broadcast(apart, shape.clone())?;
+    let times = shape.remove(2);
+    shape[1] = &shape[1] * &times;
+    g.reshape(repeated, shape)
+}
+
 /// `[batch, heads, n, d]` as `[batch, n, heads * d]`.
 ///
 /// # Errors

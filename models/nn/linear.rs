@@ -26,8 +26,14 @@ impl Linear {
 
     /// The same layer without its bias.
     #[must_use]
-    pub fn without_bias(mut self) -> Self {
-        self.bias = false;
+    pub fn without_bias(self) -> Self {
+        self.with_bias(false)
+    }
+
+    /// The same layer with or without a bias.
+    #[must_use]
+    pub fn with_bias(mut self, bias: bool) -> Self {
+        self.bias = bias;
         self
     }
 

@@ -117,7 +117,7 @@ fn each_filter_keeps_what_it_says() {
     for ((id, expected), got) in (0u32..).zip(expected).zip(got) {
         assert_eq!(got.id, id);
         assert!(
-            got.weight.abs_diff(expected) <= 1 + expected >> 24,
+            got.weight.abs_diff(expected) <= 1 + (expected >> 24),
             "{got:?}"
         );
     }

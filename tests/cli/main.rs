@@ -7,6 +7,7 @@ mod artifact;
 mod bench;
 mod compile;
 mod forward;
+mod html;
 mod interrupt;
 mod ir;
 mod run;

@@ -59,7 +59,11 @@ pub fn in_memory(compiled: Compiled, params: &dyn ParamSource) -> Artifact {
         (name, bytes)
     });
     let weights: BTreeMap<String, Vec<u8>> = weights.collect();
-    let Compiled { plan, kernels, graphs } = compiled;
+    let Compiled {
+        plan,
+        kernels,
+        graphs,
+    } = compiled;
     Artifact::from_parts(plan, kernels, graphs, None, Box::new(weights)).unwrap()
 }
 

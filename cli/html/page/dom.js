@@ -38,7 +38,7 @@ const bytes = (n) => scaled(n, ['B', 'kB', 'MB', 'GB', 'TB']);
 const operations = (n) => scaled(n, ['', 'k', 'M', 'G', 'T']);
 
 /** `3 values`, `1 value`. */
-const plural = (n, noun) => `${count(n)} ${noun}${n === 1 ? '' : 's'}`;
+const plural = (n, noun, many = `${noun}s`) => `${count(n)} ${n === 1 ? noun : many}`;
 
 /** How often each item occurs, most frequent first. */
 function tally(items) {
@@ -49,11 +49,13 @@ function tally(items) {
 
 /** Buttons of which one is pressed, as a radio group: arrow keys move along. */
 function segments(group, items, chosen, choose) {
-  group.replaceChildren(...items.map(({ key, label, title }) => el('button', {
+  const focused = group.contains(document.activeElement);
+  group.replaceChildren(...items.map(({ key, label, title, disabled }) => el('button', {
     role: 'radio', 'aria-checked': String(key === chosen), tabindex: key === chosen ? 0 : -1,
-    'data-key': key, title, onclick: () => choose(key),
+    'data-key': key, title, disabled, onclick: () => choose(key),
   }, label)));
   group.onkeydown = (event) => rove(event, group, '[role=radio]');
+  if (focused) group.querySelector('[aria-checked=true]')?.focus();
 }
 
 /** Arrow keys, Home and End within a group of buttons: focus and press. */
@@ -62,7 +64,7 @@ function rove(event, group, selector) {
   const step = steps[event.key];
   if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
-  const buttons = [...group.querySelectorAll(selector)];
+  const buttons = [...group.querySelectorAll(selector)].filter((button) => !button.disabled);
   const at = buttons.indexOf(document.activeElement);
   const to = Math.max(0, Math.min(buttons.length - 1, at + step));
   const key = buttons[to].dataset.key;

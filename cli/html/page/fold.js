@@ -11,13 +11,37 @@ const LEVELS = [
 /** `h.0.attn.c_attn` as `h.0`, `attn`, `c_attn`: a number stays with its name. */
 const components = (source) => (source === '' ? [] : source.split(/\.(?!\d+(?:\.|$))/));
 
+/** How many components two paths share from their start. */
+function shared(a, b) {
+  let n = 0;
+  while (n < a.length && a[n] === b[n]) n += 1;
+  return n;
+}
+
+/**
+ * The module that a value is shown in: the one that built it or, where it takes
+ * from and only gives to a module within that, the inner one. A pass may put
+ * what stood outside a module in its midst; left outside, it would tie the
+ * folded module to itself.
+ */
+function placeOf(stage, value) {
+  const own = components(value.source);
+  const path = (id) => components(stage.byId.get(id)?.source ?? '');
+  const users = stage.users.get(value.id).map(path);
+  const named = [...stage.outputs, ...stage.states].some(([, id]) => id === value.id);
+  if (named || users.length === 0) return own;
+  const common = users.reduce((a, b) => a.slice(0, shared(a, b)));
+  const inner = Math.max(0, ...value.inputs.map((id) => shared(common, path(id))));
+  return inner > own.length && shared(common, own) === own.length ? common.slice(0, inner) : own;
+}
+
 /** The tree of modules of the values that are shown. */
 function moduleTree(stage, constants) {
   const root = { path: '', name: '', groups: new Map(), items: [], values: [] };
   for (const value of stage.inOrder) {
     if (!constants && isConstant(value)) continue;
     let group = root;
-    for (const name of components(value.source)) {
+    for (const name of placeOf(stage, value)) {
       group.values.push(value);
       if (!group.groups.has(name)) {
         const path = group.path === '' ? name : `${group.path}.${name}`;

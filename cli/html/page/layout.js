@@ -28,10 +28,10 @@ function link(root, shownIn, stage) {
   visit(root);
   for (const value of stage.inOrder) {
     const to = shownIn.get(value.id);
-    if (to) value.inputs.forEach((id) => connect(shownIn.get(id), to, root));
+    if (to) value.inputs.forEach((id) => connect(shownIn.get(id), to));
   }
   for (const item of root.items) {
-    if (item.kind === 'output') connect(shownIn.get(item.id), item, root);
+    if (item.kind === 'output') connect(shownIn.get(item.id), item);
   }
 }
 
@@ -87,9 +87,7 @@ function placeInside(node, measure) {
   const nodes = [...ports.filter((p) => p.side === 'in'), ...node.items, ...ports.filter((p) => p.side === 'out')];
   const links = [...node.links.values()];
   rank(nodes, links);
-  const rows = layers(nodes, links);
-  order(rows);
-  const width = spread(rows);
+  const { rows, width } = arrange(layers(nodes, links));
   const height = stackUp(node, rows);
   const label = node.kind === 'root' ? 0 : measure(node).w;
   node.w = Math.max(width + 2 * GAP.pad, label);
@@ -101,10 +99,13 @@ function placeInside(node, measure) {
 
 /** Longest-path ranks; nodes without operands sink to where they are used. */
 function rank(nodes, links) {
-  nodes.forEach((node, i) => Object.assign(node, { rank: 0, ins: [], outs: [], at: i }));
+  const hasPorts = nodes.some((node) => node.side === 'in');
+  for (const node of nodes) {
+    Object.assign(node, { rank: hasPorts && node.side !== 'in' ? 1 : 0, ins: [], outs: [] });
+  }
   for (const l of links) {
-    // A folded group may use what it feeds: against the order, links turn round.
-    l.reversed = l.from.node.at > l.to.node.at && reaches(l.to.node, l.from.node);
+    // A folded group may use what it feeds; one of such links turns round.
+    l.reversed = reaches(l.to.node, l.from.node);
     const [a, b] = l.reversed ? [l.to.node, l.from.node] : [l.from.node, l.to.node];
     a.outs.push(b);
     b.ins.push(a);
@@ -121,11 +122,9 @@ function rank(nodes, links) {
       if (waiting.get(next) === 0) ready.push(next);
     }
   }
-  const hasPorts = nodes.some((node) => node.side === 'in');
   for (const node of sorted.reverse()) {
-    if (node.side === 'in' || node.outs.length <= node.ins.length && node.ins.length) continue;
-    if (node.outs.length) node.rank = Math.min(...node.outs.map((next) => next.rank)) - 1;
-    else if (hasPorts) node.rank = Math.max(node.rank, 1);
+    const sinks = node.outs.length > node.ins.length && node.side !== 'in';
+    if (sinks) node.rank = Math.min(...node.outs.map((next) => next.rank)) - 1;
   }
   const inner = nodes.filter((node) => node.side !== 'out');
   const last = Math.max(0, ...inner.map((node) => node.rank));
@@ -181,14 +180,35 @@ function join(above, out, below, into) {
   below.up.push({ cell: above, here: into, there: out });
 }
 
-/** Orders each rank by the mean places of neighbours; keeps the best order seen. */
-function order(rows) {
-  const number = () => rows.forEach((row) => row.forEach((cell, i) => { cell.place = i; }));
-  number();
-  let best = { crossings: crossings(rows), rows: rows.map((row) => [...row]) };
+/**
+ * Orders and places the cells. A sweep cannot move a long link past what it runs
+ * beside, so there are two starts, with such links on the right and on the left;
+ * that of few crossings and short ways is taken.
+ */
+function arrange(rows) {
+  const bendsFirst = rows.map((row) => [...row.filter((cell) => cell.bend), ...row.filter((cell) => !cell.bend)]);
+  const tried = [rows, bendsFirst].map((start) => {
+    const ordered = order(start);
+    spread(ordered.rows);
+    const sideways = ordered.rows.flat().flatMap((cell) =>
+      cell.down.map((l) => Math.abs(cell.x + l.here - l.cell.x - l.there)));
+    return { ...ordered, cost: 80 * ordered.crossings + sideways.reduce((a, b) => a + b, 0) };
+  });
+  const best = tried[0].cost <= tried[1].cost ? tried[0] : tried[1];
+  return { rows: best.rows, width: spread(best.rows) };
+}
+
+/** Orders each rank by the mean places of neighbours; the best order seen. */
+function order(start) {
+  const number = (row) => row.forEach((cell, i) => { cell.place = i; });
+  const now = start.map((row) => [...row]);
+  now.forEach(number);
+  let best = { crossings: Infinity };
   for (let sweep = 0; sweep < 12 && best.crossings > 0; sweep++) {
+    const crossed = crossings(now);
+    if (crossed < best.crossings) best = { crossings: crossed, rows: now.map((row) => [...row]) };
     const down = sweep % 2 === 0;
-    for (const row of down ? rows : [...rows].reverse()) {
+    for (const row of down ? now : [...now].reverse()) {
       for (const cell of row) {
         const links = down ? cell.up : cell.down;
         // A link's end to the right on a wide node counts as a place to the right.
@@ -196,13 +216,10 @@ function order(rows) {
         cell.wish = places.length ? places.reduce((a, b) => a + b) / places.length : cell.place + 0.5;
       }
       row.sort((a, b) => a.wish - b.wish || a.place - b.place);
-      row.forEach((cell, i) => { cell.place = i; });
+      number(row);
     }
-    const now = crossings(rows);
-    if (now < best.crossings) best = { crossings: now, rows: rows.map((row) => [...row]) };
   }
-  best.rows.forEach((row, i) => { rows[i] = row; });
-  number();
+  return best;
 }
 
 function crossings(rows) {
@@ -229,15 +246,18 @@ function spread(rows) {
     }
   }
   const sides = { down: ['up'], up: ['down'], both: ['up', 'down'] };
-  for (const sweep of ['down', 'up', 'down', 'up', 'both', 'both', 'down', 'up', 'both', 'both']) {
+  const sweeps = ['down', 'up', 'down', 'up', ...Array(16).fill('both')];
+  for (const sweep of sweeps) {
     for (const row of sweep === 'up' ? [...rows].reverse() : rows) {
       const wishes = row.map((cell) => {
         let [sum, weight] = [0, 0];
         for (const side of sides[sweep]) {
           for (const l of cell[side]) {
-            // Long links are to be straight before all.
-            const w = cell.bend && l.cell.bend ? 8 : cell.bend || l.cell.bend ? 2 : 1;
-            sum += w * (l.cell.x + l.there - l.here);
+            // Long links are to be straight before all, and blocks to stand
+            // under each other rather than slant with their links.
+            const frames = cell.node?.items && l.cell.node?.items;
+            const w = frames || (cell.bend && l.cell.bend) ? 24 : cell.bend || l.cell.bend ? 2 : 1;
+            sum += w * (frames ? l.cell.x : l.cell.x + l.there - l.here);
             weight += w;
           }
         }
@@ -246,11 +266,45 @@ function spread(rows) {
       settleRow(row, wishes);
     }
   }
-  const left = Math.min(...rows.flat().map((cell) => cell.x - cell.w / 2), 0);
+  straighten(rows);
   const cells = rows.flat();
-  const edge = cells.length ? Math.min(...cells.map((cell) => cell.x - cell.w / 2)) : left;
-  cells.forEach((cell) => { cell.x -= edge; });
-  return cells.length ? Math.max(...cells.map((cell) => cell.x + cell.w / 2)) : 0;
+  const left = Math.min(...cells.map((cell) => cell.x - cell.w / 2));
+  cells.forEach((cell) => { cell.x -= left; });
+  return Math.max(0, ...cells.map((cell) => cell.x + cell.w / 2));
+}
+
+/** Puts the bends of a long link under each other, as far as their ranks have room. */
+function straighten(rows) {
+  const next = (bend) => bend.down.map((l) => l.cell).find((cell) => cell.bend);
+  const room = (cell, row) => {
+    const at = row.indexOf(cell);
+    return [
+      at > 0 ? row[at - 1].x + apart(row[at - 1], cell) : -Infinity,
+      at + 1 < row.length ? row[at + 1].x - apart(cell, row[at + 1]) : Infinity,
+    ];
+  };
+  const settle = (run, [low, high]) => {
+    const mean = run.reduce((sum, cell) => sum + cell.x, 0) / run.length;
+    run.forEach((cell) => { cell.x = Math.max(low, Math.min(high, mean)); });
+  };
+  rows.forEach((row, r) => {
+    for (const first of row) {
+      if (!first.bend || first.up[0].cell.bend) continue;
+      let run = [];
+      let span = [-Infinity, Infinity];
+      for (let [cell, at] = [first, r]; cell; [cell, at] = [next(cell), at + 1]) {
+        const [low, high] = room(cell, rows[at]);
+        const both = [Math.max(span[0], low), Math.min(span[1], high)];
+        if (both[0] > both[1]) {
+          settle(run, span);
+          [run, span] = [[cell], [low, high]];
+        } else {
+          [run, span] = [[...run, cell], both];
+        }
+      }
+      settle(run, span);
+    }
+  });
 }
 
 /** How far the middles of neighbours in a rank must be apart. */
@@ -291,7 +345,9 @@ function stackUp(node, rows) {
     }
     const top = i === 0 ? y : y + GAP.y * (isPort ? 0.6 : 1);
     row.forEach((cell) => {
-      cell.y = top + (height - cell.h) / 2;
+      // Beside an open block, a node stands near what it hangs together with.
+      const slack = height - cell.h;
+      cell.y = top + (slack < 120 ? slack / 2 : cell.up.length ? 0 : slack);
       cell.top = top;
       cell.bottom = top + height;
     });
@@ -308,12 +364,8 @@ function stackUp(node, rows) {
 
 /** The points that each link goes through, relative to the group's corner. */
 function route(node, links) {
-  for (const cell of links.flatMap((l) => l.cells)) {
-    if (cell.node) Object.assign(cell.node, { x: cell.node.kind === 'port' ? cell.x : cell.x - cell.w / 2, y: cell.y });
-  }
   for (const item of [...node.items, ...node.ports.values()]) {
-    const { cell } = item;
-    Object.assign(item, { x: item.kind === 'port' ? cell.x : cell.x - cell.w / 2, y: cell.y });
+    Object.assign(item, { x: item.cell.x - item.w / 2, y: item.cell.y });
   }
   // Where several links enter a node, they do so side by side.
   const arriving = new Map();
@@ -332,11 +384,13 @@ function route(node, links) {
     const start = l.cells[0];
     const end = l.cells.at(-1);
     const x = ({ node: n, port }, cell) => (port ? n.x + port.x : cell.x);
-    l.points = [{ x: x(from, start), y: start.y + start.h }];
+    // Links move sideways only between ranks, where nothing is in their way.
+    const [out, into] = [x(from, start), x(to, end) + (l.into ?? 0)];
+    l.points = [{ x: out, y: start.y + start.h }, { x: out, y: start.bottom }];
     for (const bend of l.cells.slice(1, -1)) {
       l.points.push({ x: bend.x, y: bend.top }, { x: bend.x, y: bend.bottom });
     }
-    l.points.push({ x: x(to, end) + (l.into ?? 0), y: end.y });
+    l.points.push({ x: into, y: end.top }, { x: into, y: end.y });
   }
 }
 

@@ -26,6 +26,9 @@ function maxima() {
   return out;
 }
 
+/** The last stage that is not what the one before was. */
+const lastChange = () => Math.max(0, stages().findLastIndex((s) => s.rewrites > 0));
+
 /** Values for all symbols of the current entry point, and the plan's own. */
 function currentSizes() {
   const out = { context: data.max_context, block: 0 };
@@ -48,24 +51,23 @@ function initial(name, max) {
 
 /** The variant that runs for the current sizes: the first whose bounds hold. */
 function currentVariant() {
-  const entry = planEntry(state.tier, state.entry);
   const sizes = currentSizes();
-  return entry?.variants.find((variant) => suits(variant, sizes));
+  return planEntry(state.tier, state.entry)?.variants.find((variant) => suits(variant, sizes));
 }
 
 const suits = (variant, sizes) => variant.bounds.every(([size, max]) => evaluate(plan.dims[size], sizes) <= max);
 
 const VIEWS = [];
 
-/** Changes the state and draws again what shows it. */
-function update(patch) {
+/** Changes the state and draws again what shows it; views look for hints on how. */
+function update(patch, hint = {}) {
   Object.assign(state, patch);
   history.replaceState(null, '', address());
-  draw(patch);
+  draw(patch, hint);
 }
 
-function draw(patch) {
-  for (const view of VIEWS) view(patch);
+function draw(patch, hint = {}) {
+  for (const view of VIEWS) view(patch, hint);
 }
 
 function address() {
@@ -90,7 +92,7 @@ function readAddress() {
   state.tab = known(parts.tab, TABS) ?? 'graph';
   state.entry = known(parts.entry, entryNames) ?? (entryNames.includes('step') ? 'step' : entryNames[0]);
   const named = stages().findIndex((s) => s.pass === parts.stage);
-  state.stage = named >= 0 ? named : stages().length - 1;
+  state.stage = named >= 0 ? named : lastChange();
   state.level = known(parts.level, LEVELS.map((l) => l.key)) ?? 'ops';
   state.constants = parts.parameters === '1';
   state.node = parts.node;

@@ -2,6 +2,8 @@
 //! layout is told in `tests/fixtures/reference.py`.
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub mod reference;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,6 +45,7 @@ pub struct Fixture {
 }
 
 /// Whole sequences and what comes of them.
+#[derive(Clone)]
 pub struct Case {
     pub label: String,
     pub ids: HostTensor<f32>,

@@ -1,0 +1,380 @@
+//! What a `config.json` of the Llama family says.
+
+use kiln_ir::Activation;
+use serde_json::{Value, json};
+
+use super::rope::{Llama3Scaling, Rope};
+use crate::config::{ConfigError, Settings, activation_name};
+use crate::head::Head;
+
+/// The members of the family that differ in more than sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// Llama 2 and 3, SmolLM2, and all who share their form.
+    Llama,
+    /// Qwen 2 and 2.5: queries, keys and values have biases.
+    Qwen2,
+}
+
+impl Variant {
+    const ALL: [Variant; 2] = [Variant::Llama, Variant::Qwen2];
+
+    /// What it is called in `model_type`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Variant::Llama => "llama",
+            Variant::Qwen2 => "qwen2",
+        }
+    }
+
+    /// The classes with and without a head in `architectures`.
+    fn architectures(self) -> [&'static str; 2] {
+        match self {
+            Variant::Llama => ["LlamaForCausalLM", "LlamaModel"],
+            Variant::Qwen2 => ["Qwen2ForCausalLM", "Qwen2Model"],
+        }
+    }
+
+    fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
+        settings.refuse_others(&Self::ALL.map(Self::model_type))?;
+        let model_type = settings.text("model_type")?;
+        let architecture = settings.architecture()?;
+        let found = Self::ALL.into_iter().find(|variant| match model_type {
+            Some(name) => variant.model_type() == name,
+            None => architecture.is_some_and(|name| variant.architectures().contains(&name)),
+        });
+        Ok(found.unwrap_or(Variant::Llama))
+    }
+}
+
+/// A Llama, or a model of its family.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlamaConfig {
+    /// Which member of the family it is (`model_type`).
+    pub variant: Variant,
+    /// The tokens (`vocab_size`).
+    pub vocab_size: usize,
+    /// The longest context, in tokens (`max_position_embeddings`).
+    pub max_position_embeddings: usize,
+    /// The width of the residual stream (`hidden_size`).
+    pub hidden_size: usize,
+    /// The width inside the feed-forward part of a block (`intermediate_size`).
+    pub intermediate_size: usize,
+    /// The blocks (`num_hidden_layers`).
+    pub num_hidden_layers: usize,
+    /// The query heads of a block (`num_attention_heads`).
+    pub num_attention_heads: usize,
+    /// The key and value heads of a block (`num_key_value_heads`); divides the
+    /// query heads.
+    pub num_key_value_heads: usize,
+    /// The width of a head, an even number (`head_dim`).
+    pub head_dim: usize,
+    /// The nonlinearity of the feed-forward part's gate (`hidden_act`).
+    pub hidden_act: Activation,
+    /// Added to the mean square in norms (`rms_norm_eps`).
+    pub rms_norm_eps: f64,
+    /// The rotary embedding's frequencies.
+    pub rope: Rope,
+    /// Whether queries, keys and values have biases (`attention_bias`; always
+    /// in Qwen2).
+    pub qkv_bias: bool,
+    /// Whether the attention's output has a bias (`attention_bias`; never in
+    /// Qwen2).
+    pub o_bias: bool,
+    /// Whether the feed-forward part's layers have biases (`mlp_bias`).
+    pub mlp_bias: bool,
+    /// The head: tied, its own, or none.
+    pub head: Head,
+    /// The tokens after which a text is over (`eos_token_id`).
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl LlamaConfig {
+    /// Reads the text of a `config.json`.
+    ///
+    /// A setting that is absent has the value that transformers gives it.
+    /// Settings that only concern training (dropout, initialisation) are not
+    /// looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], naming the setting, the value it has and those it may
+    /// have.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        let settings = Settings::parse(text)?;
+        let variant = Variant::from_settings(&settings)?;
+        refuse_unsupported(&settings)?;
+        let size = |key, default| Ok(settings.size(&[key])?.unwrap_or(default));
+        let is_llama = variant == Variant::Llama;
+        let hidden_size = size("hidden_size", 4096)?;
+        let num_attention_heads = size("num_attention_heads", 32)?;
+        let attention_bias = settings.switch("attention_bias")?.unwrap_or(false);
+        let config = LlamaConfig {
+            variant,
+            vocab_size: size("vocab_size", if is_llama { 32_000 } else { 151_936 })?,
+            max_position_embeddings: size(
+                "max_position_embeddings",
+                if is_llama { 2048 } else { 32_768 },
+            )?,
+            hidden_size,
+            intermediate_size: size("intermediate_size", if is_llama { 11_008 } else { 22_016 })?,
+            num_hidden_layers: size("num_hidden_layers", 32)?,
+            num_attention_heads,
+            num_key_value_heads: size("num_key_value_heads", num_attention_heads)?,
+            head_dim: head_dim(&settings, hidden_size, num_attention_heads)?,
+            hidden_act: settings.activation("hidden_act")?.unwrap_or(Activation::Silu),
+            rms_norm_eps: settings.positive("rms_norm_eps")?.unwrap_or(1e-6),
+            rope: Rope::from_settings(&settings)?,
+            qkv_bias: !is_llama || attention_bias,
+            o_bias: is_llama && attention_bias,
+            mlp_bias: is_llama && settings.switch("mlp_bias")?.unwrap_or(false),
+            head: Head::from_settings(&settings, variant.architectures(), false)?,
+            eos_token_ids: settings.eos_tokens(),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The text of a `config.json` that says the same: the inverse of
+    /// [`from_json`](Self::from_json).
+    pub fn to_json(&self) -> String {
+        let [with_head, without] = self.variant.architectures();
+        let mut config = json!({
+            "model_type": self.variant.model_type(),
+            "architectures": [if self.head == Head::None { without } else { with_head }],
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": activation_name(self.hidden_act),
+            "rms_norm_eps": self.rms_norm_eps,
+            "attention_bias": self.o_bias,
+            "mlp_bias": self.mlp_bias,
+            "tie_word_embeddings": self.head == Head::Tied,
+            "eos_token_id": self.eos_token_ids,
+        });
+        if let Value::Object(map) = &mut config {
+            map.extend(self.rope.to_settings());
+        }
+        format!("{config:#}\n")
+    }
+
+    /// The published model of this name; see
+    /// [`preset_names`](Self::preset_names).
+    pub fn preset(name: &str) -> Option<Self> {
+        let preset = PRESETS.iter().find(|preset| preset.name == name)?;
+        Some(preset.config())
+    }
+
+    /// The names of the published models, smallest first.
+    pub fn preset_names() -> impl Iterator<Item = &'static str> {
+        PRESETS.iter().map(|preset| preset.name)
+    }
+
+    /// The width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// The width of all key heads together, and of all value heads.
+    pub fn key_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |key: &str, found: usize, wanted: String| ConfigError::Invalid {
+            key: key.to_owned(),
+            found: found.to_string(),
+            wanted,
+        };
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        if !heads.is_multiple_of(kv_heads) {
+            let wanted = format!("a divisor of `num_attention_heads`, which is {heads}");
+            return Err(invalid("num_key_value_heads", kv_heads, wanted));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            let wanted = "even, for its elements turn in pairs".to_owned();
+            return Err(invalid("head_dim", self.head_dim, wanted));
+        }
+        Ok(())
+    }
+}
+
+fn head_dim(settings: &Settings, hidden: usize, heads: usize) -> Result<usize, ConfigError> {
+    match settings.size(&["head_dim"])? {
+        Some(head_dim) => Ok(head_dim),
+        None if hidden.is_multiple_of(heads) => Ok(hidden / heads),
+        None => Err(ConfigError::Invalid {
+            key: "num_attention_heads".to_owned(),
+            found: heads.to_string(),
+            wanted: format!(
+                "a divisor of `hidden_size`, which is {hidden}, or `head_dim` should be set"
+            ),
+        }),
+    }
+}
+
+fn refuse_unsupported(settings: &Settings) -> Result<(), ConfigError> {
+    let full = "only attention to the whole context is";
+    if settings.switch("use_sliding_window")? == Some(true) {
+        return Err(settings.unsupported("use_sliding_window", true, full));
+    }
+    if let Some(kinds) = settings.get("layer_types") {
+        let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
+        if let Some(other) = kinds.iter().find(|kind| **kind != "full_attention") {
+            return Err(settings.unsupported("layer_types", other, full));
+        }
+    }
+    // Models of Mistral's form have a window where they do not say otherwise.
+    if settings.get("use_sliding_window").is_none()
+        && let Some(window) = settings.get("sliding_window")
+    {
+        return Err(settings.unsupported("sliding_window", window, full));
+    }
+    Ok(())
+}
+
+/// A published model.
+struct Preset {
+    name: &'static str,
+    variant: Variant,
+    vocab: usize,
+    context: usize,
+    hidden: usize,
+    intermediate: usize,
+    layers: usize,
+    /// Query heads, and key and value heads.
+    heads: (usize, usize),
+    theta: f64,
+    /// The factor of its `llama3` scaling, if it has one.
+    stretched: Option<f64>,
+    eps: f64,
+    eos: u32,
+}
+
+const PRESETS: [Preset; 6] = [
+    Preset {
+        name: "smollm2-135m",
+        variant: Variant::Llama,
+        vocab: 49_152,
+        context: 8192,
+        hidden: 576,
+        intermediate: 1536,
+        layers: 30,
+        heads: (9, 3),
+        theta: 1e5,
+        stretched: None,
+        eps: 1e-5,
+        eos: 0,
+    },
+    Preset {
+        name: "smollm2-360m",
+        variant: Variant::Llama,
+        vocab: 49_152,
+        context: 8192,
+        hidden: 960,
+        intermediate: 2560,
+        layers: 32,
+        heads: (15, 5),
+        theta: 1e5,
+        stretched: None,
+        eps: 1e-5,
+        eos: 0,
+    },
+    Preset {
+        name: "qwen2-0.5b",
+        variant: Variant::Qwen2,
+        vocab: 151_936,
+        context: 131_072,
+        hidden: 896,
+        intermediate: 4864,
+        layers: 24,
+        heads: (14, 2),
+        theta: 1e6,
+        stretched: None,
+        eps: 1e-6,
+        eos: 151_643,
+    },
+    Preset {
+        name: "llama-3.2-1b",
+        variant: Variant::Llama,
+        vocab: 128_256,
+        context: 131_072,
+        hidden: 2048,
+        intermediate: 8192,
+        layers: 16,
+        heads: (32, 8),
+        theta: 5e5,
+        stretched: Some(32.0),
+        eps: 1e-5,
+        eos: 128_001,
+    },
+    Preset {
+        name: "qwen2-1.5b",
+        variant: Variant::Qwen2,
+        vocab: 151_936,
+        context: 131_072,
+        hidden: 1536,
+        intermediate: 8960,
+        layers: 28,
+        heads: (12, 2),
+        theta: 1e6,
+        stretched: None,
+        eps: 1e-6,
+        eos: 151_643,
+    },
+    Preset {
+        name: "llama-3.2-3b",
+        variant: Variant::Llama,
+        vocab: 128_256,
+        context: 131_072,
+        hidden: 3072,
+        intermediate: 8192,
+        layers: 28,
+        heads: (24, 8),
+        theta: 5e5,
+        stretched: Some(32.0),
+        eps: 1e-5,
+        eos: 128_001,
+    },
+];
+
+impl Preset {
+    fn config(&self) -> LlamaConfig {
+        let (heads, kv_heads) = self.heads;
+        LlamaConfig {
+            variant: self.variant,
+            vocab_size: self.vocab,
+            max_position_embeddings: self.context,
+            hidden_size: self.hidden,
+            intermediate_size: self.intermediate,
+            num_hidden_layers: self.layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim: self.hidden / heads,
+            hidden_act: Activation::Silu,
+            rms_norm_eps: self.eps,
+            rope: Rope {
+                theta: self.theta,
+                scaling: self.stretched.map(|factor| Llama3Scaling {
+                    factor,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_max_position_embeddings: 8192.0,
+                }),
+            },
+            qkv_bias: self.variant == Variant::Qwen2,
+            o_bias: false,
+            mlp_bias: false,
+            head: Head::Tied,
+            eos_token_ids: vec![self.eos],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
