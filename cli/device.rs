@@ -28,7 +28,7 @@ pub struct DeviceArgs {
 /// What to run on.
 pub enum Target {
     /// A graphics adapter.
-    Adapter(Adapter),
+    Adapter(Box<Adapter>),
     /// The reference interpreter.
     Interpreter,
 }
@@ -41,7 +41,7 @@ impl DeviceArgs {
             return self.interpreter();
         }
         match Adapter::select(self.device.as_deref()) {
-            Ok(adapter) => Ok(Target::Adapter(adapter)),
+            Ok(adapter) => Ok(Target::Adapter(Box::new(adapter))),
             Err(Error::NoAdapter) if self.device.is_none() => {
                 warn(NO_DRIVER);
                 self.interpreter()

@@ -16,7 +16,7 @@ pub fn print(text: impl fmt::Display) -> Result {
     })
 }
 
-/// [`print`] with a line's end.
+/// [`print()`] with a line's end.
 pub fn print_line(text: impl fmt::Display) -> Result {
     print(format_args!("{text}\n"))
 }

@@ -201,6 +201,8 @@ impl<'a> Source<'a> {
                 self.scalar(table, &At::of(index), k)
             }
             (Op::Concat { axis }, Some(_)) => self.concat(id, *axis, at, k),
+            (Op::Table(values), _) => Ok(table(values, at.last(), k)),
+            (Op::Rotary, Some(_)) => self.rotary(id, at, false, k),
             (_, Some(x)) => match self.moved(id, at) {
                 Some(inner) => self.scalar(x, &inner, k),
                 None => Err(self.unsupported(id, "no kernel evaluates it in place")),
@@ -308,6 +310,62 @@ impl<'a> Source<'a> {
         Ok(format!("{name}({})", at.index.join(", ")))
     }
 
+    /// A call of a function that turns elements of heads; see [`Op::Rotary`].
+    fn rotary(
+        &self,
+        id: ValueId,
+        at: &At,
+        four: bool,
+        k: &mut Draft,
+    ) -> Result<String, CodegenError> {
+        let value = self.graph.value(id);
+        let [x, cos, sin] = value.inputs.as_slice() else {
+            return Err(self.unsupported(id, "it takes three operands"));
+        };
+        let Some(half) = self.graph.ty(*cos).last().as_const() else {
+            return Err(self.unsupported(id, "its heads have no constant width"));
+        };
+        let half = if four { half / 4 } else { half };
+        let rank = value.ty.rank();
+        let names: Vec<String> = (0..rank).map(|i| format!("i{i}")).collect();
+        let last = &names[rank - 1];
+        // `row` too, where it is known: it makes for cheaper addresses.
+        let place = |last: &str| {
+            let mut place = At::of(names.clone());
+            place.index[rank - 1] = last.to_owned();
+            place.row = at
+                .row
+                .as_ref()
+                .map(|(_, sizes)| ("row".to_owned(), sizes.clone()));
+            place
+        };
+        let mut read = |id: ValueId, place: &At| match four {
+            true => self.vector4(id, place, k),
+            false => self.scalar(id, place, k),
+        };
+        let (own, other) = (read(*x, &place(last))?, read(*x, &place("other"))?);
+        let angle = self.broadcast(*cos, &place("angle"), &value.ty.shape);
+        let (cos, sin) = (read(*cos, &angle)?, read(*sin, &angle)?);
+        let ty = if four { "vec4<f32>" } else { "f32" };
+        let whole = 2 * half;
+        let name = format!("rotary_{}", k.next_function());
+        let mut parameters: Vec<String> = names.iter().map(|n| format!("{n}: u32")).collect();
+        let mut arguments = at.index.clone();
+        if let Some((row, _)) = &at.row {
+            parameters.push("row: u32".to_owned());
+            arguments.push(row.clone());
+        }
+        k.hook(format!(
+            "fn {name}({}) -> {ty} {{\n    let in_second = {last} % {whole}u >= {half}u;\n    \
+             let angle = {last} % {half}u;\n    \
+             let other = select({last} + {half}u, {last} - {half}u, in_second);\n    \
+             let across = {other};\n    \
+             return {own} * {cos} + select(-across, across, in_second) * {sin};\n}}\n",
+            parameters.join(", ")
+        ));
+        Ok(format!("{name}({})", arguments.join(", ")))
+    }
+
     // Four elements
 
     /// Whether four elements of the last axis of `id`, which is `width` long or
@@ -335,6 +393,15 @@ impl<'a> Source<'a> {
                 use BinaryOp::{Add, Div, Max, Min, Mul, Sub};
                 matches!(op, Add | Sub | Mul | Div | Max | Min) && all()
             }
+            Op::Rotary => match value.inputs.as_slice() {
+                [x, cos, sin] => {
+                    let half = self.graph.ty(*cos).last();
+                    self.is_vector(*x, width)
+                        && self.is_vector(*cos, &half)
+                        && self.is_vector(*sin, &half)
+                }
+                _ => false,
+            },
             Op::Gather => value
                 .inputs
                 .first()
@@ -405,6 +472,7 @@ impl<'a> Source<'a> {
                 index.extend(at.index.iter().skip(self.shape(ids).len()).cloned());
                 self.vector4(table, &At::of(index), k)
             }
+            (Op::Rotary, Some(_)) => self.rotary(id, at, true, k),
             (_, Some(x)) => {
                 let inner = match &value.op {
                     // Only the leading axes are regrouped; the last keeps its unit.
@@ -565,6 +633,20 @@ fn role(base: Base) -> &'static str {
     }
 }
 
+/// An element of constants in a row.
+fn table(values: &[f64], index: &str, k: &mut Draft) -> String {
+    let list: Vec<String> = values.iter().map(|v| wgsl::float(*v)).collect();
+    let name = format!("table_{}", k.next_function());
+    // In a variable: not every compiler indexes a constant by what is none.
+    k.hook(format!(
+        "fn {name}(i: u32) -> f32 {{\n    var values = array<f32, {}>({});\n    \
+         return values[i];\n}}\n",
+        values.len(),
+        list.join(", ")
+    ));
+    format!("{name}({index})")
+}
+
 /// A load of one element.
 pub(crate) fn load(base: Base, dtype: DType, address: &str, k: &mut Draft) -> String {
     let (role, element) = match dtype {
@@ -627,8 +709,8 @@ fn unary(op: UnaryOp, x: &str, four: &str, k: &mut Draft) -> String {
         UnaryOp::Sqrt => format!("sqrt({x})"),
         UnaryOp::Rsqrt => format!("inverseSqrt({x})"),
         UnaryOp::Abs => format!("abs({x})"),
-        UnaryOp::Sin => format!("sin({x})"),
-        UnaryOp::Cos => format!("cos({x})"),
+        UnaryOp::Sin => own(k, "safe_sin", "safe_sin4"),
+        UnaryOp::Cos => own(k, "safe_cos", "safe_cos4"),
     }
 }
 

@@ -109,6 +109,7 @@ fn is_cheap(op: &Op) -> bool {
         op,
         Op::Param { .. }
             | Op::Const(_)
+            | Op::Table(_)
             | Op::Arange { .. }
             | Op::Reshape { .. }
             | Op::Transpose { .. }

@@ -77,9 +77,11 @@ pub(crate) fn translate(
     };
     match target {
         Target::SpirV => {
-            let mut options = spv::Options::default();
             // Subgroup operations came with SPIR-V 1.3.
-            options.lang_version = (1, 3);
+            let options = spv::Options {
+                lang_version: (1, 3),
+                ..spv::Options::default()
+            };
             let words = spv::write_vec(module, info, &options, None);
             let words = words.map_err(|e| failed(e.to_string()))?;
             Ok(words.into_iter().flat_map(u32::to_le_bytes).collect())

@@ -10,20 +10,21 @@ pub(crate) fn dim(dim: &Dim) -> String {
     if let Some(value) = dim.as_const() {
         return format!("{value}u");
     }
-    let mut terms: Vec<(String, bool)> = dim
+    let mut compound = dim.terms().count() > 1;
+    let mut terms: Vec<(String, bool, bool)> = dim
         .terms()
         .map(|(atoms, coefficient)| {
             let mut factors: Vec<String> = atoms.iter().map(atom).collect();
             if coefficient.unsigned_abs() != 1 || factors.is_empty() {
                 factors.push(format!("{}u", coefficient.unsigned_abs()));
             }
-            (factors.join(" * "), coefficient < 0)
+            compound |= factors.len() > 1;
+            (factors.join(" * "), coefficient < 0, atoms.is_empty())
         })
         .collect();
-    terms.sort_by_key(|(_, negative)| *negative);
+    terms.sort_by_key(|(_, negative, constant)| (*negative, *constant));
     let mut out = String::new();
-    let mut compound = terms.len() > 1;
-    for (i, (text, negative)) in terms.iter().enumerate() {
+    for (i, (text, negative, _)) in terms.iter().enumerate() {
         match (i, negative) {
             (0, false) => {}
             // Only for a value that is never positive; wraps as u32 does.
@@ -31,7 +32,6 @@ pub(crate) fn dim(dim: &Dim) -> String {
             (_, false) => out.push_str(" + "),
             (_, true) => out.push_str(" - "),
         }
-        compound |= text.contains(" * ");
         out.push_str(text);
     }
     if compound { format!("({out})") } else { out }

@@ -24,7 +24,7 @@ use crate::adapter::{AdapterError, Parameter, Part, Placement, Weights, count};
 use crate::checkpoint::Checkpoint;
 use crate::config::ConfigError;
 use crate::nn::{Built, Span, SpanLimits};
-use crate::registry::{EntryOptions, Model, ModelError};
+use crate::registry::{DEFAULT_CONTEXT, EntryOptions, Model, ModelError};
 
 /// Whole sequences to hidden states and logits.
 pub const FORWARD: &str = "forward";
@@ -129,10 +129,16 @@ impl<D: Decoder> DecoderModel<D> {
         })
     }
 
+    /// The longest context that `options` ask for.
+    fn context(&self, options: &EntryOptions) -> u64 {
+        let longest = self.decoder.max_context() as u64;
+        options.max_context.unwrap_or(longest.min(DEFAULT_CONTEXT))
+    }
+
     /// The sizes that `options` allow in `entry`.
     fn limits(&self, entry: &str, options: &EntryOptions) -> Result<SpanLimits, ModelError> {
         let longest = self.decoder.max_context() as u64;
-        let context = options.max_context.unwrap_or(longest);
+        let context = self.context(options);
         let checks = [
             ("max_context", context, longest),
             ("max_batch", options.max_batch, u64::MAX),
@@ -190,7 +196,7 @@ impl<D: Decoder> Model for DecoderModel<D> {
             weight_dtype: String::new(),
             parameters: count(&self.parameters),
             vocab_size: self.decoder.vocab_size() as u64,
-            max_context: options.max_context.map_or(longest, |n| n.min(longest)),
+            max_context: self.context(options).min(longest),
             eos_tokens: self.decoder.eos_tokens().to_vec(),
         }
     }

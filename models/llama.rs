@@ -183,11 +183,7 @@ struct Attention {
 
 impl Attention {
     fn new(config: &LlamaConfig, rotary: &Rotary) -> Self {
-        let (width, queries, keys) = (
-            config.hidden_size,
-            config.query_width(),
-            config.key_width(),
-        );
+        let (width, queries, keys) = (config.hidden_size, config.query_width(), config.key_width());
         Attention {
             qkv_proj: Linear::new("qkv_proj", width, queries + 2 * keys).with_bias(config.qkv_bias),
             o_proj: Linear::new("o_proj", queries, width).with_bias(config.o_bias),
@@ -248,9 +244,8 @@ struct Mlp {
 impl Mlp {
     fn new(config: &LlamaConfig) -> Self {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let linear = |name, inputs, outputs| {
-            Linear::new(name, inputs, outputs).with_bias(config.mlp_bias)
-        };
+        let linear =
+            |name, inputs, outputs| Linear::new(name, inputs, outputs).with_bias(config.mlp_bias);
         Mlp {
             gate_proj: linear("gate_proj", width, inner),
             up_proj: linear("up_proj", width, inner),

@@ -93,13 +93,18 @@ impl std::fmt::Debug for dyn Model {
 pub struct EntryOptions {
     /// Sequences in a run.
     pub max_batch: u64,
-    /// Tokens of a sequence, prompt and generated together; the model's own
-    /// maximum if `None`.
+    /// Tokens of a sequence, prompt and generated together; if `None`, the
+    /// model's own maximum, or [`DEFAULT_CONTEXT`] where that is more.
     pub max_context: Option<u64>,
     /// Tokens of a sequence in one step; a longer prompt takes several. Capped
     /// by the context.
     pub prefill_chunk: u64,
 }
+
+/// The longest context that a model gets without being asked for a longer one,
+/// in tokens. Keys and values are allocated for the whole context, which for a
+/// model that could take 131,072 tokens would be gigabytes a sequence.
+pub const DEFAULT_CONTEXT: u64 = 4096;
 
 impl Default for EntryOptions {
     fn default() -> Self {

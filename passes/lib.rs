@@ -60,6 +60,7 @@ mod fuse_epilogue;
 mod fuse_linear;
 mod fuse_norm;
 mod fuse_norm_into_linear;
+mod fuse_rotary;
 pub mod matcher;
 mod polynomial;
 mod simplify_movement;
@@ -76,6 +77,7 @@ pub use fuse_epilogue::FuseEpilogue;
 pub use fuse_linear::FuseLinear;
 pub use fuse_norm::FuseNorm;
 pub use fuse_norm_into_linear::FuseNormIntoLinear;
+pub use fuse_rotary::FuseRotary;
 pub use simplify_movement::SimplifyMovement;
 pub use sink_slice::SinkSlice;
 
@@ -161,6 +163,7 @@ pub fn pipeline() -> Vec<Box<dyn Pass>> {
         Box::new(FuseNorm),
         Box::new(FuseActivation),
         Box::new(FuseLinear),
+        Box::new(FuseRotary),
         Box::new(FuseAttention),
         // Only the last position of a prompt is wanted: compute no other.
         Box::new(SinkSlice),

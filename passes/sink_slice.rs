@@ -9,7 +9,7 @@ use crate::matcher::{Matcher, rewrite_all};
 use crate::{Changed, Pass, PassError, in_pass};
 
 /// A slice of rows moves up through the ops that work row by row: elementwise
-/// ones, norms, nonlinearities, linear ops, and attention, whose rows are its
+/// ones, norms, nonlinearities, rotary embeddings, linear ops, and attention, whose rows are its
 /// queries. So of the last layer only the last position is computed where only
 /// that is wanted.
 ///
@@ -69,7 +69,7 @@ fn find(m: &Matcher<'_>, root: ValueId) -> Option<Found> {
         (m.shape(*id).get(operand)? == size && !size.is_one()).then_some(operand)
     };
     let axes: Vec<Option<usize>> = match m.op(*of) {
-        Op::Unary(_) | Op::Binary(_) | Op::Where | Op::Cast(_) | Op::Activate(_) => {
+        Op::Unary(_) | Op::Binary(_) | Op::Where | Op::Cast(_) | Op::Activate(_) | Op::Rotary => {
             operands.iter().map(broadcast).collect()
         }
         Op::Normalize(_) => first_only(*axis, operands),

@@ -98,6 +98,7 @@ pub(crate) fn sources(
             }
             let _ = writeln!(text, "const GREEDY: bool = {greedy};");
             text += kiln_shaders::default_prelude("sample")?;
+            text += &kiln_shaders::functions(&["multiply_high"]);
             text += kiln_shaders::body(name)?;
             let greedy = if greedy { "_greedy" } else { "" };
             out.push(Source {

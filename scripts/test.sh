@@ -2,10 +2,12 @@
 # Every check of kiln, from formatting to the documentation.
 #
 # The tests run kernels, so they need a graphics adapter with Vulkan and one with
-# OpenGL. Where one is missing, a software driver is installed (Debian and
-# Ubuntu); elsewhere this script says what to install, and fails.
+# OpenGL, and kernels are checked with Tint, which needs Node.js. What is missing
+# is installed (Debian and Ubuntu); elsewhere this script says what to install,
+# and fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/packages.sh
 
 step() { printf '\n== %s\n' "$*"; }
 
@@ -33,25 +35,10 @@ missing_backends() {
     esac
 }
 
-as_root() {
-    if [ "$(id -u)" = 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
-    else
-        echo "error: installing a driver needs root, and there is no sudo; run as root: $*" >&2
-        exit 1
-    fi
-}
-
 install_drivers() {
     # What the Vulkan and the EGL loader look for, with Mesa's software drivers.
     local packages=(mesa-vulkan-drivers libegl1 libgl1-mesa-dri)
-    if command -v apt-get >/dev/null; then
-        as_root apt-get update -q
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}"
-    else
-        cat >&2 <<'TEXT'
+    install_or_say "${packages[@]}" <<'TEXT'
 error: the tests need an adapter with Vulkan and one with OpenGL (through EGL).
 Install your GPU's driver, or Mesa's software drivers:
   Fedora   dnf install mesa-vulkan-drivers mesa-libEGL mesa-dri-drivers
@@ -60,8 +47,6 @@ Install your GPU's driver, or Mesa's software drivers:
   macOS    nothing: Metal is there
   Windows  the driver of the GPU
 TEXT
-        exit 1
-    fi
 }
 
 step "build"
@@ -88,6 +73,9 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 
 step "tests"
 cargo test --workspace --locked
+
+step "kernels, as browsers see them"
+scripts/check-wgsl.sh
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

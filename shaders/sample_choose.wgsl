@@ -11,7 +11,8 @@
 //
 // Constants: WORKGROUP (a power of two), CHUNKS, GREEDY, ID_LEVELS (digits of 8 bits in an id);
 //            EXCLUDED.
-// Hooks: sampling, quads, scores, bests, sequences, choose of defaults/sample.wgsl.
+// Hooks: sampling, quads, scores, bests, sequences, choose of defaults/sample.wgsl; multiply_high of
+// functions.wgsl.
 // Grid: batch workgroups, not folded.
 // Workgroup memory: 8 * WORKGROUP + 8 * LISTED + 2,180 bytes.
 
@@ -37,17 +38,6 @@ var<workgroup> listed: atomic<u32>;
 var<workgroup> listed_id: array<u32, LISTED>;
 var<workgroup> listed_far: array<u32, LISTED>;
 var<private> has_list: bool;
-
-// The high word of a product.
-fn multiply_high(a: u32, b: u32) -> u32 {
-    let a0 = a & 0xffffu;
-    let a1 = a >> 16u;
-    let b0 = b & 0xffffu;
-    let b1 = b >> 16u;
-    let middle = a1 * b0 + ((a0 * b0) >> 16u);
-    let other = a0 * b1 + (middle & 0xffffu);
-    return a1 * b1 + (middle >> 16u) + (other >> 16u);
-}
 
 // Sums of two words, the low one first.
 fn add(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {

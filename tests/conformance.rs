@@ -116,14 +116,18 @@ fn weights_in_q4() {
     packed(Packing::Q4, None);
 }
 
-/// Fixtures whose matrices have rows of 12 to 84 weights, so of less than a group
-/// and of several, ending within one and at its end.
-const PACKED: [&str; 5] = ["base", "gelu", "relu", "silu", "tanh"];
+/// A fixture whose matrices have rows of 18 and 58 weights, so of less than a group
+/// and of several with a rest, and one where all sizes are powers of two; and the
+/// tiers that it runs on, for a software driver takes long over the kernels.
+const PACKED: [(&str, &[&str]); 2] = [
+    ("silu", &["software", "subgroup", "base"]),
+    ("base", &["subgroup", "base"]),
+];
 
 /// Rounded weights: as exact as `f32` on the weights as they are, and within
 /// `bound` of what the original ones give.
 fn packed(packing: Packing, bound: Option<f64>) {
-    for name in PACKED {
+    for (name, tiers) in PACKED {
         let (fixture, artifact) = compiled(name, packing);
         let interpreter = Interpreter::<f64>::new(fixture.graph("forward"), &*artifact).unwrap();
         let originals = fixture.cases();
@@ -132,7 +136,7 @@ fn packed(packing: Packing, bound: Option<f64>) {
             interpreted(&interpreter, case.label.clone(), ids)
         });
         let cases: Vec<Case> = cases.collect();
-        for tier in ["software", "subgroup", "base"] {
+        for tier in tiers {
             let model = open(NATIVE, tier, &artifact);
             let mut on = On::new(&fixture, &model, cases.clone());
             on.label.push_str(&format!(" in {}", packing.name()));

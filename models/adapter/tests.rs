@@ -113,6 +113,29 @@ fn every_kind_of_problem_is_in_the_one_error() {
 }
 
 #[test]
+fn parts_are_put_below_each_other() {
+    let wanted = || {
+        let parts = [Part::new("up", 4), Part::new("bias", 1)];
+        vec![Parameter::new("both", [5, 2]).stored_in(parts)]
+    };
+    let stored = checkpoint(&[("up", F, &[2, 4], 1.0), ("bias", Dtype::F16, &[1, 2], 2.0)]);
+    let weights = Weights::map(stored, wanted(), &adapter).unwrap();
+    assert_eq!(count(weights.parameters()), 10);
+    let values = weights.get("both").unwrap();
+    assert_eq!((&values[..8], &values[8..]), (&[1.0; 8][..], &[2.0; 2][..]));
+    assert_eq!(weights.stored_dtype("bias"), Some(Dtype::F16));
+
+    let error = Weights::map(checkpoint(&[("both", F, &[5, 2], 0.0)]), wanted(), &adapter);
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "the tensors in m are not those that its config.json describes:\n  \
+         tensor `up` is missing; its shape should be [2, 4]\n  \
+         tensor `bias` is missing; its shape should be [1, 2]\n  \
+         tensor `both` of shape [5, 2] is no part of the model; remove it"
+    );
+}
+
+#[test]
 fn a_flood_of_one_kind_does_not_hide_the_others() {
     let many: Vec<Parameter> = (0..100)
         .map(|i| Parameter::new(format!("p{i}"), [1]))

@@ -189,11 +189,7 @@ fn refuse_unsupported(settings: &Settings) -> Result<(), ConfigError> {
     if let Some(pruned) = settings.get("pruned_heads")
         && pruned.as_object().is_none_or(|heads| !heads.is_empty())
     {
-        return Err(settings.unsupported(
-            "pruned_heads",
-            pruned,
-            "only models with all heads are",
-        ));
+        return Err(settings.unsupported("pruned_heads", pruned, "only models with all heads are"));
     }
     Ok(())
 }

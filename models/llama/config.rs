@@ -122,7 +122,9 @@ impl LlamaConfig {
             num_attention_heads,
             num_key_value_heads: size("num_key_value_heads", num_attention_heads)?,
             head_dim: head_dim(&settings, hidden_size, num_attention_heads)?,
-            hidden_act: settings.activation("hidden_act")?.unwrap_or(Activation::Silu),
+            hidden_act: settings
+                .activation("hidden_act")?
+                .unwrap_or(Activation::Silu),
             rms_norm_eps: settings.positive("rms_norm_eps")?.unwrap_or(1e-6),
             rope: Rope::from_settings(&settings)?,
             qkv_bias: !is_llama || attention_bias,

@@ -94,8 +94,8 @@ mod tests {
         .unwrap();
         let found = parts("layers.3.self_attn.qkv_proj.bias", &config);
         let wanted = [("q", 16), ("k", 8), ("v", 8)];
-        let wanted =
-            wanted.map(|(part, rows)| Part::new(format!("layers.3.self_attn.{part}_proj.bias"), rows));
+        let wanted = wanted
+            .map(|(part, rows)| Part::new(format!("layers.3.self_attn.{part}_proj.bias"), rows));
         assert_eq!(found, wanted);
         assert_eq!(parts("layers.3.self_attn.o_proj.weight", &config), []);
     }

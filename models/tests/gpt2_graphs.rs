@@ -52,7 +52,7 @@ fn the_published_sizes_have_their_parameters() {
         ("gpt2-large", 774_030_080),
         ("gpt2-xl", 1_557_611_200),
     ];
-    assert_eq!(preset_names(), published.map(|(name, _)| name));
+    assert_eq!(preset_names()[..4], published.map(|(name, _)| name));
     for (name, parameters) in published {
         let model = preset(name).unwrap();
         assert_eq!(count(&model.parameters()), parameters, "{name}");

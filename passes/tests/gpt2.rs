@@ -8,9 +8,8 @@
 
 mod common;
 
-use common::numbers::compare;
+use common::model::{self, FREE};
 use kiln_ir::Graph;
-use kiln_models::registry::{EntryOptions, from_config};
 use kiln_passes::optimize;
 
 const LAYER: [&str; 5] = [
@@ -21,54 +20,24 @@ const LAYER: [&str; 5] = [
     "h.0.mlp.c_proj = linear then=[add, add]",
 ];
 
-/// A graph of a small model with these settings, as its builder emits it.
-fn built(settings: &str, entry: &str) -> Graph {
-    let config = format!(
+/// A small model with these settings.
+fn config(settings: &str) -> String {
+    format!(
         r#"{{"model_type": "gpt2", "vocab_size": 67, "n_positions": 16, "n_embd": 8,
             "n_head": 2, "n_layer": 2 {settings}}}"#
-    );
-    let model = from_config(&config).unwrap();
-    model.graph(entry, &EntryOptions::default()).unwrap()
+    )
 }
 
 fn optimised(settings: &str, entry: &str) -> Graph {
-    let before = built(settings, entry);
-    let mut after = before.clone();
-    optimize(&mut after, &mut |_, _, _| {}).unwrap();
-    for seed in 0..2 {
-        if let Err(difference) = compare(&before, &after, seed) {
-            panic!("{difference}\n{after}");
-        }
-    }
-    after
+    model::optimised(&config(settings), entry)
 }
 
-/// Leaves and movements.
-const FREE: [&str; 8] = [
-    "param", "input", "state", "const", "arange", "reshape", "slice", "concat",
-];
-
-/// The ops of both layers that are neither leaves nor movements, with the
-/// attributes that tell the fusions apart.
 fn work(graph: &Graph) -> Vec<String> {
-    let layers = graph.iter().map(|(_, v)| v);
-    let values = layers.filter(|v| v.source.starts_with("h.") && !FREE.contains(&v.op.name()));
-    values
-        .map(|v| {
-            let wanted = ["layer_norm", "then", "causal"];
-            let attrs = v.op.attrs().into_iter().filter(|(k, _)| wanted.contains(k));
-            let attrs: Vec<String> = attrs.map(|(k, a)| format!(" {k}={a}")).collect();
-            format!("{} = {}{}", v.source, v.op.name(), attrs.concat())
-        })
-        .collect()
+    model::work(graph, "h.")
 }
 
 fn two_layers(ops: &[&str]) -> Vec<String> {
-    let second = ops.iter().map(|op| op.replace("h.0", "h.1"));
-    ops.iter()
-        .map(|op| (*op).to_owned())
-        .chain(second)
-        .collect()
+    model::two_layers(ops, ["h.0", "h.1"])
 }
 
 #[test]

@@ -83,7 +83,8 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
             .map(|(size, greedy)| {
                 let sizes = [("WORKGROUP", size), ("CHUNKS", 64), ("ID_LEVELS", 2)];
                 let greedy = format!("const GREEDY: bool = {greedy};\n");
-                (constants(&sizes) + &greedy, vec!["sample"])
+                let arithmetic = functions(&["multiply_high"]);
+                (constants(&sizes) + &greedy + &arithmetic, vec!["sample"])
             })
             .into(),
         _ => panic!("`{name}` has no case: add it here and to the README"),

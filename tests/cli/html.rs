@@ -36,10 +36,9 @@ fn a_page_is_written() {
 
 #[test]
 fn a_compiled_model_has_the_page_of_its_checkpoint() {
-    let folder = out("demo.kiln");
-    if !folder.exists() {
-        kiln(["compile", "demo", "-o", folder.to_str().unwrap()]).ok();
-    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("demo.kiln");
+    kiln(["compile", "demo", "-o", folder.to_str().unwrap()]).ok();
     let compiled = page("compiled.html", &[folder.to_str().unwrap()]);
     let checkpoint = page("checkpoint.html", &["demo"]);
     assert_eq!(compiled.replace("demo.kiln", "demo"), checkpoint);
@@ -80,6 +79,11 @@ fn the_page_works_in_a_browser() {
             "--no-sandbox",
             "--disable-gpu",
             "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            // What glides to its place would be measured on its way.
+            "--force-prefers-reduced-motion",
         ])
         .args([
             "--window-size=1600,1000",

@@ -1,7 +1,8 @@
 //! The command line, from outside.
 //!
-//! Tests that need an adapter ask for it by name (`--device 0`), so that
+//! Tests that need an adapter ask for it (`--device 0`, `--device gl`), so that
 //! they fail where there is none; `scripts/test.sh` installs a software driver.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod artifact;
 mod bench;

@@ -6,8 +6,10 @@
 
 #[path = "../../models/tests/common/mod.rs"]
 pub mod fixtures;
+pub mod on;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use fixtures::{Fixture, fixture};
@@ -88,15 +90,20 @@ pub fn compile_fixture(fixture: &Fixture, packing: Packing, options: &EntryOptio
         .unwrap_or_else(|error| panic!("{}: {error}", fixture.name))
 }
 
-/// A fixture of GPT-2 with its artifact, which is compiled once a process.
+/// A fixture of GPT-2 with its artifact.
 pub fn compiled(name: &str, packing: Packing) -> (Fixture, Arc<Artifact>) {
+    compiled_folder(&fixture(name), packing)
+}
+
+/// A fixture with its artifact, which is compiled once a process.
+pub fn compiled_folder(folder: &Path, packing: Packing) -> (Fixture, Arc<Artifact>) {
     type Slot = Arc<OnceLock<Arc<Artifact>>>;
-    static ALL: Mutex<BTreeMap<(String, Packing), Slot>> = Mutex::new(BTreeMap::new());
+    static ALL: Mutex<BTreeMap<(PathBuf, Packing), Slot>> = Mutex::new(BTreeMap::new());
     let slot = {
         let mut all = ALL.lock().unwrap();
-        Arc::clone(all.entry((name.to_owned(), packing)).or_default())
+        Arc::clone(all.entry((folder.to_owned(), packing)).or_default())
     };
-    let fixture = Fixture::open(&fixture(name));
+    let fixture = Fixture::open(folder);
     let artifact = slot.get_or_init(|| {
         let compiled = compile_fixture(&fixture, packing, &EntryOptions::default());
         Arc::new(in_memory(compiled, &*fixture.loaded.params))

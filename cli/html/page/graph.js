@@ -116,9 +116,8 @@ function drawGraph(anchor) {
     viewport.fit();
   }
   glide(old, elements, nodes);
-  if (focus !== undefined && elements.has(focus)) {
-    const element = elements.get(focus);
-    (element.querySelector('.head') ?? element).focus({ preventScroll: true });
+  if (focus !== undefined) {
+    viewport.layer.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
   }
 }
 

@@ -182,8 +182,8 @@ function join(above, out, below, into) {
 
 /**
  * Orders and places the cells. A sweep cannot move a long link past what it runs
- * beside, so there are two starts, with such links on the right and on the left;
- * that of few crossings and short ways is taken.
+ * beside, so there are two starts, with such links on either side; that which
+ * leads to the fewest crossings, and among equals to the shortest ways, is taken.
  */
 function arrange(rows) {
   const bendsFirst = rows.map((row) => [...row.filter((cell) => cell.bend), ...row.filter((cell) => !cell.bend)]);
@@ -192,9 +192,9 @@ function arrange(rows) {
     spread(ordered.rows);
     const sideways = ordered.rows.flat().flatMap((cell) =>
       cell.down.map((l) => Math.abs(cell.x + l.here - l.cell.x - l.there)));
-    return { ...ordered, cost: 80 * ordered.crossings + sideways.reduce((a, b) => a + b, 0) };
+    return { ...ordered, sideways: sideways.reduce((a, b) => a + b, 0) };
   });
-  const best = tried[0].cost <= tried[1].cost ? tried[0] : tried[1];
+  const [best] = tried.sort((a, b) => a.crossings - b.crossings || a.sideways - b.sideways);
   return { rows: best.rows, width: spread(best.rows) };
 }
 
@@ -218,8 +218,25 @@ function order(start) {
       row.sort((a, b) => a.wish - b.wish || a.place - b.place);
       number(row);
     }
+    for (let swaps = 0; swaps < 4 && now.filter(swapNeighbours).length; swaps++);
   }
   return best;
+}
+
+/** Swaps neighbours in a rank where that undoes crossings; says whether it did. */
+function swapNeighbours(row) {
+  const end = (l) => l.cell.place + l.there / (l.cell.w + 1);
+  const crossed = (a, b) => ['up', 'down'].reduce((sum, side) =>
+    sum + a[side].reduce((n, l) => n + b[side].filter((m) => end(l) > end(m)).length, 0), 0);
+  let swapped = false;
+  for (let i = 0; i + 1 < row.length; i++) {
+    const [a, b] = [row[i], row[i + 1]];
+    if (crossed(a, b) <= crossed(b, a)) continue;
+    [row[i], row[i + 1]] = [b, a];
+    [a.place, b.place] = [b.place, a.place];
+    swapped = true;
+  }
+  return swapped;
 }
 
 function crossings(rows) {

@@ -68,13 +68,15 @@ function drawPicture(layer, root, handlers) {
   const frames = svg('g', {});
   const lines = svg('g', { class: 'links' });
   const boxes = svg('g', {});
+  const heads = svg('g', {});
   const elements = new Map();
   const visit = (node, depth) => {
     if (node.items) {
       if (node.kind === 'open') {
-        const frame = drawFrame(node, depth, handlers);
+        const frame = drawFrame(node, depth);
         elements.set(node.key, frame);
         frames.append(frame);
+        heads.append(drawHead(node, handlers));
       }
       for (const l of node.links.values()) lines.append(drawLink(l));
       node.items.forEach((item) => visit(item, depth + 1));
@@ -85,7 +87,7 @@ function drawPicture(layer, root, handlers) {
     boxes.append(box);
   };
   visit(root, 0);
-  layer.replaceChildren(frames, lines, boxes);
+  layer.replaceChildren(frames, lines, heads, boxes);
   return elements;
 }
 
@@ -125,16 +127,19 @@ function spoken(node) {
   }
 }
 
-function drawFrame(node, depth, handlers) {
-  const head = svg('g', {
-    class: 'head', tabindex: 0, role: 'button', 'aria-expanded': 'true', 'aria-label': spoken(node),
-    onclick: () => handlers.toggle(node), onkeydown: pressing(() => handlers.toggle(node)),
+const drawFrame = (node, depth) => svg('g', { class: `frame depth${depth % 2}`, transform: at(node) },
+  svg('rect', { width: node.w, height: node.h, rx: 10, class: 'ground' }));
+
+/** The title of an open group, above the links that come in there. */
+function drawHead(node, handlers) {
+  const toggle = () => handlers.toggle(node);
+  return svg('g', {
+    class: 'head', transform: at(node), 'data-key': node.key, tabindex: 0, role: 'button', 'aria-expanded': 'true',
+    'aria-label': spoken(node), onclick: toggle, onkeydown: pressing(toggle),
   },
   svg('rect', { class: 'hit', width: node.w, height: GAP.head, rx: 10 }),
-  svg('path', { class: 'chevron', d: `M14 13l4 4 4-4` }),
+  svg('path', { class: 'chevron', d: 'M14 13l4 4 4-4' }),
   svg('text', { x: 28, y: 20, class: 'title' }, node.title));
-  return svg('g', { class: `frame depth${Math.min(depth, 4) % 2}`, transform: at(node), 'data-key': node.key },
-    svg('rect', { width: node.w, height: node.h, rx: 10, class: 'ground' }), head);
 }
 
 function drawBox(node, handlers) {

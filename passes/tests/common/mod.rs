@@ -3,5 +3,6 @@
 
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+pub mod model;
 pub mod numbers;
 pub mod random_graph;

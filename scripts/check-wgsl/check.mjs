@@ -1,0 +1,143 @@
+// Has Tint, the WGSL compiler of Chromium, check the kernels of compiled
+// artifacts and of the runtime's sampler. Needs no GPU: Dawn's null back end
+// validates and runs nothing.
+//
+//     node check.mjs ARTIFACT.kiln...
+//
+// naga, which checks kernels when they are compiled, lets barriers and subgroup
+// operations stand in control flow that is not uniform; browsers do not. Each
+// kernel also becomes a pipeline on a device that has its tier's features and
+// WebGPU's default limits, so that those are checked as well.
+
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { create } from 'webgpu';
+
+const SHADERS = new URL('../../shaders/', import.meta.url);
+
+// The kernels of an artifact: file, text, and the tier that launches them. Of
+// several tiers it is the one with the fewest features.
+function kernelsOf(folder) {
+    const plan = JSON.parse(readFileSync(join(folder, 'plan.json'), 'utf8'));
+    const found = new Map();
+    const tiers = [...plan.tiers].sort((a, b) => a.requires.features.length - b.requires.features.length);
+    for (const tier of tiers) {
+        const variants = Object.values(tier.entries).flatMap((entry) => entry.variants);
+        const launches = variants.flatMap((v) => [...v.launches, ...v.streams.flatMap((s) => s.launches)]);
+        for (const { kernel } of launches) {
+            if (!found.has(kernel)) {
+                const file = join(folder, plan.kernels[kernel].file);
+                const text = readFileSync(file, 'utf8');
+                found.set(kernel, { file, text, requires: tier.requires });
+            }
+        }
+    }
+    const idle = Object.keys(plan.kernels).filter((name) => !found.has(name));
+    if (idle.length > 0) {
+        throw new Error(`${folder}: no tier launches ${idle.join(', ')}`);
+    }
+    return [...found.values()];
+}
+
+// The sampler's kernels, put together the way runtime/sampler.rs does it: for a
+// GPU and for an adapter on a CPU.
+function samplerKernels() {
+    const read = (path) => readFileSync(new URL(path, SHADERS), 'utf8');
+    const prelude = read('defaults/sample.wgsl');
+    const kernels = [];
+    for (const body of ['sample_score', 'sample_choose']) {
+        for (const [workgroup, chunks] of [[256, 64], [8, 8]]) {
+            for (const greedy of [true, false]) {
+                const constants = `const WORKGROUP: u32 = ${workgroup}u; const CHUNKS: u32 = ${chunks}u;`
+                    + ` const ID_LEVELS: u32 = 2u; const GREEDY: bool = ${greedy};\n`;
+                kernels.push({
+                    file: `shaders/${body}.wgsl (WORKGROUP ${workgroup}, GREEDY ${greedy})`,
+                    text: constants + prelude + read(`${body}.wgsl`),
+                    requires: { features: [], limits: {} },
+                });
+            }
+        }
+    }
+    return kernels;
+}
+
+// naga takes subgroup operations without a word and refuses the directive; the
+// language wants the directive. On the first line, it leaves the lines their
+// numbers.
+function withDirectives(text) {
+    const subgroups = /\bsubgroup_(size|invocation_id|id)\b|\b(subgroup|quad)[A-Z]\w*\s*\(/.test(text);
+    return subgroups ? `enable subgroups; ${text}` : text;
+}
+
+// Limits by the names that the API gives them: `max_storage_buffer_binding_size`
+// in a plan is `maxStorageBufferBindingSize`.
+function limitsOf({ limits }) {
+    const camel = (name) => name.replace(/_(\w)/g, (_, letter) => letter.toUpperCase());
+    return Object.fromEntries(Object.entries(limits).map(([name, value]) => [camel(name), value]));
+}
+
+// What Tint and Dawn have against a kernel; nothing, if all is well.
+async function complaints(device, text) {
+    device.pushErrorScope('validation');
+    const module = device.createShaderModule({ code: withDirectives(text) });
+    const { messages } = await module.getCompilationInfo();
+    const error = await device.popErrorScope();
+    const found = messages
+        .filter((m) => m.type !== 'info')
+        .map((m) => `${m.lineNum}:${m.linePos}: ${m.type}: ${m.message}`);
+    if (error !== null) {
+        return found.length > 0 ? found : [error.message.trim()];
+    }
+    const pipeline = { layout: 'auto', compute: { module, entryPoint: 'main' } };
+    await device.createComputePipelineAsync(pipeline).catch((e) => found.push(e.message.trim()));
+    return found;
+}
+
+const folders = process.argv.slice(2);
+if (folders.length === 0) {
+    console.error('usage: node check.mjs ARTIFACT.kiln...');
+    process.exit(2);
+}
+
+// Artifacts share many kernels; each is checked once.
+const kernels = new Map();
+for (const kernel of [...folders.flatMap(kernelsOf), ...samplerKernels()]) {
+    const key = JSON.stringify([kernel.requires, kernel.text]);
+    if (!kernels.has(key)) {
+        kernels.set(key, kernel);
+    }
+}
+
+const gpu = create(['backend=null']);
+const devices = new Map();
+async function deviceFor(requires) {
+    const key = JSON.stringify(requires);
+    if (!devices.has(key)) {
+        // An adapter makes one device.
+        const adapter = await gpu.requestAdapter();
+        const wanted = { requiredFeatures: requires.features, requiredLimits: limitsOf(requires) };
+        devices.set(key, await adapter.requestDevice(wanted));
+    }
+    return devices.get(key);
+}
+
+// A check that finds nothing must be one that would find something.
+const unsound = `
+    @compute @workgroup_size(8) fn main(@builtin(local_invocation_index) lane: u32) {
+        if lane > 3u { workgroupBarrier(); }
+    }`;
+if ((await complaints(await deviceFor({ features: [], limits: {} }), unsound)).length === 0) {
+    throw new Error('Tint lets a barrier in non-uniform control flow pass');
+}
+
+let failed = 0;
+for (const { file, text, requires } of kernels.values()) {
+    const found = await complaints(await deviceFor(requires), text);
+    if (found.length > 0) {
+        failed += 1;
+        console.log(`${file}:\n  ${found.join('\n  ').replaceAll('\n', '\n  ')}`);
+    }
+}
+console.log(`${kernels.size} kernels, ${failed} failed`);
+// Dawn's threads would keep the process alive.
+process.exit(failed > 0 ? 1 : 0);

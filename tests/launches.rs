@@ -1,0 +1,167 @@
+//! What the plans of the published models take: launches, and what they bind.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed helper is a failed test"
+)]
+
+use std::collections::BTreeSet;
+
+use kiln_codegen::{CompileOptions, compile};
+use kiln_ir::plan::{BLOCK, Binding, CONTEXT, Entry, Launch, Plan, Tier, Variant};
+use kiln_ir::{Bindings, Packing, text};
+use kiln_models::registry::{EntryOptions, preset};
+
+/// What WebGPU's default limits allow.
+const BINDING_BYTES: u64 = 128 << 20;
+const STORAGE_BUFFERS: usize = 8;
+const INVOCATIONS: u32 = 256;
+const WORKGROUPS: u64 = 65_535;
+
+const LAYERS: [(&str, usize); 2] = [("gpt2", 12), ("gpt2-xl", 48)];
+
+/// The plan of a published model, compiled as the command line does.
+fn plan(name: &str, packing: Packing) -> Plan {
+    let model = preset(name).unwrap();
+    let options = EntryOptions::default();
+    let entries = model.entries().into_iter();
+    let graphs = entries.map(|entry| model.graph(entry, &options).unwrap());
+    let graphs: Vec<_> = graphs.collect();
+    let how = CompileOptions {
+        packing,
+        ..CompileOptions::default()
+    };
+    let info = model.info(&options);
+    let compiled = compile(&graphs, info, &how, &mut |_, _, _, _| {}).unwrap();
+    for (path, source) in &compiled.graphs {
+        let parsed = text::parse(source).unwrap();
+        assert_eq!(parsed.to_string(), *source, "{name}: {path}");
+    }
+    compiled.plan
+}
+
+/// All launches of a variant, those of each output that comes in blocks once.
+fn launches(variant: &Variant) -> Vec<&Launch> {
+    let streamed = variant.streams.iter().flat_map(|s| &s.launches);
+    variant.launches.iter().chain(streamed).collect()
+}
+
+/// Every variant with where it stands.
+fn variants(plan: &Plan) -> impl Iterator<Item = (&Tier, &str, &Entry, &Variant)> {
+    plan.tiers.iter().flat_map(|tier| {
+        let entries = tier.entries.iter();
+        entries.flat_map(move |(name, entry)| {
+            let variants = entry.variants.iter();
+            variants.map(move |variant| (tier, name.as_str(), entry, variant))
+        })
+    })
+}
+
+/// The largest sizes of an entry.
+fn maxima(plan: &Plan, entry: &Entry) -> Bindings {
+    let mut sizes = Bindings::at_max(&plan.symbols);
+    for symbol in &entry.symbols {
+        sizes.set(symbol.name.name(), symbol.max);
+    }
+    sizes.with(CONTEXT, plan.model.max_context).with(BLOCK, 0)
+}
+
+#[test]
+fn a_layer_takes_few_launches() {
+    for (name, layers) in LAYERS {
+        let plan = plan(name, Packing::F32);
+        let tiers: Vec<&str> = plan.tiers.iter().map(|t| t.name.as_str()).collect();
+        for tier in ["software", "subgroup", "base"] {
+            assert!(tiers.contains(&tier), "{tiers:?}");
+        }
+        let mut over = Vec::new();
+        for (tier, entry, _, variant) in variants(&plan) {
+            let count = launches(variant).len();
+            // Attention probabilities are one more.
+            let a_layer = if entry == "forward_attentions" { 7 } else { 6 };
+            let mut most = a_layer * layers + 6;
+            if (entry, variant.name.as_str()) == ("step", "decode") && tier.name != "software" {
+                most = 5 * layers + 4;
+            }
+            if count > most {
+                let variant = &variant.name;
+                over.push(format!(
+                    "{entry}, {variant} of {}: {count} > {most}",
+                    tier.name
+                ));
+            }
+        }
+        assert!(over.is_empty(), "{name}: {over:#?}");
+    }
+}
+
+#[test]
+fn everything_bound_fits_webgpus_default_limits() {
+    for (name, _) in LAYERS {
+        for packing in [Packing::F32, Packing::Q4] {
+            let plan = plan(name, packing);
+            for (tier, entry_name, entry, variant) in variants(&plan) {
+                let at = format!("{name}, {entry_name}, {} of {}", variant.name, tier.name);
+                let max = maxima(&plan, entry);
+                for launch in launches(variant) {
+                    let kernel = &plan.kernels[&launch.kernel];
+                    assert!(
+                        kernel.bindings.len() <= STORAGE_BUFFERS,
+                        "{at}: {}",
+                        launch.kernel
+                    );
+                    let invocations: u32 = kernel.workgroup_size.iter().product();
+                    assert!(invocations <= INVOCATIONS, "{at}: {}", launch.kernel);
+                    let workgroups = launch.workgroups.eval(&max).unwrap();
+                    assert!(
+                        workgroups <= WORKGROUPS * WORKGROUPS,
+                        "{at}: {}",
+                        launch.label
+                    );
+                    for binding in &launch.bindings {
+                        let bytes = bytes_at(&plan, entry, *binding, &max);
+                        assert!(
+                            bytes <= BINDING_BYTES,
+                            "{at}: {} binds {bytes}",
+                            launch.label
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of a binding at the largest sizes.
+fn bytes_at(plan: &Plan, entry: &Entry, binding: Binding, max: &Bindings) -> u64 {
+    match binding {
+        Binding::Weight(i) => plan.weights[i].bytes,
+        Binding::State(i) => plan.states[i].bytes.eval(max).unwrap(),
+        Binding::Buffer(i) => {
+            let sizes = entry.buffers[i].bytes.iter();
+            sizes.map(|b| b.eval(max).unwrap()).max().unwrap()
+        }
+    }
+}
+
+/// The whole of every parameter is held, once, in pieces that a binding takes.
+#[test]
+fn large_weights_are_split() {
+    for (name, parameters) in [("gpt2", 124_439_808), ("gpt2-xl", 1_557_611_200)] {
+        let plan = plan(name, Packing::F32);
+        let mut held = 0;
+        let mut split = BTreeSet::new();
+        for weight in &plan.weights {
+            for part in &weight.contents {
+                let all = part.shape.iter().product::<u64>();
+                let width = part.shape.last().copied().unwrap_or(1);
+                held += part.rows * width;
+                if part.rows * width < all {
+                    split.insert(part.param.as_str());
+                }
+            }
+        }
+        assert_eq!(held, parameters, "{name}");
+        assert_eq!(split, BTreeSet::from(["wte.weight"]), "{name}");
+    }
+}
