@@ -124,15 +124,14 @@ pub fn lower(
     options: &CompileOptions,
 ) -> Result<Compiled, CodegenError> {
     let tiers = tiers(options)?;
-    if let Some(name) = options
-        .bodies
-        .keys()
-        .find(|n| kiln_shaders::body(n).is_none())
-    {
-        let all: Vec<&str> = kiln_shaders::BODIES.iter().map(|(n, _)| *n).collect();
+    // The sampler's kernels are the runtime's, not the plan's.
+    let archetypes = kiln_shaders::BODIES.iter().map(|(name, _)| *name);
+    let archetypes: Vec<&str> = archetypes.filter(|n| !n.starts_with("sample_")).collect();
+    let mut replaced = options.bodies.keys();
+    if let Some(name) = replaced.find(|n| !archetypes.contains(&n.as_str())) {
         return Err(CodegenError::NoSuchBody {
             name: name.clone(),
-            available: all.join(", "),
+            available: archetypes.join(", "),
         });
     }
     let made = plan::make(optimised, model, options, &tiers)?;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::plan::{
-    Access, BLOCK, Binding, CONTEXT, Entry, Kernel, Launch, ModelInfo, PLAN_VERSION, Plan, Port,
-    StateBuffer, Stream, Variant,
+    Access, BLOCK, Binding, Bound, CONTEXT, Entry, Kernel, Launch, ModelInfo, PLAN_VERSION, Plan,
+    Port, StateBuffer, Stream, Variant,
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
@@ -210,7 +210,7 @@ impl Placed {
             if all {
                 bounds.clear();
             }
-            if variants.iter().any(|v| v.bounds == bounds) {
+            if self.is_covered(&bounds, &variants)? {
                 continue;
             }
             let streams = &self.streams;
@@ -234,6 +234,28 @@ impl Placed {
             buffers: pool.buffers,
             variants,
         })
+    }
+
+    /// Whether one of `variants` takes all sizes within `bounds`: at the largest
+    /// of them, those that are about one symbol among them.
+    fn is_covered(&self, bounds: &[Bound], variants: &[Variant]) -> Result<bool, CodegenError> {
+        let mut largest = self.maxima.clone();
+        for bound in bounds {
+            if let Some(symbol) = bound.size.as_symbol() {
+                let max = largest.get(symbol).unwrap_or(bound.max).min(bound.max);
+                largest.set(symbol.name(), max);
+            }
+        }
+        for variant in variants {
+            let mut all = true;
+            for bound in &variant.bounds {
+                all &= bound.size.eval(&largest)? <= bound.max;
+            }
+            if all {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The rows of the entry's linear layers and the queries of its attention,

@@ -91,7 +91,8 @@ fn compile(graph: &Graph, passes: &[Box<dyn Pass>]) -> Result<Compiled, Box<dyn 
         }
     })?;
     let (info, options) = (ModelInfo::of("example"), CompileOptions::default());
-    Ok(lower(&[graph.clone()], &[optimised], info, &options)?)
+    let sources = std::slice::from_ref(graph);
+    Ok(lower(sources, &[optimised], info, &options)?)
 }
 
 /// The kernels that a tier launches for one row.

@@ -74,6 +74,17 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 step "tests"
 cargo test --workspace --locked
 
+step "a program on the runtime alone"
+# Tests run the other examples; this one is a package of its own, whose tokens
+# must be those of the command line.
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+target/debug/kiln compile demo -o "$scratch/demo.kiln" >/dev/null
+ids="$(target/debug/run-artifact "$scratch/demo.kiln" 54 104 101 | paste -sd, -)"
+echo "continued with $ids"
+target/debug/kiln run "$scratch/demo.kiln" --tokens 54,104,101 -n 16 --temperature 0 --json |
+    grep -F "\"tokens\":[$ids]" >/dev/null
+
 step "kernels, as browsers see them"
 scripts/check-wgsl.sh
 

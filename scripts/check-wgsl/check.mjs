@@ -39,11 +39,11 @@ function kernelsOf(folder) {
     return [...found.values()];
 }
 
-// The sampler's kernels, put together the way runtime/sampler.rs does it: for a
-// GPU and for an adapter on a CPU.
+// The sampler's kernels, put together the way runtime/sampler.rs does it, for a
+// GPU and for an adapter on a CPU, but with all functions, used or not.
 function samplerKernels() {
     const read = (path) => readFileSync(new URL(path, SHADERS), 'utf8');
-    const prelude = read('defaults/sample.wgsl');
+    const prelude = read('defaults/sample.wgsl') + read('functions.wgsl');
     const kernels = [];
     for (const body of ['sample_score', 'sample_choose']) {
         for (const [workgroup, chunks] of [[256, 64], [8, 8]]) {
