@@ -4,9 +4,10 @@
 //! get the packing that was asked for, split by rows where they exceed what a
 //! binding may hold; embedding tables keep at least 16 bits. Parameters of one
 //! axis are kept as `f32`; those that one op takes (a norm's gain and bias, a
-//! layer's bias) lie one after the other in a buffer of their own, so that the
-//! kernel binds one buffer for all of them and reads them at the same places in
-//! every layer, which lets layers share kernels.
+//! layer's bias) lie in one buffer, which they share with none but what ops take
+//! together with one of them, so that the kernel binds one buffer for all of them
+//! and reads them at the same places in every layer, which lets layers share
+//! kernels.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,7 +46,7 @@ pub(crate) struct MatrixPart {
     pub rows: u64,
 }
 
-/// Parameters of one axis in a buffer of their own.
+/// Parameters of one axis that an op takes together, in one buffer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Vectors {
     pub buffer: usize,
@@ -130,10 +131,10 @@ pub(crate) fn plan(graphs: &[Graph], packing: Packing) -> Result<Weights, Codege
         let matrix = weights.matrix_buffers(&name, &shape, packing);
         weights.matrices.insert(name, matrix);
     }
-    for group in groups {
-        let shapes = group.iter().map(|name| static_shape(name, &params[name]));
+    for buffer in buffers_of_groups(&groups) {
+        let shapes = buffer.iter().map(|name| static_shape(name, &params[name]));
         let shapes: Vec<Vec<u64>> = shapes.collect::<Result<_, _>>()?;
-        weights.vector_buffer(group, &shapes);
+        weights.vector_buffer(&buffer, &shapes, &groups);
     }
     Ok(weights)
 }
@@ -161,15 +162,17 @@ impl Weights {
         own.map(|v| Base::Weight(v.buffer)).into_iter().collect()
     }
 
-    fn vector_buffer(&mut self, group: Vec<String>, shapes: &[Vec<u64>]) {
+    /// A buffer for the parameters called `names`, which holds those of `groups`
+    /// that consist of them.
+    fn vector_buffer(&mut self, names: &[String], shapes: &[Vec<u64>], groups: &[Vec<String>]) {
         let mut buffer = WeightBuffer {
-            name: group.join("+"),
+            name: names.join("+"),
             bytes: 0,
             contents: Vec::new(),
         };
-        let mut offsets = Vec::new();
-        for (name, shape) in group.iter().zip(shapes) {
-            offsets.push(buffer.bytes / 4);
+        let mut offset_of = BTreeMap::new();
+        for (name, shape) in names.iter().zip(shapes) {
+            offset_of.insert(name, buffer.bytes / 4);
             buffer.contents.push(WeightPart {
                 param: name.clone(),
                 shape: shape.clone(),
@@ -183,11 +186,14 @@ impl Weights {
         }
         let index = self.buffers.len();
         self.buffers.push(buffer);
-        let place = Vectors {
-            buffer: index,
-            offsets,
-        };
-        self.vectors.insert(group, place);
+        for group in groups {
+            let offsets = group.iter().map(|name| offset_of.get(name).copied());
+            if let Some(offsets) = offsets.collect::<Option<Vec<u64>>>() {
+                let buffer = index;
+                self.vectors
+                    .insert(group.clone(), Vectors { buffer, offsets });
+            }
+        }
     }
 
     fn matrix_buffers(&mut self, name: &str, shape: &[u64], packing: Packing) -> Matrix {
@@ -248,6 +254,26 @@ impl Weights {
             parts,
         }
     }
+}
+
+/// The parameters of each buffer, for ops that take these groups of them. Groups
+/// that share a parameter (a norm that two linear layers with biases of their own
+/// take in) share a buffer, so that each parameter is stored once.
+fn buffers_of_groups(groups: &[Vec<String>]) -> Vec<Vec<String>> {
+    let mut buffers: Vec<Vec<String>> = Vec::new();
+    for group in groups {
+        let shares = |buffer: &Vec<String>| buffer.iter().any(|name| group.contains(name));
+        let place = buffers.iter().position(shares).unwrap_or(buffers.len());
+        let joined: Vec<_> = buffers.extract_if(.., |buffer| shares(buffer)).collect();
+        let mut names: Vec<String> = Vec::new();
+        for name in joined.iter().flatten().chain(group) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        buffers.insert(place, names);
+    }
+    buffers
 }
 
 /// The parameters that linear ops contract with.
@@ -347,4 +373,27 @@ pub(crate) struct Filled {
     pub bytes: Vec<u8>,
     /// Those of the next buffer, where it holds the scales of this one.
     pub scales: Option<Vec<u8>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_share_a_parameter_share_a_buffer() {
+        let groups = |texts: &[&str]| -> Vec<Vec<String>> {
+            let words = |t: &&str| t.split(' ').map(str::to_owned).collect();
+            texts.iter().map(words).collect()
+        };
+        let apart = groups(&["a b", "c", "d e"]);
+        assert_eq!(buffers_of_groups(&apart), apart);
+        let shared = groups(&["norm gate", "other", "norm up", "norm"]);
+        assert_eq!(
+            buffers_of_groups(&shared),
+            groups(&["norm gate up", "other"])
+        );
+        // The last brings two together.
+        let chained = groups(&["a b", "x", "c d", "b c"]);
+        assert_eq!(buffers_of_groups(&chained), groups(&["a b c d", "x"]));
+    }
 }
