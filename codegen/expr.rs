@@ -96,7 +96,7 @@ impl<'a> Source<'a> {
     }
 
     /// Where `id`, whose user takes it broadcast to the shape of `at`, is read.
-    fn broadcast(&self, id: ValueId, at: &At, shape: &[Dim]) -> At {
+    pub fn broadcast(&self, id: ValueId, at: &At, shape: &[Dim]) -> At {
         let own = self.shape(id);
         if own == shape {
             return at.clone();

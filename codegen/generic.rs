@@ -6,7 +6,7 @@ use kiln_ir::{DType, Dim, Op, ReduceOp, ValueId};
 use crate::error::CodegenError;
 use crate::expr::{At, Source};
 use crate::kernel::{Draft, Element, Launch};
-use crate::place::describe;
+use crate::place::{Part, describe};
 use crate::tier::Tier;
 use crate::view::View;
 use crate::wgsl;
@@ -18,6 +18,22 @@ pub(crate) fn pointwise(
     id: ValueId,
     output: &View,
 ) -> Result<Launch, CodegenError> {
+    let whole = Part {
+        start: 0,
+        end: source.graph.ty(id).last().as_const().unwrap_or(0),
+        view: output.clone(),
+    };
+    pointwise_parts(source, tier, id, std::slice::from_ref(&whole))
+}
+
+/// Computes `id` element by element, each range of its last axis into a place of
+/// its own.
+pub(crate) fn pointwise_parts(
+    source: Source<'_>,
+    tier: Tier,
+    id: ValueId,
+    outputs: &[Part],
+) -> Result<Launch, CodegenError> {
     let ty = source.graph.ty(id);
     let workgroup = tier.pointwise_workgroup();
     let label = describe(source.graph, id);
@@ -25,8 +41,8 @@ pub(crate) fn pointwise(
     let mut d = Draft::new("pointwise", detail, workgroup);
     d.constant_u32("WORKGROUP", workgroup);
     let four = source.is_vector(id, &ty.last())
-        && output.is_vectorised()
-        && ty.last().as_const().is_some_and(|n| n.is_multiple_of(4));
+        && ty.last().as_const().is_some_and(|n| n.is_multiple_of(4))
+        && outputs.iter().all(Part::is_vectorised);
     let count = if four {
         ty.elements().ceil_div(4)
     } else {
@@ -59,17 +75,26 @@ pub(crate) fn pointwise(
         (false, DType::I32) => (Element::I32, value),
         (false, DType::Bool) => (Element::U32, format!("select(0u, 1u, {value})")),
     };
-    let y = d.write("y", output.base, element);
-    let stride = output.strides.last().map_or(1.into(), |s| s.ceil_div(unit));
-    let address = match rank {
-        0 => wgsl::dim(&output.offset),
-        _ => wgsl::sum([
-            output.row_address("row", unit),
-            wgsl::times("last", &wgsl::dim(&stride)),
-        ]),
+    let write = match outputs {
+        [Part { view, .. }] => {
+            let y = d.write("y", view.base, element);
+            let stride = view.strides.last().map_or(1.into(), |s| s.ceil_div(unit));
+            let address = match rank {
+                0 => wgsl::dim(&view.offset),
+                _ => wgsl::sum([
+                    view.row_address("row", unit),
+                    wgsl::times("last", &wgsl::dim(&stride)),
+                ]),
+            };
+            format!("    {y}[{address}] = {value};\n")
+        }
+        parts => {
+            let writes = d.write_parts(parts, unit);
+            format!("    let column = last * {unit}u;\n    let v = {value};\n{writes}")
+        }
     };
     d.hook(format!(
-        "fn compute(index: u32) {{\n    let row = {row};\n    let last = {last};\n    {y}[{address}] = {value};\n}}\n"
+        "fn compute(index: u32) {{\n    let row = {row};\n    let last = {last};\n{write}}}\n"
     ));
     let bytes = &ty.elements() * &Dim::constant(8);
     Ok(Launch {

@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use kiln_ir::Dim;
 use kiln_ir::plan::Access;
 
+use crate::place::Part;
 use crate::view::Base;
+use crate::wgsl;
 
 /// The type of a binding's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +110,46 @@ impl Draft {
 
     pub fn write(&mut self, role: &str, base: Base, element: Element) -> String {
         self.bind(role, base, element, Access::ReadWrite)
+    }
+
+    /// Statements that write `v`, one or four elements, at `row`, which counts from a
+    /// block's start, and `column`.
+    pub fn write_parts(&mut self, outputs: &[Part], unit: u64) -> String {
+        let mut out = String::new();
+        for (i, part) in outputs.iter().enumerate() {
+            let element = match unit {
+                4 => Element::F32x4,
+                _ => Element::F32,
+            };
+            let name = self.write("y", part.view.base, element);
+            let column = match (part.start, unit) {
+                (0, 1) => "column".to_owned(),
+                (0, _) => "column / 4u".to_owned(),
+                (start, 1) => format!("(column - {start}u)"),
+                (start, _) => format!("(column - {start}u) / 4u"),
+            };
+            let stride = part
+                .view
+                .strides
+                .last()
+                .map_or(1.into(), |s| s.ceil_div(unit));
+            let column = wgsl::times(&column, &wgsl::dim(&stride));
+            let address = wgsl::sum([part.view.row_address("row", unit), column]);
+            let statement = format!("{name}[{address}] = v;");
+            out.push_str(&match (i, outputs.len()) {
+                (_, 1) => format!("    {statement}\n"),
+                (0, _) => format!(
+                    "    if column < {}u {{\n        {statement}\n    }}",
+                    part.end
+                ),
+                (i, n) if i + 1 == n => format!(" else {{\n        {statement}\n    }}\n"),
+                _ => format!(
+                    " else if column < {}u {{\n        {statement}\n    }}",
+                    part.end
+                ),
+            });
+        }
+        out
     }
 
     /// Adds a function to the kernel's text, once.

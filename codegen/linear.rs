@@ -304,9 +304,7 @@ impl Linear<'_> {
 
         let whole_fours = part.rows.is_multiple_of(4)
             && part.first_row.is_multiple_of(4)
-            && outputs.iter().all(|o| {
-                o.start.is_multiple_of(4) && o.end.is_multiple_of(4) && o.view.is_vectorised()
-            })
+            && outputs.iter().all(Part::is_vectorised)
             && operands
                 .iter()
                 .all(|x| source.vector_of(self.id, *x).is_some() || source.is_vector(*x, &width));
@@ -320,7 +318,7 @@ impl Linear<'_> {
         let ends_in_one = matches!(self.rows, RowKernel::Matvec(_)) && self.tier != Tier::Software;
         if ends_in_one || !whole_fours {
             let epilogue = self.epilogue(steps, operands, row, false, d)?;
-            let writes = self.writes(&outputs, 1, d);
+            let writes = d.write_parts(&outputs, 1);
             d.hook(format!(
                 "fn store(row: u32, n: u32, acc: f32) {{\n    let column = {column};\n{epilogue}{writes}}}\n"
             ));
@@ -330,7 +328,7 @@ impl Linear<'_> {
         }
         if whole_fours {
             let epilogue = self.epilogue(steps, operands, row, true, d)?;
-            let writes = self.writes(&outputs, 4, d);
+            let writes = d.write_parts(&outputs, 4);
             d.hook(format!(
                 "fn store4(row: u32, n: u32, acc: vec4<f32>) {{\n    let column = {column};\n{epilogue}{writes}}}\n"
             ));
@@ -385,14 +383,8 @@ impl Linear<'_> {
                     let operand = match source.vector_of(self.id, *x) {
                         Some((base, offset)) => vector_load(base, offset, last, four, d),
                         None => {
-                            let shape = source.shape(*x);
-                            let at = match shape.len() {
-                                0 | 1 => At {
-                                    index: shape.iter().map(|_| last.to_owned()).collect(),
-                                    row: None,
-                                },
-                                _ => At::row(row, last, shape),
-                            };
+                            let whole = source.shape(self.id);
+                            let at = source.broadcast(*x, &At::row(row, last, whole), whole);
                             match four {
                                 true => source.vector4(*x, &at, d)?,
                                 false => source.scalar(*x, &at, d)?,
@@ -406,46 +398,6 @@ impl Linear<'_> {
             out.push_str(&format!("    {line}\n"));
         }
         Ok(out)
-    }
-
-    /// Statements that write `v` at `row`, which counts from a block's start, and
-    /// `column`.
-    fn writes(&self, outputs: &[Part], unit: u64, d: &mut Draft) -> String {
-        let mut out = String::new();
-        for (i, part) in outputs.iter().enumerate() {
-            let element = match unit {
-                4 => Element::F32x4,
-                _ => Element::F32,
-            };
-            let name = d.write("y", part.view.base, element);
-            let column = match (part.start, unit) {
-                (0, 1) => "column".to_owned(),
-                (0, _) => "column / 4u".to_owned(),
-                (start, 1) => format!("(column - {start}u)"),
-                (start, _) => format!("(column - {start}u) / 4u"),
-            };
-            let stride = part
-                .view
-                .strides
-                .last()
-                .map_or(1.into(), |s| s.ceil_div(unit));
-            let column = wgsl::times(&column, &wgsl::dim(&stride));
-            let address = wgsl::sum([part.view.row_address("row", unit), column]);
-            let statement = format!("{name}[{address}] = v;");
-            out.push_str(&match (i, outputs.len()) {
-                (_, 1) => format!("    {statement}\n"),
-                (0, _) => format!(
-                    "    if column < {}u {{\n        {statement}\n    }}",
-                    part.end
-                ),
-                (i, n) if i + 1 == n => format!(" else {{\n        {statement}\n    }}\n"),
-                _ => format!(
-                    " else if column < {}u {{\n        {statement}\n    }}",
-                    part.end
-                ),
-            });
-        }
-        out
     }
 }
 

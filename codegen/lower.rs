@@ -200,6 +200,11 @@ impl<'a> Lowering<'a> {
                 };
                 Ok(vec![generic::pointwise(source, self.tier, *new, &place)?])
             }
+            _ if let Some(parts) = source.placement.parts.get(&id) => {
+                Ok(vec![generic::pointwise_parts(
+                    source, self.tier, id, parts,
+                )?])
+            }
             _ => {
                 let Some(view) = source.view(id).cloned() else {
                     return Err(source.unsupported(id, "its result has no place"));

@@ -42,12 +42,19 @@ pub(crate) enum Role {
     Scratch,
 }
 
-/// A range of a linear op's outputs and where it is written.
+/// A range of the last axis of a result and where it is written.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
     pub start: u64,
     pub end: u64,
     pub view: View,
+}
+
+impl Part {
+    /// Whether four elements can be written at a time.
+    pub fn is_vectorised(&self) -> bool {
+        self.start.is_multiple_of(4) && self.end.is_multiple_of(4) && self.view.is_vectorised()
+    }
 }
 
 /// The placement of a graph's values.
@@ -57,7 +64,7 @@ pub(crate) struct Placement {
     /// Values to compute, in order.
     pub materialised: Vec<ValueId>,
     pub locals: Vec<Local>,
-    /// For linear ops that write to several places.
+    /// For ops that write to several places.
     pub parts: BTreeMap<ValueId, Vec<Part>>,
     /// Concatenations that extend a state in place: the operand that has to be
     /// copied there, unless the op that computes it writes there itself.
@@ -91,6 +98,11 @@ fn has_kernel(op: &Op) -> bool {
             | Op::Reduce { .. }
             | Op::MatMul
     )
+}
+
+/// Whether the op's kernel can write ranges of the last axis to several places.
+fn writes_parts(op: &Op) -> bool {
+    matches!(op, Op::Linear { .. } | Op::Rotary)
 }
 
 /// Operands that a kernel reads through a [`View`].
@@ -224,7 +236,7 @@ impl Placer<'_> {
             // Written by whatever computes the new elements, if that is its
             // only use; else by a copy.
             let direct = self.counts[new.index()] == 1
-                && (self.is_part_of_linear(*new)
+                && (self.is_part(*new)
                     || matches!(self.graph.value(*new).op, Op::Linear { .. })
                     || (!has_kernel(&self.graph.value(*new).op)
                         && !is_cheap(&self.graph.value(*new).op)));
@@ -238,26 +250,27 @@ impl Placer<'_> {
         Ok(())
     }
 
-    /// Whether `id` is a slice of a linear op whose outputs are all taken in
-    /// such slices.
-    fn is_part_of_linear(&self, id: ValueId) -> bool {
+    /// Whether `id` is a slice of an op that writes parts and whose elements are
+    /// all taken in such slices.
+    fn is_part(&self, id: ValueId) -> bool {
         let value = self.graph.value(id);
         match (&value.op, value.inputs.as_slice()) {
-            (Op::Slice { .. }, [linear]) => self.slices(*linear).is_some(),
+            (Op::Slice { .. }, [whole]) => self.slices(*whole).is_some(),
             _ => false,
         }
     }
 
-    /// The constant ranges of the last axis in which a linear op's outputs are
-    /// taken, if they cover it in order and nothing else reads it.
-    fn slices(&self, linear: ValueId) -> Option<Vec<(u64, u64, ValueId)>> {
-        let value = self.graph.value(linear);
-        if !matches!(value.op, Op::Linear { .. }) {
+    /// The constant ranges of the last axis in which the elements of an op that
+    /// writes parts are taken, if they cover it in order and nothing else reads
+    /// it.
+    fn slices(&self, whole: ValueId) -> Option<Vec<(u64, u64, ValueId)>> {
+        let value = self.graph.value(whole);
+        if !writes_parts(&value.op) {
             return None;
         }
         let last = value.ty.rank() - 1;
-        let users = &self.users[linear.index()];
-        if users.len() != self.counts[linear.index()] {
+        let users = &self.users[whole.index()];
+        if users.len() != self.counts[whole.index()] {
             return None;
         }
         let mut ranges = Vec::new();
@@ -294,20 +307,23 @@ impl Placer<'_> {
         if self.out.views[id.index()].is_some() {
             // A state's new elements, or the state with them.
             let is_append = self.graph.states().iter().any(|(_, v)| *v == id);
-            if (is_append && self.out.appended.contains(&id))
-                || (!is_append && !self.is_part_of_linear(id))
-            {
+            if (is_append && self.out.appended.contains(&id)) || (!is_append && !self.is_part(id)) {
                 self.out.materialised.push(id);
             }
             return;
         }
+        let ranges = self.slices(id).filter(|r| self.any_direct(r));
         if has_kernel(&value.op) {
             self.materialise_kernel_operands(id);
-            if let Some(ranges) = self.slices(id).filter(|r| self.any_direct(r)) {
-                self.split(id, &ranges);
-                return;
+            match ranges {
+                Some(ranges) => self.split(id, &ranges),
+                None => self.materialise(id),
             }
-            self.materialise(id);
+            return;
+        }
+        if let Some(ranges) = ranges {
+            self.materialise_operands(id, INLINE_BUFFERS);
+            self.split(id, &ranges);
             return;
         }
         let viewed = value
@@ -338,8 +354,8 @@ impl Placer<'_> {
         slices.any(|slice| self.out.views[slice].is_some())
     }
 
-    /// A linear op of which some ranges are a state's new elements: the other
-    /// ranges get buffers of their own.
+    /// An op of which some ranges are a state's new elements: the other ranges
+    /// get buffers of their own.
     fn split(&mut self, id: ValueId, ranges: &[(u64, u64, ValueId)]) {
         let mut parts = Vec::new();
         for (start, end, slice) in ranges {

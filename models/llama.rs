@@ -206,11 +206,12 @@ impl Attention {
             let q_end = self.heads * self.head_dim;
             let k_end = q_end + self.kv_heads * self.head_dim;
             let v_end = k_end + self.kv_heads * self.head_dim;
-            let q = g.slice(qkv, 2, 0, q_end)?;
-            let k = g.slice(qkv, 2, q_end, k_end)?;
+            let qk = g.slice(qkv, 2, 0, k_end)?;
             let v = g.slice(qkv, 2, k_end, v_end)?;
-            let q = self.rotary.forward(g, q, angles)?;
-            let k = self.rotary.forward(g, k, angles)?;
+            // Queries and keys turn together.
+            let qk = self.rotary.forward(g, qk, angles)?;
+            let q = g.slice(qk, 2, 0, q_end)?;
+            let k = g.slice(qk, 2, q_end, k_end)?;
             let k = span.cached(g, "k", k)?;
             let v = span.cached(g, "v", v)?;
 

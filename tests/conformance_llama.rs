@@ -18,7 +18,7 @@ use kiln_ir::interp::{HostData, HostTensor, Interpreter, Tensors, run};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Bindings, DType, Graph, GraphBuilder, Packing};
 use kiln_models::nn::Rotary;
-use kiln_models::registry::{EntryOptions, from_config};
+use kiln_models::registry::{EntryOptions, from_config, preset};
 use kiln_runtime::RunOptions;
 
 #[test]
@@ -69,9 +69,11 @@ fn packed_weights() {
 
 const TIERS: [&str; 3] = ["software", "subgroup", "base"];
 
-/// A layer of a decode step is at most eight launches on a GPU.
+/// A layer of a decode step is seven launches on a GPU: queries, keys and values;
+/// their turning; attention; its output; gate; up; down. One more may be had by a
+/// long context.
 #[test]
-fn a_layer_takes_eight_launches() {
+fn a_layer_takes_seven_launches() {
     for settings in ["", r#", "attention_bias": true, "mlp_bias": true"#] {
         let launches = |layers: usize, tier: &str| {
             let config = format!(
@@ -96,10 +98,28 @@ fn a_layer_takes_eight_launches() {
         };
         for tier in ["subgroup", "base"] {
             let (two, three) = (launches(2, tier), launches(3, tier));
-            assert!(three - two <= 8, "{tier}{settings}: {two}, {three}");
+            assert!(three - two <= 7, "{tier}{settings}: {two}, {three}");
             // The embedding, angles with their cosines and sines, norm and head.
-            assert!(two <= 2 * 8 + 6, "{tier}{settings}: {two}");
+            assert!(two <= 2 * 7 + 6, "{tier}{settings}: {two}");
         }
+    }
+}
+
+/// The published sizes keep to every tier's limits, as they are compiled unless
+/// something else is asked for.
+#[test]
+fn published_models_compile() {
+    for name in ["smollm2-135m", "qwen2-0.5b", "llama-3.2-1b"] {
+        let model = preset(name).unwrap();
+        let options = EntryOptions::default();
+        let graphs = ["forward", "step"].map(|entry| model.graph(entry, &options).unwrap());
+        let how = CompileOptions {
+            packing: Packing::F16,
+            ..CompileOptions::default()
+        };
+        let compiled = compile(&graphs, model.info(&options), &how, &mut |_, _, _, _| {});
+        let compiled = compiled.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(compiled.plan.tiers.iter().all(|t| t.entries.len() == 2));
     }
 }
 
@@ -156,7 +176,11 @@ fn sines_and_cosines_are_exact_far_from_zero() {
         g.output("cos", cos).unwrap();
         let graph = g.finish();
 
-        let mut angles = vec![0.0, -0.0, 1e-30, 0.785_398_1, -0.785_398_2, 1e5, -1e5];
+        // On either side of where the reduction begins.
+        let eighth = std::f32::consts::FRAC_PI_4;
+        let around = [eighth.next_down(), -eighth, eighth.next_up()].map(f64::from);
+        let mut angles = vec![0.0, -0.0, 1e-30, 1e5, -1e5];
+        angles.extend(around);
         // Near every quarter turn, and spread over all sizes.
         angles.extend((0..4000).map(|i| f64::from(i - 2000) * std::f64::consts::FRAC_PI_2));
         angles.extend((0..4000).map(|i| (f64::from(i) * 0.0037).exp() * 1e-2 % 1e5));
@@ -169,7 +193,10 @@ fn sines_and_cosines_are_exact_far_from_zero() {
             assert_eq!(found.len(), angles.len());
             for ((found, wanted), angle) in found.iter().zip(wanted).zip(&angles) {
                 let error = (f64::from(*found) - wanted).abs();
-                assert!(error < 2e-7, "{tier}: {name} {angle}: {found}, not {wanted}");
+                assert!(
+                    error < 2e-7,
+                    "{tier}: {name} {angle}: {found}, not {wanted}"
+                );
             }
         });
     }
@@ -178,7 +205,17 @@ fn sines_and_cosines_are_exact_far_from_zero() {
 /// Heads of every width, and positions told for all sequences or for each.
 #[test]
 fn heads_turn_on_every_tier() {
-    for (heads, half) in [(1, 1), (3, 1), (2, 2), (1, 3), (4, 4), (3, 5), (2, 8), (5, 12), (2, 32)] {
+    for (heads, half) in [
+        (1, 1),
+        (3, 1),
+        (2, 2),
+        (1, 3),
+        (4, 4),
+        (3, 5),
+        (2, 8),
+        (5, 12),
+        (2, 32),
+    ] {
         for own_positions in [false, true] {
             let mut g = GraphBuilder::new("turn");
             let batch = g.symbol("batch", 3).unwrap();
@@ -186,10 +223,15 @@ fn heads_turn_on_every_tier() {
             let width = heads * 2 * half;
             let x = [batch.clone(), n.clone(), width.into()];
             let x = g.input("x", DType::F32, x).unwrap();
-            let shape = if own_positions { vec![batch, n] } else { vec![n] };
+            let shape = if own_positions {
+                vec![batch, n]
+            } else {
+                vec![n]
+            };
             let positions = g.input("positions", DType::I32, shape).unwrap();
-            let frequencies: Vec<f64> =
-                (0..half).map(|i| 50f64.powf(-(i as f64) / half as f64)).collect();
+            let frequencies: Vec<f64> = (0..half)
+                .map(|i| 50f64.powf(-(i as f64) / half as f64))
+                .collect();
             let rotary = Rotary::new(frequencies);
             let angles = rotary.angles(&mut g, positions).unwrap();
             let y = rotary.forward(&mut g, x, angles).unwrap();
@@ -201,7 +243,11 @@ fn heads_turn_on_every_tier() {
                 let values: Vec<f64> = values.map(|v| f64::from(v as f32)).collect();
                 let rows = if own_positions { batch } else { 1 };
                 let places: Vec<i32> = (0..rows * n).map(|i| (i * i) as i32 % 31).collect();
-                let shape = if own_positions { vec![batch, n] } else { vec![n] };
+                let shape = if own_positions {
+                    vec![batch, n]
+                } else {
+                    vec![n]
+                };
                 let inputs = Tensors::from([
                     ("x".to_owned(), HostTensor::f([batch, n, width], values)),
                     ("positions".to_owned(), HostTensor::i32(shape, places)),

@@ -165,8 +165,11 @@ fn a_long_context_is_taken_where_it_is_asked_for() {
     );
 }
 
+/// Names and shapes.
+type Tensors = Vec<(String, Vec<usize>)>;
+
 /// The tensors of a model of one layer, each filled with its number.
-fn stored() -> Vec<(String, Vec<usize>)> {
+fn stored() -> Tensors {
     let tensors = [
         ("embed_tokens.weight", vec![11, 8]),
         ("layers.0.input_layernorm.weight", vec![8]),
@@ -219,7 +222,7 @@ fn queries_keys_and_values_are_put_together() {
 
 #[test]
 fn each_part_is_held_to_its_own_shape() {
-    let message = |change: &dyn Fn(&mut Vec<(String, Vec<usize>)>)| {
+    let message = |change: &dyn Fn(&mut Tensors)| {
         let mut tensors = stored();
         change(&mut tensors);
         let error: AdapterError = one_layer().weights(checkpoint(&tensors)).unwrap_err();

@@ -70,11 +70,12 @@ fn numbers_stay_the_same() {
         panic!("{e}");
     }
     // The graphs are such that there is something to do for everyone; what is
-    // dead is gone whenever a pass is done.
+    // dead is gone whenever a pass is done, and no step turns heads (that has cases).
     let all: BTreeSet<&str> = pipeline().iter().map(|p| p.name()).collect();
     let idle: Vec<_> = all.difference(&fired.borrow()).copied().collect();
     assert!(
-        idle.iter().all(|pass| *pass == "dce"),
+        idle.iter()
+            .all(|pass| ["dce", "fuse_rotary"].contains(pass)),
         "never fired: {idle:?}"
     );
 }

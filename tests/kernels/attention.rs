@@ -1,0 +1,151 @@
+//! Attention and its probabilities: heads of every kind, with and without earlier
+//! positions, a causal mask, and padding.
+
+use kiln_ir::{AttentionSpec, Bindings, DType, Dim, Graph, GraphBuilder, Op, Packing};
+
+use crate::suite::{Suite, TIERS};
+
+/// Sequences, their queries, and the keys before these.
+const SIZES: [(u64, u64, u64); 13] = [
+    (1, 1, 0),
+    (1, 1, 1),
+    (2, 1, 63),
+    (1, 1, 130),
+    (3, 2, 5),
+    (1, 4, 0),
+    (2, 7, 9),
+    (1, 8, 64),
+    (1, 9, 0),
+    (2, 17, 3),
+    (1, 33, 31),
+    (1, 64, 0),
+    (1, 65, 64),
+];
+
+fn sizes(all: &[(u64, u64, u64)]) -> impl Iterator<Item = Bindings> {
+    all.iter().map(|(batch, seq, past)| {
+        let bindings = Bindings::new().with("batch", *batch);
+        bindings.with("seq", *seq).with("past", *past)
+    })
+}
+
+fn attention(
+    head_dim: u64,
+    (heads, kv_heads): (usize, usize),
+    causal: bool,
+    padded: bool,
+) -> Graph {
+    let kind = match (causal, padded) {
+        (true, true) => "causal.padded",
+        (true, false) => "causal",
+        (false, true) => "full.padded",
+        (false, false) => "full",
+    };
+    let mut g = GraphBuilder::new(&format!("{heads}by{kv_heads}x{head_dim}.{kind}"));
+    let batch = g.symbol("batch", 3).unwrap();
+    let seq = g.symbol("seq", 65).unwrap();
+    let past = g.symbol("past", 130).unwrap();
+    let all = &past + &seq;
+    let mut tensor = |name: &str, n: &Dim, heads: usize| {
+        let shape = [
+            batch.clone(),
+            n.clone(),
+            Dim::constant(heads as u64 * head_dim),
+        ];
+        g.input(name, DType::F32, shape).unwrap()
+    };
+    let q = tensor("q", &seq, heads);
+    let k = tensor("k", &all, kv_heads);
+    let v = tensor("v", &all, kv_heads);
+    let start = padded.then(|| g.input("start", DType::I32, [batch.clone()]).unwrap());
+    let spec = AttentionSpec {
+        heads,
+        kv_heads,
+        scale: 1.5,
+        causal,
+    };
+    let mut operands = vec![q, k, v];
+    operands.extend(start);
+    let y = g.op(Op::Attention(spec), &operands).unwrap();
+    operands.remove(2);
+    let p = g.op(Op::AttentionProbs(spec), &operands).unwrap();
+    let (y, p) = match start {
+        Some(start) if causal => {
+            g.output("unused_y", y).unwrap();
+            g.output("unused_p", p).unwrap();
+            // What padding asks for is nobody's business, as long as it is finite.
+            let places = g.arange(past, all).unwrap();
+            let start = g.reshape(start, [batch.clone(), 1.into()]).unwrap();
+            let asked = g.ge(places, start).unwrap();
+            let nothing = g.f32(0.0).unwrap();
+            let mut of_tokens = |x, shape: [Dim; 4]| {
+                let rank = g.ty(x).rank();
+                let asked = g.reshape(asked, shape.into_iter().skip(4 - rank)).unwrap();
+                g.select(asked, x, nothing).unwrap()
+            };
+            let one = Dim::constant(1);
+            (
+                of_tokens(y, [one.clone(), batch.clone(), seq.clone(), one.clone()]),
+                of_tokens(p, [batch, one.clone(), seq, one]),
+            )
+        }
+        _ => (y, p),
+    };
+    g.output("y", y).unwrap();
+    g.output("p", p).unwrap();
+    g.finish()
+}
+
+#[test]
+fn heads() {
+    let mut suite = Suite::new(Packing::F32);
+    for (head_dim, heads, causal, padded) in [
+        (1, (2, 2), true, true),
+        (2, (3, 3), true, true),
+        (3, (2, 1), true, false),
+        (4, (2, 2), false, false),
+        (6, (2, 2), false, true),
+        (7, (1, 1), true, true),
+        (8, (4, 1), true, true),
+        (20, (6, 2), true, false),
+        (64, (4, 2), true, true),
+        (80, (2, 1), true, false),
+        (128, (2, 1), true, true),
+        (128, (1, 1), false, false),
+    ] {
+        suite.add(attention(head_dim, heads, causal, padded), sizes(&SIZES));
+    }
+    suite.run(&TIERS);
+}
+
+/// For each size of a subgroup.
+pub fn across_lanes() -> Suite {
+    let mut suite = Suite::new(Packing::F32);
+    for (head_dim, heads) in [(3, (2, 1)), (64, (4, 2))] {
+        suite.add(attention(head_dim, heads, true, true), sizes(&SIZES));
+    }
+    suite
+}
+
+/// Probabilities that are computed and read in blocks of rows.
+#[test]
+fn blocks() {
+    let mut g = GraphBuilder::new("blocks");
+    let batch = g.symbol("batch", 1).unwrap();
+    let seq = g.symbol("seq", 3000).unwrap();
+    let shape = [batch, seq, 8.into()];
+    let q = g.input("q", DType::F32, shape.clone()).unwrap();
+    let k = g.input("k", DType::F32, shape).unwrap();
+    let spec = AttentionSpec {
+        heads: 2,
+        kv_heads: 2,
+        scale: 0.5,
+        causal: true,
+    };
+    let p = g.op(Op::AttentionProbs(spec), &[q, k]).unwrap();
+    g.output("p", p).unwrap();
+    let mut suite = Suite::new(Packing::F32);
+    let sizes = [1, 65, 701].map(|seq| Bindings::new().with("batch", 1).with("seq", seq));
+    suite.add(g.finish(), sizes);
+    suite.run(&TIERS);
+}

@@ -1,0 +1,211 @@
+//! Small graphs, lowered as they are and run on every tier at many sizes, against
+//! the interpreter in `f64`.
+
+use std::collections::BTreeMap;
+
+use kiln_codegen::{CompileOptions, lower};
+use kiln_ir::interp::{HostData, HostTensor, Interpreter, Tensors};
+use kiln_ir::plan::ModelInfo;
+use kiln_ir::{Bindings, DType, Graph, Packing};
+use kiln_runtime::{Model, Output, OutputData, RunOptions};
+
+use crate::common::fixtures::distance;
+use crate::common::{F32, NATIVE, in_memory, open};
+
+/// Tiers that run on any adapter with subgroup operations.
+pub const TIERS: [&str; 3] = ["software", "subgroup", "base"];
+
+/// Ids that input `ids` holds: some lie outside a table of as many rows as this.
+pub const IDS: i32 = 37;
+
+/// How outputs are called whose values do not matter, if they are finite.
+pub const UNUSED: &str = "unused_";
+
+/// Graphs of different names, compiled together, and the sizes to run each at.
+pub struct Suite {
+    packing: Packing,
+    graphs: Vec<(Graph, Vec<Bindings>)>,
+}
+
+impl Suite {
+    pub fn new(packing: Packing) -> Self {
+        Suite {
+            packing,
+            graphs: Vec::new(),
+        }
+    }
+
+    pub fn add(&mut self, graph: Graph, sizes: impl IntoIterator<Item = Bindings>) {
+        self.graphs.push((graph, sizes.into_iter().collect()));
+    }
+
+    /// Runs every graph at every size on each of `tiers`, on the native back end.
+    pub fn run(&self, tiers: &[&str]) {
+        let graphs: Vec<Graph> = self.graphs.iter().map(|(graph, _)| graph.clone()).collect();
+        let mut params = BTreeMap::new();
+        for (name, ty) in graphs.iter().flat_map(Graph::params) {
+            let elements = ty.elements().as_const().unwrap() as usize;
+            params.insert(name.to_owned(), noise(name, elements));
+        }
+        let options = CompileOptions {
+            packing: self.packing,
+            ..CompileOptions::default()
+        };
+        let info = ModelInfo {
+            max_context: 1 << 20,
+            ..ModelInfo::of("test")
+        };
+        let compiled = lower(&graphs, &graphs, info, &options).unwrap();
+        let artifact = in_memory(compiled, &params);
+        drop(params);
+
+        // What every tier has to give, of the weights as they were rounded.
+        let mut wanted = Vec::new();
+        for (graph, sizes) in &self.graphs {
+            let interpreter = Interpreter::<f64>::new(graph, &artifact).unwrap();
+            for sizes in sizes {
+                let inputs = inputs(graph, sizes);
+                let wide = inputs
+                    .iter()
+                    .map(|(name, x)| (name.clone(), widen(x)))
+                    .collect();
+                let outputs = interpreter.run_with(&wide, &mut Tensors::new(), sizes);
+                wanted.push((graph, sizes, inputs, outputs.unwrap()));
+            }
+        }
+        let mut wrong = Vec::new();
+        for tier in tiers {
+            let model = open(NATIVE, tier, &artifact);
+            for (graph, sizes, inputs, wanted) in &wanted {
+                let found = run(&model, &graph.name, sizes, inputs);
+                assert_eq!(found.len(), wanted.len(), "{}", graph.name);
+                for output in found {
+                    if let Some(how) = differs(&output, &wanted[&output.name]) {
+                        let sizes: Vec<String> =
+                            sizes.iter().map(|(s, n)| format!("{s}={n}")).collect();
+                        let (name, sizes) = (&output.name, sizes.join(" "));
+                        wrong.push(format!("{tier}: {} `{name}` at {sizes}: {how}", graph.name));
+                    }
+                }
+            }
+        }
+        let count = wrong.len();
+        wrong.truncate(20);
+        assert!(
+            count == 0,
+            "{count} results are wrong:\n{}",
+            wrong.join("\n")
+        );
+    }
+}
+
+fn run(model: &Model, entry: &str, sizes: &Bindings, inputs: &Tensors<f32>) -> Vec<Output> {
+    let bytes = inputs.iter().map(|(name, tensor)| {
+        let bytes: &[u8] = match &tensor.data {
+            HostData::F(values) => bytemuck::cast_slice(values),
+            HostData::I32(values) => bytemuck::cast_slice(values),
+            HostData::Bool(_) => panic!("no truth values are taken in"),
+        };
+        (name.as_str(), bytes)
+    });
+    let bytes: Vec<(&str, &[u8])> = bytes.collect();
+    let outputs = model.run_collect(entry, &bytes, sizes, &RunOptions::default());
+    outputs.unwrap_or_else(|error| panic!("{entry} at {sizes:?}: {error}"))
+}
+
+/// How an output differs from what it should be, if it does.
+fn differs(found: &Output, wanted: &HostTensor<f64>) -> Option<String> {
+    if found.shape != wanted.shape {
+        return Some(format!(
+            "the shape is {:?}, not {:?}",
+            found.shape, wanted.shape
+        ));
+    }
+    match (&found.data, &wanted.data) {
+        (OutputData::F32(values), _) if found.name.starts_with(UNUSED) => {
+            let finite = values.iter().all(|x| x.is_finite());
+            (!finite).then(|| "it is not finite".to_owned())
+        }
+        (OutputData::F32(found), HostData::F(wanted)) => {
+            if wanted.iter().all(|x| *x == 0.0) {
+                let zero = found.iter().all(|x| *x == 0.0);
+                return (!zero).then(|| "it is not zero".to_owned());
+            }
+            let apart = distance(found, wanted);
+            // A NaN is not below anything.
+            let close = apart <= F32;
+            (!close).then(|| format!("{apart:.2e} apart"))
+        }
+        (OutputData::I32(found), HostData::I32(wanted)) => {
+            (found != wanted).then(|| format!("{found:?}, not {wanted:?}"))
+        }
+        (OutputData::I32(found), HostData::Bool(wanted)) => {
+            let same = found
+                .iter()
+                .copied()
+                .eq(wanted.iter().map(|b| i32::from(*b)));
+            (!same).then(|| format!("{found:?}, not {wanted:?}"))
+        }
+        _ => Some("it has another element type".to_owned()),
+    }
+}
+
+/// Numbers between -1 and 1 that look random: the same for the same
+/// name.
+pub fn noise(name: &str, count: usize) -> Vec<f32> {
+    // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators).
+    let mut state = name.bytes().fold(count as u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+    });
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let mut real = || (next() >> 40) as f32 / (1 << 23) as f32 - 1.0;
+    (0..count).map(|_| real()).collect()
+}
+
+fn inputs(graph: &Graph, sizes: &Bindings) -> Tensors<f32> {
+    let tensors = graph.inputs().map(|(name, ty)| {
+        let shape = ty.eval_shape(sizes).unwrap();
+        let values = noise(name, shape.iter().product());
+        let tensor = match ty.dtype {
+            DType::F32 => HostTensor::f(shape, values),
+            DType::I32 => {
+                let most = match name {
+                    // Fewer than the keys there are, so that each query sees one.
+                    "start" => keys(graph, sizes) - 1,
+                    _ => IDS + 2,
+                };
+                let least = if name == "start" { 0 } else { -2 };
+                let span = (most - least) as f32;
+                let values = values
+                    .iter()
+                    .map(|x| least + ((x + 1.0) / 2.0 * span).round() as i32);
+                HostTensor::i32(shape, values.collect::<Vec<i32>>())
+            }
+            DType::Bool => panic!("no truth values are taken in"),
+        };
+        (name.to_owned(), tensor)
+    });
+    tensors.collect()
+}
+
+fn keys(graph: &Graph, sizes: &Bindings) -> i32 {
+    let (_, k) = graph.inputs().find(|(name, _)| *name == "k").unwrap();
+    k.eval_shape(sizes).unwrap()[1] as i32
+}
+
+fn widen(tensor: &HostTensor<f32>) -> HostTensor<f64> {
+    let data = match &tensor.data {
+        HostData::F(values) => HostData::F(values.iter().map(|x| f64::from(*x)).collect()),
+        HostData::I32(values) => HostData::I32(values.clone()),
+        HostData::Bool(values) => HostData::Bool(values.clone()),
+    };
+    HostTensor {
+        shape: tensor.shape.clone(),
+        data,
+    }
+}
