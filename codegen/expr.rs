@@ -11,7 +11,7 @@ use crate::error::CodegenError;
 use crate::kernel::{Draft, Element};
 use crate::place::Placement;
 use crate::view::{Base, View, unflatten};
-use crate::weights::{Matrix, Weights, vector_operands};
+use crate::weights::{Matrix, MatrixPart, Weights, vector_operands};
 use crate::wgsl;
 
 /// A place in a tensor: one WGSL expression an axis, and perhaps the flat index
@@ -60,6 +60,9 @@ pub(crate) struct Source<'a> {
     pub graph: &'a Graph,
     pub placement: &'a Placement,
     pub weights: &'a Weights,
+    /// Of a table in more parts than a kernel can bind: the first of those that
+    /// this one reads, and the one behind the last.
+    pub table_parts: Option<(usize, usize)>,
 }
 
 impl<'a> Source<'a> {
@@ -535,14 +538,47 @@ impl<'a> Source<'a> {
         let Some(matrix) = self.weights.matrix(name) else {
             return Err(self.unsupported(id, "the parameter has no place"));
         };
-        let loader = load_rows(matrix, kernel)?;
+        let loader = load_rows(matrix, self.parts(matrix), kernel)?;
         Ok(format!("{loader}({row}, {k4})"))
+    }
+
+    /// The parts of a matrix that are read.
+    fn parts<'m>(&self, matrix: &'m Matrix) -> &'m [MatrixPart] {
+        let read = self.table_parts.and_then(|(a, b)| matrix.parts.get(a..b));
+        read.unwrap_or(&matrix.parts)
+    }
+
+    /// A condition on an element of `id`, rows gathered from a table of which only
+    /// some parts are read: that it lies in one of those.
+    pub fn lies_in_parts(
+        &self,
+        id: ValueId,
+        at: &At,
+        k: &mut Draft,
+    ) -> Result<Option<String>, CodegenError> {
+        let value = self.graph.value(id);
+        let (Some(_), Op::Gather, [table, ids]) =
+            (self.table_parts, &value.op, value.inputs.as_slice())
+        else {
+            return Ok(None);
+        };
+        let matrix = match &self.graph.value(*table).op {
+            Op::Param { name, .. } => self.weights.matrix(name),
+            _ => None,
+        };
+        let parts = matrix.map_or(&[][..], |matrix| self.parts(matrix));
+        let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
+            return Ok(None);
+        };
+        let row = self.gathered_row(id, *table, *ids, at, k)?;
+        let (start, end) = (first.first_row, last.first_row + last.rows);
+        Ok(Some(format!("{row} >= {start}u && {row} < {end}u")))
     }
 }
 
-/// Adds a function `(row, k4) -> vec4<f32>` that reads a packed matrix, parts
-/// and scales and all, and returns its name.
-fn load_rows(matrix: &Matrix, k: &mut Draft) -> Result<String, CodegenError> {
+/// Adds a function `(row, k4) -> vec4<f32>` that reads parts of a packed matrix,
+/// scales and all, and returns its name.
+fn load_rows(matrix: &Matrix, parts: &[MatrixPart], k: &mut Draft) -> Result<String, CodegenError> {
     let packing = matrix.packing;
     let wide = packing.group() as u64 / 4;
     let groups = packing.groups(matrix.k as usize).to_string() + "u";
@@ -554,9 +590,9 @@ fn load_rows(matrix: &Matrix, k: &mut Draft) -> Result<String, CodegenError> {
     let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
     let blocks: Vec<&str> = text.split("\n\n").collect();
     let mut branches = String::new();
-    let first = matrix.parts.first().map_or(0, |p| p.data);
+    let first = parts.first().map_or(0, |p| p.data);
     let tag = k.read("table", Base::Weight(first), data);
-    for (i, part) in matrix.parts.iter().enumerate() {
+    for (i, part) in parts.iter().enumerate() {
         let table = k.read("table", Base::Weight(part.data), data);
         let scales = match part.scales {
             Some(s) => k.read("table_scales", Base::Weight(s), Element::U32),
@@ -590,7 +626,7 @@ fn load_rows(matrix: &Matrix, k: &mut Draft) -> Result<String, CodegenError> {
             value = format!("{value} * {scale}({row}, k4 / {wide})");
         }
         let end = part.first_row + part.rows;
-        branches.push_str(&if i + 1 == matrix.parts.len() {
+        branches.push_str(&if i + 1 == parts.len() {
             format!("    return {value};\n")
         } else {
             format!("    if row < {end}u {{\n        return {value};\n    }}\n")

@@ -26,6 +26,50 @@ pub(crate) fn pointwise(
     pointwise_parts(source, tier, id, std::slice::from_ref(&whole))
 }
 
+/// The most buffers of a table that a kernel reads: it also reads ids and writes
+/// its result, and a binding is left.
+const TABLE_BUFFERS: usize = 5;
+
+/// Computes `id` into `output`: by one launch, but for rows gathered from a table
+/// in more parts than a kernel can bind. There each launch has some of the parts,
+/// and leaves alone what lies in others.
+pub(crate) fn gathered(
+    source: Source<'_>,
+    tier: Tier,
+    id: ValueId,
+    output: &View,
+) -> Result<Vec<Launch>, CodegenError> {
+    let value = source.graph.value(id);
+    let table = match (&value.op, value.inputs.first()) {
+        (Op::Gather, Some(table)) => Some(&source.graph.value(*table).op),
+        _ => None,
+    };
+    let matrix = match table {
+        Some(Op::Param { name, .. }) => source.weights.matrix(name),
+        _ => None,
+    };
+    let (parts, scaled) = matrix.map_or((0, false), |matrix| {
+        (matrix.parts.len(), matrix.packing.has_scales())
+    });
+    let at_a_time = if scaled {
+        TABLE_BUFFERS / 2
+    } else {
+        TABLE_BUFFERS
+    };
+    if parts <= at_a_time {
+        return Ok(vec![pointwise(source, tier, id, output)?]);
+    }
+    let firsts = (0..parts).step_by(at_a_time);
+    let launches = firsts.map(|first| {
+        let some = Source {
+            table_parts: Some((first, parts.min(first + at_a_time))),
+            ..source
+        };
+        pointwise(some, tier, id, output)
+    });
+    launches.collect()
+}
+
 /// Computes `id` element by element, each range of its last axis into a place of
 /// its own.
 pub(crate) fn pointwise_parts(
@@ -75,7 +119,7 @@ pub(crate) fn pointwise_parts(
         (false, DType::I32) => (Element::I32, value),
         (false, DType::Bool) => (Element::U32, format!("select(0u, 1u, {value})")),
     };
-    let write = match outputs {
+    let mut write = match outputs {
         [Part { view, .. }] => {
             let y = d.write("y", view.base, element);
             let stride = view.strides.last().map_or(1.into(), |s| s.ceil_div(unit));
@@ -93,6 +137,9 @@ pub(crate) fn pointwise_parts(
             format!("    let column = last * {unit}u;\n    let v = {value};\n{writes}")
         }
     };
+    if let Some(condition) = source.lies_in_parts(id, &at, &mut d)? {
+        write = format!("    if {condition} {{\n    {write}    }}\n");
+    }
     d.hook(format!(
         "fn compute(index: u32) {{\n    let row = {row};\n    let last = {last};\n{write}}}\n"
     ));

@@ -86,6 +86,7 @@ impl<'a> Lowering<'a> {
                 graph,
                 placement,
                 weights,
+                table_parts: None,
             },
             tier,
             shape,
@@ -219,7 +220,7 @@ impl<'a> Lowering<'a> {
                     placement: &placement,
                     ..source
                 };
-                Ok(vec![generic::pointwise(inner, self.tier, id, &view)?])
+                generic::gathered(inner, self.tier, id, &view)
             }
         }
     }

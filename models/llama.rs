@@ -209,7 +209,7 @@ impl Attention {
             let qk = g.slice(qkv, 2, 0, k_end)?;
             let v = g.slice(qkv, 2, k_end, v_end)?;
             // Queries and keys turn together.
-            let qk = self.rotary.forward(g, qk, angles)?;
+            let qk = g.scope("rotary_emb", |g| self.rotary.forward(g, qk, angles))?;
             let q = g.slice(qk, 2, 0, q_end)?;
             let k = g.slice(qk, 2, q_end, k_end)?;
             let k = span.cached(g, "k", k)?;

@@ -18,7 +18,7 @@ use kiln_ir::interp::{HostData, HostTensor, Interpreter, Tensors, run};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Bindings, DType, Graph, GraphBuilder, Packing};
 use kiln_models::nn::Rotary;
-use kiln_models::registry::{EntryOptions, from_config, preset};
+use kiln_models::registry::{EntryOptions, from_config};
 use kiln_runtime::RunOptions;
 
 #[test]
@@ -102,24 +102,6 @@ fn a_layer_takes_seven_launches() {
             // The embedding, angles with their cosines and sines, norm and head.
             assert!(two <= 2 * 7 + 6, "{tier}{settings}: {two}");
         }
-    }
-}
-
-/// The published sizes keep to every tier's limits, as they are compiled unless
-/// something else is asked for.
-#[test]
-fn published_models_compile() {
-    for name in ["smollm2-135m", "qwen2-0.5b", "llama-3.2-1b"] {
-        let model = preset(name).unwrap();
-        let options = EntryOptions::default();
-        let graphs = ["forward", "step"].map(|entry| model.graph(entry, &options).unwrap());
-        let how = CompileOptions {
-            packing: Packing::F16,
-            ..CompileOptions::default()
-        };
-        let compiled = compile(&graphs, model.info(&options), &how, &mut |_, _, _, _| {});
-        let compiled = compiled.unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(compiled.plan.tiers.iter().all(|t| t.entries.len() == 2));
     }
 }
 

@@ -20,22 +20,20 @@ use common::compile_fixture;
 use common::fixtures::{Fixture, fixture};
 use kiln_codegen::{CompileOptions, Compiled, Target, compile};
 use kiln_ir::{Graph, Packing};
-use kiln_models::registry::{EntryOptions, Model, from_config};
+use kiln_models::registry::{EntryOptions, from_config};
 
 /// GPT-2 with two layers, of sizes that are easy to tell apart.
 const CONFIG: &str = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 64, "n_embd": 32,
     "n_head": 4, "n_layer": 2}"#;
 
-fn model() -> Box<dyn Model> {
-    from_config(CONFIG).unwrap()
-}
-
-fn graph(entry: &str) -> Graph {
-    model().graph(entry, &EntryOptions::default()).unwrap()
-}
+/// Llama with two layers: queries in groups, and a head of its own.
+const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 100, "max_position_embeddings": 64,
+    "hidden_size": 32, "intermediate_size": 80, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_hidden_layers": 2}"#;
 
 /// The graph as built and as each pass that changed it left it.
-fn stages(entry: &str) -> (Compiled, Vec<(&'static str, String)>) {
+fn stages(config: &str, entry: &str) -> (Compiled, Vec<(&'static str, String)>) {
+    let model = from_config(config).unwrap();
     let mut stages = Vec::new();
     let mut observer =
         |_: &str, pass: &'static str, graph: &Graph, changed: kiln_passes::Changed| {
@@ -43,9 +41,10 @@ fn stages(entry: &str) -> (Compiled, Vec<(&'static str, String)>) {
                 stages.push((pass, graph.to_string()));
             }
         };
-    let info = model().info(&EntryOptions::default());
+    let maxima = EntryOptions::default();
+    let (graph, info) = (model.graph(entry, &maxima).unwrap(), model.info(&maxima));
     let options = CompileOptions::default();
-    let compiled = compile(&[graph(entry)], info, &options, &mut observer).unwrap();
+    let compiled = compile(&[graph], info, &options, &mut observer).unwrap();
     (compiled, stages)
 }
 
@@ -96,7 +95,7 @@ impl Snapshots {
 fn graphs() {
     let mut snapshots = Snapshots::of("graphs");
     for entry in ["step", "forward"] {
-        let (_, stages) = stages(entry);
+        let (_, stages) = stages(CONFIG, entry);
         for (at, (pass, text)) in stages.iter().enumerate() {
             snapshots.check(&format!("{entry}.{at:02}.{pass}"), text);
         }
@@ -105,9 +104,25 @@ fn graphs() {
 }
 
 #[test]
+fn graphs_of_llama() {
+    let mut snapshots = Snapshots::of("llama");
+    let (compiled, stages) = stages(LLAMA, "step");
+    for (at, (pass, text)) in stages.iter().enumerate() {
+        snapshots.check(&format!("step.{at:02}.{pass}"), text);
+    }
+    // What GPT-2 has none of.
+    for (name, kernel) in &compiled.plan.kernels {
+        if name.starts_with("pointwise.") {
+            snapshots.check(name, &compiled.kernels[&kernel.file]);
+        }
+    }
+    snapshots.finish();
+}
+
+#[test]
 fn plan() {
     let mut snapshots = Snapshots::of("plan");
-    let (compiled, _) = stages("step");
+    let (compiled, _) = stages(CONFIG, "step");
     let json = serde_json::to_string_pretty(&compiled.plan).unwrap();
     snapshots.check("step", &json);
     snapshots.finish();
@@ -116,7 +131,7 @@ fn plan() {
 #[test]
 fn kernels() {
     let mut snapshots = Snapshots::of("kernels");
-    let (compiled, _) = stages("step");
+    let (compiled, _) = stages(CONFIG, "step");
     for (name, kernel) in &compiled.plan.kernels {
         snapshots.check(name, &compiled.kernels[&kernel.file]);
     }

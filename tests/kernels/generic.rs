@@ -246,6 +246,37 @@ pub fn across_lanes() -> Suite {
     suite_of(norms().split_off(5))
 }
 
+/// Angles of each sequence's own positions, and of positions that all share.
+#[test]
+fn rotary() {
+    let graphs = [(1, 2), (3, 6), (2, 8), (1, 64)].map(|(heads, head_dim): (u64, u64)| {
+        build(&format!("rotary.{heads}x{head_dim}"), |g, a, b| {
+            let width = Dim::constant(heads * head_dim);
+            let x = g
+                .input("x", DType::F32, [a.clone(), b.clone(), width])
+                .unwrap();
+            let half = Dim::constant(head_dim / 2);
+            let turns: Vec<f64> = (0..head_dim / 2).map(|i| 0.9f64.powi(i as i32)).collect();
+            let turns = g.table(turns).unwrap();
+            let ids = g
+                .input("ids", DType::I32, [a.clone(), b.clone(), 1.into()])
+                .unwrap();
+            let own = g.cast(ids, DType::F32).unwrap();
+            let shared = g.arange(0, b.clone()).unwrap();
+            let shared = g.cast(shared, DType::F32).unwrap();
+            let shared = g.reshape(shared, [b, 1.into()]).unwrap();
+            for (name, positions) in [("own", own), ("shared", shared)] {
+                let angles = g.mul(positions, turns).unwrap();
+                assert_eq!(g.shape(angles).last(), Some(&half));
+                let (cos, sin) = (g.cos(angles).unwrap(), g.sin(angles).unwrap());
+                let y = g.op(Op::Rotary, &[x, cos, sin]).unwrap();
+                out(g, name, y);
+            }
+        })
+    });
+    suite_of(graphs).run(&TIERS);
+}
+
 #[test]
 fn products() {
     let graph = build("products", |g, a, b| {
