@@ -60,7 +60,7 @@ struct Cook {
 impl Cook {
     fn step(&mut self, (kind, a, b, variant): Step) -> Result<(), GraphError> {
         let (x, y) = (self.pick(a), self.pick(b));
-        let made = match kind % 14 {
+        let made = match kind % 15 {
             0 => self.g.add(x, y)?,
             1 => self.with_vector(x, variant)?,
             2 => self.scaled(x, variant)?,
@@ -71,6 +71,7 @@ impl Cook {
             9 => self.mlp(x, variant)?,
             10 | 11 => self.attention(x, y, variant)?,
             12 => self.movement(x, variant)?,
+            13 => self.rotary(x, variant)?,
             _ => {
                 self.output(x)?;
                 return Ok(());
@@ -217,6 +218,47 @@ impl Cook {
                 self.g.mul(y, sigmoid)
             }
         }
+    }
+
+    /// Two heads, turned by the position, in either way of writing it.
+    fn rotary(&mut self, x: ValueId, variant: u8) -> Built {
+        const HEADS: u64 = 2;
+        const HALF: u64 = WIDTH / HEADS / 2;
+        let shape = self.g.shape(x);
+        let len = shape[1].clone();
+        let positions = self.g.arange(0, &len)?;
+        let positions = self.g.cast(positions, DType::F32)?;
+        let positions = self.g.reshape(positions, [len, 1.into(), 1.into()])?;
+        let frequencies = self.vector(HALF)?;
+        let mut angle = self.g.mul(positions, frequencies)?;
+        let is_whole = variant & 1 == 1;
+        if is_whole {
+            angle = self.g.concat(&[angle, angle], 2)?;
+        }
+        let (cos, sin) = (self.g.cos(angle)?, self.g.sin(angle)?);
+        let mut apart = shape.clone();
+        apart[2] = HEADS.into();
+        apart.push((2 * HALF).into());
+        let x = self.g.reshape(x, apart)?;
+        let a = self.g.slice(x, 3, 0, HALF)?;
+        let b = self.g.slice(x, 3, HALF, 2 * HALF)?;
+        // Halves that were not exchanged are no turn.
+        let (first, second) = if variant & 6 == 6 { (b, a) } else { (a, b) };
+        let turned = if is_whole {
+            let negative = self.g.neg(second)?;
+            let swapped = self.g.concat(&[negative, first], 3)?;
+            let (straight, across) = (self.g.mul(x, cos)?, self.g.mul(swapped, sin)?);
+            self.g.add(straight, across)?
+        } else {
+            let (a_cos, b_sin) = (self.g.mul(a, cos)?, self.g.mul(second, sin)?);
+            let (b_cos, a_sin) = (self.g.mul(b, cos)?, self.g.mul(first, sin)?);
+            let parts = [self.g.sub(a_cos, b_sin)?, self.g.add(b_cos, a_sin)?];
+            self.g.concat(&parts, 3)?
+        };
+        if variant & 0x18 == 0x18 {
+            self.output(turned)?;
+        }
+        self.g.reshape(turned, shape)
     }
 
     fn product(&mut self, x: ValueId, inner: u64, outer: u64) -> Built {
