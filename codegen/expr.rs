@@ -5,11 +5,13 @@
 //! four lie side by side, for four elements of the last axis at a time.
 
 use kiln_ir::plan::Access;
-use kiln_ir::{Activation, BinaryOp, DType, Dim, Graph, Op, Packing, UnaryOp, ValueId};
+use kiln_ir::{BinaryOp, DType, Dim, Graph, Op, ValueId};
 
+use crate::elementwise::{activation, binary, unary};
 use crate::error::CodegenError;
 use crate::kernel::{Draft, Element};
 use crate::place::Placement;
+use crate::table::load_rows;
 use crate::view::{Base, View, unflatten};
 use crate::weights::{Matrix, MatrixPart, Weights, vector_operands};
 use crate::wgsl;
@@ -576,90 +578,6 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Adds a function `(row, k4) -> vec4<f32>` that reads parts of a packed matrix,
-/// scales and all, and returns its name.
-fn load_rows(matrix: &Matrix, parts: &[MatrixPart], k: &mut Draft) -> Result<String, CodegenError> {
-    let packing = matrix.packing;
-    let wide = packing.group() as u64 / 4;
-    let groups = packing.groups(matrix.k as usize).to_string() + "u";
-    let data = match packing {
-        Packing::F32 => Element::F32x4,
-        _ => Element::U32x4,
-    };
-    let prelude = format!("weights_{}", packing.name());
-    let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
-    let blocks: Vec<&str> = text.split("\n\n").collect();
-    let mut branches = String::new();
-    let first = parts.first().map_or(0, |p| p.data);
-    let tag = k.read("table", Base::Weight(first), data);
-    for (i, part) in parts.iter().enumerate() {
-        let table = k.read("table", Base::Weight(part.data), data);
-        let scales = match part.scales {
-            Some(s) => k.read("table_scales", Base::Weight(s), Element::U32),
-            None => String::new(),
-        };
-        let (load, scale) = (format!("load_{table}"), format!("scale_{table}"));
-        let wide = format!("{wide}u");
-        let names = [
-            ("load_w4", load.as_str()),
-            ("w_scale", scale.as_str()),
-            ("weights", table.as_str()),
-            ("scales", scales.as_str()),
-            ("GROUPS", groups.as_str()),
-            ("WV", wide.as_str()),
-        ];
-        for block in &blocks {
-            let used = ["fn load_w4(", "fn unpack_"]
-                .iter()
-                .any(|f| block.contains(f))
-                || (packing.has_scales() && block.contains("fn w_scale("));
-            if used {
-                k.hook(rename(block, &names));
-            }
-        }
-        let row = match part.first_row {
-            0 => "row".to_owned(),
-            first => format!("row - {first}u"),
-        };
-        let mut value = format!("{load}({row}, k4)");
-        if packing.has_scales() {
-            value = format!("{value} * {scale}({row}, k4 / {wide})");
-        }
-        let end = part.first_row + part.rows;
-        branches.push_str(&if i + 1 == parts.len() {
-            format!("    return {value};\n")
-        } else {
-            format!("    if row < {end}u {{\n        return {value};\n    }}\n")
-        });
-    }
-    let name = format!("rows_of_{tag}");
-    k.hook(format!(
-        "fn {name}(row: u32, k4: u32) -> vec4<f32> {{\n{branches}}}\n"
-    ));
-    Ok(name)
-}
-
-/// `text` with whole words exchanged.
-pub(crate) fn rename(text: &str, names: &[(&str, &str)]) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut word = String::new();
-    let flush = |word: &mut String, out: &mut String| {
-        let new = names.iter().find(|(old, _)| old == word);
-        out.push_str(new.map_or(word.as_str(), |(_, new)| new));
-        word.clear();
-    };
-    for c in text.chars() {
-        if c.is_alphanumeric() || c == '_' {
-            word.push(c);
-        } else {
-            flush(&mut word, &mut out);
-            out.push(c);
-        }
-    }
-    flush(&mut word, &mut out);
-    out
-}
-
 /// What a buffer is called in a kernel.
 fn role(base: Base) -> &'static str {
     match base {
@@ -712,60 +630,4 @@ fn flatten(index: &[String], sizes: &[Dim]) -> String {
         1 => terms[0].clone(),
         _ => format!("({})", wgsl::sum(terms)),
     }
-}
-
-/// A nonlinearity's function.
-pub(crate) fn activation(activation: Activation, four: bool) -> &'static str {
-    match (activation, four) {
-        (Activation::GeluTanh, false) => "gelu_tanh",
-        (Activation::GeluTanh, true) => "gelu_tanh4",
-        (Activation::GeluErf, false) => "gelu_erf",
-        (Activation::GeluErf, true) => "gelu_erf4",
-        (Activation::Relu, false) => "relu",
-        (Activation::Relu, true) => "relu4",
-        (Activation::Silu, false) => "silu",
-        (Activation::Silu, true) => "silu4",
-        (Activation::Tanh, false) => "safe_tanh",
-        (Activation::Tanh, true) => "safe_tanh4",
-    }
-}
-
-fn unary(op: UnaryOp, x: &str, four: &str, k: &mut Draft) -> String {
-    let own = |k: &mut Draft, one: &'static str, wide: &'static str| {
-        let name = k.function(if four.is_empty() { one } else { wide });
-        format!("{name}({x})")
-    };
-    match op {
-        UnaryOp::Neg => format!("(-{x})"),
-        UnaryOp::Not => format!("(!{x})"),
-        UnaryOp::Tanh => own(k, "safe_tanh", "safe_tanh4"),
-        UnaryOp::Erf => own(k, "erf", "erf4"),
-        UnaryOp::Exp => format!("exp({x})"),
-        UnaryOp::Log => format!("log({x})"),
-        UnaryOp::Sqrt => format!("sqrt({x})"),
-        UnaryOp::Rsqrt => format!("inverseSqrt({x})"),
-        UnaryOp::Abs => format!("abs({x})"),
-        UnaryOp::Sin => own(k, "safe_sin", "safe_sin4"),
-        UnaryOp::Cos => own(k, "safe_cos", "safe_cos4"),
-    }
-}
-
-fn binary(op: BinaryOp, a: &str, b: &str, k: &mut Draft) -> String {
-    let sign = match op {
-        BinaryOp::Add => "+",
-        BinaryOp::Sub => "-",
-        BinaryOp::Mul => "*",
-        BinaryOp::Div => "/",
-        BinaryOp::Lt => "<",
-        BinaryOp::Le => "<=",
-        BinaryOp::Gt => ">",
-        BinaryOp::Ge => ">=",
-        BinaryOp::Eq => "==",
-        BinaryOp::And => "&&",
-        BinaryOp::Or => "||",
-        BinaryOp::Max => return format!("max({a}, {b})"),
-        BinaryOp::Min => return format!("min({a}, {b})"),
-        BinaryOp::Pow => return format!("{}({a}, {b})", k.function("safe_pow")),
-    };
-    format!("({a} {sign} {b})")
 }

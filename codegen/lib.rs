@@ -33,6 +33,7 @@
 
 mod artifact;
 mod attention;
+mod elementwise;
 mod error;
 mod expr;
 mod generic;
@@ -42,6 +43,7 @@ mod lower;
 mod memory;
 mod place;
 mod plan;
+mod table;
 mod tier;
 mod validate;
 mod view;

@@ -3,8 +3,9 @@
 use kiln_ir::plan::Access;
 use kiln_ir::{Dim, Norm, Op, Packing, Step, ValueId};
 
+use crate::elementwise::activation;
 use crate::error::CodegenError;
-use crate::expr::{At, Source, activation};
+use crate::expr::{At, Source};
 use crate::kernel::{Draft, Element, Launch};
 use crate::place::{Part, describe};
 use crate::tier::Tier;
