@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_ir::plan::CONTEXT;
+use kiln_ir::plan::{CONTEXT, PAST};
 use kiln_ir::{Bindings, Dim, Graph, Norm, Op, Symbol, ValueId};
 
 use crate::attention::Attention;
@@ -12,6 +12,7 @@ use crate::generic;
 use crate::kernel::Launch;
 use crate::linear::{Blocked, Linear, RowKernel, RowNorm};
 use crate::place::{Local, Placement, Role, describe};
+use crate::plan::BATCH;
 use crate::tier::{Shape, Tier};
 use crate::view::{Base, View};
 use crate::weights::Weights;
@@ -281,7 +282,7 @@ impl<'a> Lowering<'a> {
             (Some(n), _) => Some(n),
             (None, Some(n)) => Some(n),
             // The last positions of a batch: few, as a rule, whatever the shape.
-            (None, None) if rows.as_symbol().is_some() && rows != &Dim::symbol("seq") => Some(4),
+            (None, None) if *rows == Dim::symbol(BATCH) => Some(4),
             (None, None) => None,
         };
         RowKernel::choose(self.tier, at_most)
@@ -291,7 +292,7 @@ impl<'a> Lowering<'a> {
 /// The symbols' maxima with the context's.
 pub(crate) fn maxima(graph: &Graph) -> Bindings {
     let mut out = Bindings::at_max(&graph.symbols);
-    let past = Symbol::new("past");
+    let past = Symbol::new(PAST);
     let seq = Symbol::new("seq");
     let context = out.get(&past).map_or(0, |p| p + 1);
     let context = context.max(out.get(&seq).unwrap_or(0));

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_ir::plan::CONTEXT;
+use kiln_ir::plan::{CONTEXT, PAST};
 use kiln_ir::{DType, Dim, Graph, Op, Symbol, TensorType, ValueId};
 
 use crate::error::CodegenError;
@@ -20,9 +20,6 @@ const INLINE_BUFFERS: usize = 6;
 
 /// The same for an expression inside a kernel that binds operands beside it.
 const OPERAND_BUFFERS: usize = 2;
-
-/// The symbol by which states grow.
-const PAST: &str = "past";
 
 /// A buffer before memory planning.
 #[derive(Clone, Debug)]

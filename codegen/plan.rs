@@ -18,8 +18,9 @@ use crate::tier::Tier;
 use crate::view::Base;
 use crate::weights::{self, BINDING_LIMIT, Weights};
 
-/// The symbol whose maximum may be lowered to make buffers fit.
-const BATCH: &str = "batch";
+/// The symbol for the number of sequences, whose maximum may be lowered to make
+/// buffers fit.
+pub(crate) const BATCH: &str = "batch";
 
 pub(crate) struct Made {
     pub plan: Plan,
