@@ -47,6 +47,32 @@ pub enum CodegenError {
         /// What a binding may take.
         limit: u64,
     },
+    /// Weights that cannot be split further do not fit a binding.
+    #[error(
+        "{what} of parameter `{name}` need a buffer of {bytes} bytes, over the binding limit of \
+         {limit}; compile with a binding limit of at least {bytes}"
+    )]
+    WeightTooLarge {
+        /// How much of the parameter.
+        what: String,
+        /// Its dotted name; several that share a buffer are joined by `+`.
+        name: String,
+        /// What it takes.
+        bytes: u64,
+        /// What a binding may take.
+        limit: u64,
+    },
+    /// No kernel can make use of such a binding limit.
+    #[error(
+        "the binding limit is {found} bytes, but kernels address bytes in 32 bits; choose one \
+         of at most {most}"
+    )]
+    BindingLimit {
+        /// The limit.
+        found: u64,
+        /// The most it may be.
+        most: u64,
+    },
     /// A dimension could not be evaluated.
     #[error(transparent)]
     Dim(#[from] DimError),

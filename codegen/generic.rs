@@ -41,7 +41,10 @@ pub(crate) fn gathered(
 ) -> Result<Vec<Launch>, CodegenError> {
     let value = source.graph.value(id);
     let table = match (&value.op, value.inputs.first()) {
-        (Op::Gather, Some(table)) => Some(&source.graph.value(*table).op),
+        // Not yet gathered into a buffer, of which this would be a copy.
+        (Op::Gather, Some(table)) if source.view(id).is_none() => {
+            Some(&source.graph.value(*table).op)
+        }
         _ => None,
     };
     let matrix = match table {

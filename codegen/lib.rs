@@ -72,15 +72,28 @@ pub struct CompileOptions {
     /// `row_norm_software`). A body gets the hooks and constants, and is launched
     /// with the grid, that the README of [`kiln_shaders`] gives for its archetype.
     pub bodies: BTreeMap<String, String>,
+    /// The most bytes that a kernel binds of one buffer, from what a few rows of the
+    /// weights take up to [`MAX_BINDING_LIMIT`]. Larger weights are split by rows,
+    /// larger outputs computed a block of rows at a time, and the largest batch is
+    /// halved until the rest fits. Any but [`DEFAULT_BINDING_LIMIT`] is among the
+    /// limits that the plan's tiers require.
+    pub binding_limit: u64,
 }
 
+/// What every WebGPU adapter lets a kernel bind of one buffer: 128 MiB.
+pub const DEFAULT_BINDING_LIMIT: u64 = 128 << 20;
+
+/// The most bytes of one buffer that kernels can address, with offsets of 32 bits.
+pub const MAX_BINDING_LIMIT: u64 = u32::MAX as u64;
+
 impl Default for CompileOptions {
-    /// `f32` weights for all tiers.
+    /// `f32` weights for all tiers, within WebGPU's default limits.
     fn default() -> Self {
         CompileOptions {
             packing: Packing::F32,
             tiers: None,
             bodies: BTreeMap::new(),
+            binding_limit: DEFAULT_BINDING_LIMIT,
         }
     }
 }
@@ -134,6 +147,12 @@ pub fn lower(
         return Err(CodegenError::NoSuchBody {
             name: name.clone(),
             available: archetypes.join(", "),
+        });
+    }
+    if options.binding_limit > MAX_BINDING_LIMIT {
+        return Err(CodegenError::BindingLimit {
+            found: options.binding_limit,
+            most: MAX_BINDING_LIMIT,
         });
     }
     let made = plan::make(optimised, model, options, &tiers)?;

@@ -17,32 +17,47 @@ use crate::tier::{Shape, Tier};
 use crate::view::{Base, View};
 use crate::weights::Weights;
 
-/// Outputs larger than this at the symbols' maxima are computed in blocks.
+/// Outputs larger than this at the symbols' maxima are computed in blocks, and those
+/// that a binding does not hold.
 const STREAM_ABOVE: u64 = 64 << 20;
 
 /// About how many bytes a block of such an output takes.
 const STREAM_BLOCK: u64 = 16 << 20;
 
-/// Rows of a block come in multiples of this: of every tile and workgroup.
+/// Rows of a block come in multiples of this: of every tile and workgroup. Only where
+/// a binding does not hold as many rows of a linear layer are there fewer.
 const STREAM_ROWS: u64 = 64;
 
 /// The outputs that are computed in blocks, and how.
 pub(crate) type Streams = BTreeMap<ValueId, Blocked>;
 
-/// The outputs of `graph` that are too large to be held whole.
-pub(crate) fn streams(graph: &Graph, maxima: &Bindings) -> Result<Streams, CodegenError> {
+/// The outputs of `graph` that are too large to be held whole, in bindings of at most
+/// `limit` bytes.
+pub(crate) fn streams(
+    graph: &Graph,
+    maxima: &Bindings,
+    limit: u64,
+) -> Result<Streams, CodegenError> {
     let counts = graph.use_counts();
     let mut out = Streams::new();
+    if !graph.states().is_empty() {
+        // What a session makes of its states is read at once.
+        return Ok(out);
+    }
     for (_, id) in graph.outputs() {
         let value = graph.value(*id);
-        let kind = matches!(value.op, Op::Linear { .. } | Op::AttentionProbs(_));
-        if !kind || counts[id.index()] != 1 {
+        let is_linear = matches!(value.op, Op::Linear { .. });
+        if !(is_linear || matches!(value.op, Op::AttentionProbs(_))) || counts[id.index()] != 1 {
             continue;
         }
         let bytes = value.ty.elements().eval(maxima)? * 4;
-        if bytes > STREAM_ABOVE {
+        if bytes > STREAM_ABOVE.min(limit) {
             let row = (value.ty.last().eval(maxima)? * 4).max(1);
-            let rows = (STREAM_BLOCK / row / STREAM_ROWS).max(1) * STREAM_ROWS;
+            let block = STREAM_BLOCK.min(limit);
+            let mut rows = (block / row / STREAM_ROWS).max(1) * STREAM_ROWS;
+            if is_linear {
+                rows = rows.min((limit / row).max(1));
+            }
             out.insert(
                 *id,
                 Blocked {
@@ -115,8 +130,8 @@ impl<'a> Lowering<'a> {
         }
         for (id, local) in &placement.copies {
             let view = View::contiguous(Base::Local(*local), self.source.shape(*id));
-            let copy = generic::pointwise(self.source, self.tier, *id, &view)?;
-            out.launches.push(copy);
+            let copies = generic::gathered(self.source, self.tier, *id, &view)?;
+            out.launches.extend(copies);
         }
         Ok(out)
     }

@@ -8,7 +8,6 @@ use kiln_ir::plan::{
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
-use crate::CompileOptions;
 use crate::error::CodegenError;
 use crate::kernel;
 use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
@@ -16,11 +15,15 @@ use crate::memory::{Pool, bytes, check_sharing};
 use crate::place::{Placement, Role, States, capacity_shape, place};
 use crate::tier::Tier;
 use crate::view::Base;
-use crate::weights::{self, BINDING_LIMIT, Weights};
+use crate::weights::{self, Weights};
+use crate::{CompileOptions, DEFAULT_BINDING_LIMIT};
 
 /// The symbol for the number of sequences, whose maximum may be lowered to make
 /// buffers fit.
 pub(crate) const BATCH: &str = "batch";
+
+/// How large every WebGPU adapter lets a buffer be.
+const DEFAULT_BUFFER_LIMIT: u64 = 256 << 20;
 
 pub(crate) struct Made {
     pub plan: Plan,
@@ -33,12 +36,12 @@ pub(crate) fn make(
     options: &CompileOptions,
     tiers: &[Tier],
 ) -> Result<Made, CodegenError> {
-    let packing = options.packing;
-    let weights = weights::plan(graphs, packing)?;
+    let (packing, limit) = (options.packing, options.binding_limit);
+    let weights = weights::plan(graphs, packing, limit)?;
     let states = states(graphs)?;
     let mut placed = Vec::new();
     for graph in graphs {
-        placed.push(Placed::new(graph, &states, &weights)?);
+        placed.push(Placed::new(graph, &states, &weights, limit)?);
     }
     let mut kernels = Kernels {
         symbols: uniforms(graphs),
@@ -55,9 +58,11 @@ pub(crate) fn make(
             let made = entry.lower(*tier, &weights, &all, &mut kernels)?;
             entries.insert(entry.graph.name.clone(), made);
         }
+        let mut requires = tier.requires();
+        requires.limits.extend(required_limits(limit));
         of_tiers.push(kiln_ir::plan::Tier {
             name: tier.name().to_owned(),
-            requires: tier.requires(),
+            requires,
             entries,
         });
     }
@@ -85,6 +90,16 @@ pub(crate) fn make(
         plan,
         kernels: kernels.texts,
     })
+}
+
+/// What an adapter must let kernels bind, and how large buffers must be let, where
+/// that is not as WebGPU has it.
+fn required_limits(binding_limit: u64) -> impl Iterator<Item = (String, u64)> {
+    let binding =
+        (binding_limit != DEFAULT_BINDING_LIMIT).then_some("max_storage_buffer_binding_size");
+    let buffer = (binding_limit > DEFAULT_BUFFER_LIMIT).then_some("max_buffer_size");
+    let names = binding.into_iter().chain(buffer);
+    names.map(move |name| (name.to_owned(), binding_limit))
 }
 
 /// The states of all graphs.
@@ -146,11 +161,16 @@ struct Placed {
 impl Placed {
     /// Places the values. Where a buffer would not fit a binding, the largest
     /// batch is halved until all do.
-    fn new(graph: &Graph, states: &States, weights: &Weights) -> Result<Self, CodegenError> {
+    fn new(
+        graph: &Graph,
+        states: &States,
+        weights: &Weights,
+        limit: u64,
+    ) -> Result<Self, CodegenError> {
         let mut graph = graph.clone();
         loop {
             let maxima = maxima(&graph);
-            let streams = streams(&graph, &maxima)?;
+            let streams = streams(&graph, &maxima, limit)?;
             let mut placement = place(&graph, states, weights)?;
             for (id, blocked) in &streams {
                 let view = placement.views[id.index()].as_ref();
@@ -159,7 +179,8 @@ impl Placed {
                     placement.locals[local].elements = &rows * &graph.ty(*id).last();
                 }
             }
-            let Some((buffer, bytes)) = too_large(&graph, &placement, states, &maxima)? else {
+            let found = too_large(&graph, &placement, states, &maxima, limit)?;
+            let Some((buffer, bytes)) = found else {
                 return Ok(Placed {
                     graph,
                     placement,
@@ -179,7 +200,7 @@ impl Placed {
                         entry: graph.name.clone(),
                         buffer,
                         bytes,
-                        limit: BINDING_LIMIT,
+                        limit,
                     });
                 }
             }
@@ -373,16 +394,17 @@ impl Placed {
     }
 }
 
-/// A buffer that does not fit a binding at the maxima, and its bytes.
+/// A buffer that takes more than `limit` at the maxima, and its bytes.
 fn too_large(
     graph: &Graph,
     placement: &Placement,
     states: &States,
     maxima: &Bindings,
+    limit: u64,
 ) -> Result<Option<(String, u64)>, CodegenError> {
     for local in &placement.locals {
         let size = bytes(local).eval(maxima)?;
-        if size > BINDING_LIMIT {
+        if size > limit {
             return Ok(Some((local.name.clone(), size)));
         }
     }
@@ -393,7 +415,7 @@ fn too_large(
     for (name, ty) in states.iter().filter(|(name, _)| reads(name)) {
         let elements = Dim::product(&capacity_shape(&ty.shape)).eval(maxima)?;
         let size = elements * ty.dtype.device_bytes();
-        if size > BINDING_LIMIT {
+        if size > limit {
             return Ok(Some((name.clone(), size)));
         }
     }

@@ -17,11 +17,8 @@ use kiln_ir::{Dim, Graph, Op, Packing, ParamSource, TensorType, ValueId};
 use crate::error::CodegenError;
 use crate::view::Base;
 
-/// Storage bindings hold this many bytes under WebGPU's default limits.
-pub(crate) const BINDING_LIMIT: u64 = 128 << 20;
-
-/// Rows of a split matrix come in multiples of this, so that tiles do not
-/// straddle parts.
+/// Rows of a split matrix come in multiples of this where a binding holds as many,
+/// so that all tiles but the last of the matrix are whole.
 const ROW_QUANTUM: u64 = 64;
 
 /// Matrices are padded with zero rows to a multiple of this, so that kernels
@@ -75,8 +72,13 @@ pub(crate) fn vector_operands(graph: &Graph, id: ValueId) -> Vec<String> {
         .collect()
 }
 
-/// Plans the parameters of all `graphs` for linear weights in `packing`.
-pub(crate) fn plan(graphs: &[Graph], packing: Packing) -> Result<Weights, CodegenError> {
+/// Plans the parameters of all `graphs` for linear weights in `packing`, in buffers
+/// of at most `limit` bytes.
+pub(crate) fn plan(
+    graphs: &[Graph],
+    packing: Packing,
+    limit: u64,
+) -> Result<Weights, CodegenError> {
     let mut params: BTreeMap<String, TensorType> = BTreeMap::new();
     let mut linear: BTreeSet<String> = BTreeSet::new();
     let mut groups: Vec<Vec<String>> = Vec::new();
@@ -128,7 +130,7 @@ pub(crate) fn plan(graphs: &[Graph], packing: Packing) -> Result<Weights, Codege
             Packing::F32 => Packing::F32,
             _ => Packing::F16,
         };
-        let matrix = weights.matrix_buffers(&name, &shape, packing);
+        let matrix = weights.matrix_buffers(&name, &shape, packing, limit)?;
         weights.matrices.insert(name, matrix);
     }
     for buffer in buffers_of_groups(&groups) {
@@ -136,7 +138,16 @@ pub(crate) fn plan(graphs: &[Graph], packing: Packing) -> Result<Weights, Codege
         let shapes: Vec<Vec<u64>> = shapes.collect::<Result<_, _>>()?;
         weights.vector_buffer(&buffer, &shapes, &groups);
     }
-    Ok(weights)
+    // Matrices are split where need be; what is read as one cannot be.
+    match weights.buffers.iter().find(|b| b.bytes > limit) {
+        Some(buffer) => Err(CodegenError::WeightTooLarge {
+            what: "all elements".to_owned(),
+            name: buffer.name.clone(),
+            bytes: buffer.bytes,
+            limit,
+        }),
+        None => Ok(weights),
+    }
 }
 
 impl Weights {
@@ -196,23 +207,31 @@ impl Weights {
         }
     }
 
-    fn matrix_buffers(&mut self, name: &str, shape: &[u64], packing: Packing) -> Matrix {
+    fn matrix_buffers(
+        &mut self,
+        name: &str,
+        shape: &[u64],
+        packing: Packing,
+        limit: u64,
+    ) -> Result<Matrix, CodegenError> {
         let (k, rows) = match shape {
             [leading @ .., k] => (*k, leading.iter().product()),
             [] => (1, 1),
         };
         let row_bytes = packing.data_bytes(1, k as usize) as u64;
-        let stored = rows.next_multiple_of(ROW_PADDING);
-        let count = (stored * row_bytes).div_ceil(BINDING_LIMIT).max(1);
-        let per_part = match count {
-            1 => rows,
-            _ => rows.div_ceil(count).next_multiple_of(ROW_QUANTUM),
+        let Some(per_part) = rows_of_a_part(rows, limit / row_bytes.max(1)) else {
+            return Err(CodegenError::WeightTooLarge {
+                what: format!("{ROW_PADDING} rows"),
+                name: name.to_owned(),
+                bytes: ROW_PADDING * row_bytes,
+                limit,
+            });
         };
         let mut parts = Vec::new();
         let mut first_row = 0;
         while first_row < rows || parts.is_empty() {
             let part_rows = per_part.min(rows - first_row);
-            let suffix = if count == 1 {
+            let suffix = if part_rows == rows {
                 String::new()
             } else {
                 format!(".part{}", parts.len())
@@ -247,13 +266,32 @@ impl Weights {
             });
             first_row += part_rows;
         }
-        Matrix {
+        Ok(Matrix {
             packing,
             rows,
             k,
             parts,
-        }
+        })
     }
+}
+
+/// How many of a matrix's `rows` lie in a buffer that has room for `most`: all, or
+/// such a number of them that the fewest buffers are filled alike. None where there
+/// is no room for the least.
+fn rows_of_a_part(rows: u64, most: u64) -> Option<u64> {
+    if rows.next_multiple_of(ROW_PADDING) <= most {
+        return Some(rows);
+    }
+    let quantum = match most {
+        ROW_QUANTUM.. => ROW_QUANTUM,
+        _ => ROW_PADDING,
+    };
+    let most = most / quantum * quantum;
+    if most == 0 {
+        return None;
+    }
+    let parts = rows.div_ceil(most);
+    Some(rows.div_ceil(parts).next_multiple_of(quantum))
 }
 
 /// The parameters of each buffer, for ops that take these groups of them. Groups
@@ -378,6 +416,30 @@ pub(crate) struct Filled {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_fit_their_buffers() {
+        for most in [8, 9, 15, 16, 63, 64, 65, 127, 128, 1000, 43_690] {
+            // Up to a few buffers' worth, one over and under included.
+            let some =
+                (1..=4 * most.min(100)).chain((1..5).flat_map(|n| n * most - 2..n * most + 2));
+            for rows in some {
+                let part = rows_of_a_part(rows, most).unwrap();
+                let stored = part.min(rows).next_multiple_of(ROW_PADDING);
+                assert!(stored <= most, "{rows} rows: {part} in one of {most}");
+                let whole = rows.next_multiple_of(ROW_PADDING) <= most;
+                assert_eq!(part == rows, whole, "{rows} rows: {part} in one of {most}");
+                // None that the others could have held.
+                let fewest = rows.div_ceil(most - most % if most < 64 { 8 } else { 64 });
+                if !whole {
+                    assert!(rows.div_ceil(part) <= fewest, "{rows} rows: {part}");
+                }
+            }
+        }
+        for (rows, most) in [(1, 7), (8, 0), (100, 7)] {
+            assert_eq!(rows_of_a_part(rows, most), None);
+        }
+    }
 
     #[test]
     fn groups_that_share_a_parameter_share_a_buffer() {

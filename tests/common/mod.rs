@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use fixtures::{Fixture, fixture};
-use kiln_codegen::{CompileOptions, Compiled, compile};
+use kiln_codegen::{CodegenError, CompileOptions, Compiled, compile};
 use kiln_ir::{Graph, Packing, ParamSource};
 use kiln_models::registry::EntryOptions;
 use kiln_runtime::{Adapter, Artifact, LoadOptions, Model};
@@ -84,10 +84,18 @@ pub fn compile_fixture(fixture: &Fixture, packing: Packing, options: &EntryOptio
         packing,
         ..CompileOptions::default()
     };
+    compile_as(fixture, &how, options).unwrap_or_else(|error| panic!("{}: {error}", fixture.name))
+}
+
+/// A fixture, compiled in a certain way.
+pub fn compile_as(
+    fixture: &Fixture,
+    how: &CompileOptions,
+    options: &EntryOptions,
+) -> Result<Compiled, CodegenError> {
     let graphs = graphs(fixture, options);
     let info = fixture.loaded.info(options);
-    compile(&graphs, info, &how, &mut |_, _, _, _| {})
-        .unwrap_or_else(|error| panic!("{}: {error}", fixture.name))
+    compile(&graphs, info, how, &mut |_, _, _, _| {})
 }
 
 /// A fixture of GPT-2 with its artifact.

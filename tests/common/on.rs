@@ -1,5 +1,6 @@
 //! Fixtures run on devices, held against what is expected of them.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use kiln_ir::interp::{HostTensor, Interpreter};
@@ -23,7 +24,7 @@ pub fn conforms(family: &str, backend: &str, tier: &str) {
     }
 }
 
-/// What the interpreter says of whole sequences.
+/// What the interpreter of a forward pass says of whole sequences.
 pub fn interpreted(
     interpreter: &Interpreter<'_, f64>,
     label: String,
@@ -39,7 +40,9 @@ pub fn interpreted(
         ids,
         hidden: narrow("hidden").unwrap(),
         logits: narrow("logits"),
-        attentions: Vec::new(),
+        attentions: (0..)
+            .map_while(|layer| narrow(&format!("attentions.{layer}")))
+            .collect(),
     }
 }
 
@@ -97,6 +100,27 @@ impl<'a> On<'a> {
             assert_eq!(detailed.len(), wanted.len());
             self.check(case, &detailed, &wanted);
         }
+    }
+
+    /// The cases with what the device says of them.
+    pub fn observed(&self) -> Vec<Case> {
+        let cases = self.cases.iter().map(|case| {
+            let outputs = self.run("forward_attentions", &case.ids);
+            let mut outputs: BTreeMap<String, Vec<f32>> = outputs
+                .into_iter()
+                .map(|output| (output.name.clone(), output.f32().unwrap().to_vec()))
+                .collect();
+            Case {
+                label: case.label.clone(),
+                ids: case.ids.clone(),
+                hidden: outputs.remove("hidden").unwrap(),
+                logits: outputs.remove("logits"),
+                attentions: (0..)
+                    .map_while(|layer| outputs.remove(&format!("attentions.{layer}")))
+                    .collect(),
+            }
+        });
+        cases.collect()
     }
 
     fn check(&self, case: &Case, outputs: &[Output], wanted: &[(String, &Vec<f32>)]) {

@@ -2,7 +2,7 @@
 
 use kiln_ir::{Activation, Bindings, DType, Dim, Graph, GraphBuilder, Norm, Op, Packing, Step};
 
-use crate::suite::{Suite, TIERS};
+use crate::suite::{IDS, Suite, TIERS};
 
 /// `[n, k]` matrices: sizes of one, of primes, one under and over a group of
 /// weights, a workgroup's columns and a tile.
@@ -257,26 +257,25 @@ fn views() {
     suite.run(&TIERS);
 }
 
-/// A matrix that a binding does not hold whole, as the embedding of GPT-2, which
-/// is read by rows and multiplied by.
-#[test]
-fn split_weights() {
-    const WIDTH: u64 = 1024;
-    const ROWS: u64 = 33_001;
-    let mut g = GraphBuilder::new("tied");
-    let batch = g.symbol("batch", 3).unwrap();
-    let seq = g.symbol("seq", 4).unwrap();
+/// A matrix `[rows, width]` that is read by rows and multiplied by, as the embedding
+/// of GPT-2, for so many sequences of so many tokens.
+fn tied(name: &str, (rows, width): (u64, u64), (batch, seq): (u64, u64)) -> Graph {
+    let mut g = GraphBuilder::new(name);
+    let batch = g.symbol("batch", batch).unwrap();
+    let seq = g.symbol("seq", seq).unwrap();
     let ids = g
         .input("ids", DType::I32, [batch.clone(), seq.clone()])
         .unwrap();
-    let table = g.root_param("table", [ROWS, WIDTH]).unwrap();
-    // From both parts of the matrix.
-    let far = g.i32(ROWS as i32 / crate::suite::IDS).unwrap();
+    let table = g
+        .root_param(&format!("{name}.table"), [rows, width])
+        .unwrap();
+    // From all over the matrix.
+    let far = g.i32(rows as i32 / IDS).unwrap();
     let ids = g.mul(ids, far).unwrap();
     let x = g.gather(table, ids).unwrap();
     g.output("x", x).unwrap();
     let first = g
-        .input("first", DType::F32, [batch, seq, WIDTH.into()])
+        .input("first", DType::F32, [batch, seq, width.into()])
         .unwrap();
     let op = Op::Linear {
         norm: None,
@@ -284,9 +283,54 @@ fn split_weights() {
     };
     let y = g.op(op, &[first, table]).unwrap();
     g.output("y", y).unwrap();
+    g.finish()
+}
+
+/// A matrix that a binding does not hold whole under WebGPU's default limits.
+#[test]
+fn split_weights() {
     let mut suite = Suite::new(Packing::F32);
-    suite.add(g.finish(), sizes(&[(1, 1), (3, 4)]));
+    let graph = tied("large", (33_001, 1024), (3, 4));
+    suite.add(graph, sizes(&[(1, 1), (3, 4)]));
     suite.run(&["software", "base"]);
+}
+
+/// Matrices in many parts: of a tile's rows or fewer, of rows that are whole groups
+/// of weights or have a rest, the last part with fewer rows than the others.
+#[test]
+fn split_weights_in_every_packing() {
+    for (packing, rows, width, rows_of_a_part) in [
+        (Packing::F32, 403, 64, 64),
+        (Packing::F16, 113, 33, 16),
+        (Packing::Q8, 77, 45, 8),
+        (Packing::Q4, 403, 64, 64),
+    ] {
+        let bytes = packing.data_bytes(rows_of_a_part, width as usize) as u64;
+        // As many tokens as a binding holds.
+        let most = (bytes / (4 * width)).min(4);
+        let mut suite = Suite::new(packing).with_bindings_of(bytes);
+        let graph = tied("tied", (rows, width), (1, most));
+        suite.add(graph, sizes(&[(1, 1), (1, most)]));
+
+        let name = packing.name();
+        let plan = suite.compile().plan;
+        let parts = rows.div_ceil(rows_of_a_part as u64) as usize;
+        let buffers = if packing.has_scales() { 2 } else { 1 };
+        assert_eq!(plan.weights.len(), buffers * parts, "{name}");
+        for tier in &plan.tiers {
+            for variant in &tier.entries["tied"].variants {
+                // One launch cannot bind all parts of the table; the layer's each bind
+                // one.
+                let streamed = variant.streams.iter().flat_map(|s| &s.launches);
+                let launches = variant.launches.iter().chain(streamed);
+                let (gathers, layers): (Vec<_>, Vec<_>) =
+                    launches.partition(|launch| launch.kernel.contains("gather"));
+                assert!(gathers.len() > 1, "{name}");
+                assert_eq!(layers.len(), parts, "{name}");
+            }
+        }
+        suite.run(&TIERS);
+    }
 }
 
 /// Results that are computed and read in blocks of rows.

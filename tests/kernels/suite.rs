@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_codegen::{CompileOptions, lower};
+use kiln_codegen::{CompileOptions, Compiled, lower};
 use kiln_ir::interp::{HostData, HostTensor, Interpreter, Tensors};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Bindings, DType, Graph, Packing};
@@ -23,40 +23,48 @@ pub const UNUSED: &str = "unused_";
 
 /// Graphs of different names, compiled together, and the sizes to run each at.
 pub struct Suite {
-    packing: Packing,
+    options: CompileOptions,
     graphs: Vec<(Graph, Vec<Bindings>)>,
 }
 
 impl Suite {
     pub fn new(packing: Packing) -> Self {
         Suite {
-            packing,
+            options: CompileOptions {
+                packing,
+                ..CompileOptions::default()
+            },
             graphs: Vec::new(),
         }
+    }
+
+    /// Has bindings hold so many bytes.
+    pub fn with_bindings_of(mut self, bytes: u64) -> Self {
+        self.options.binding_limit = bytes;
+        self
     }
 
     pub fn add(&mut self, graph: Graph, sizes: impl IntoIterator<Item = Bindings>) {
         self.graphs.push((graph, sizes.into_iter().collect()));
     }
 
-    /// Runs every graph at every size on each of `tiers`, on the native back end.
-    pub fn run(&self, tiers: &[&str]) {
+    pub fn compile(&self) -> Compiled {
         let graphs: Vec<Graph> = self.graphs.iter().map(|(graph, _)| graph.clone()).collect();
-        let mut params = BTreeMap::new();
-        for (name, ty) in graphs.iter().flat_map(Graph::params) {
-            let elements = ty.elements().as_const().unwrap() as usize;
-            params.insert(name.to_owned(), noise(name, elements));
-        }
-        let options = CompileOptions {
-            packing: self.packing,
-            ..CompileOptions::default()
-        };
         let info = ModelInfo {
             max_context: 1 << 20,
             ..ModelInfo::of("test")
         };
-        let compiled = lower(&graphs, &graphs, info, &options).unwrap();
-        let artifact = in_memory(compiled, &params);
+        lower(&graphs, &graphs, info, &self.options).unwrap()
+    }
+
+    /// Runs every graph at every size on each of `tiers`, on the native back end.
+    pub fn run(&self, tiers: &[&str]) {
+        let mut params = BTreeMap::new();
+        for (name, ty) in self.graphs.iter().flat_map(|(graph, _)| graph.params()) {
+            let elements = ty.elements().as_const().unwrap() as usize;
+            params.insert(name.to_owned(), noise(name, elements));
+        }
+        let artifact = in_memory(self.compile(), &params);
         drop(params);
 
         // What every tier has to give, of the weights as they were rounded.

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_ir::interp::{HostTensor, Interpreter, Real, Tensors, zero_states};
 use kiln_ir::{Bindings, Graph};
-use kiln_models::registry::EntryOptions;
+use kiln_models::random::RandomWeights;
+use kiln_models::registry::{EntryOptions, from_config};
 use kiln_models::source::{Loaded, open_folder};
 use safetensors::{Dtype, SafeTensors};
 
@@ -78,6 +79,23 @@ impl Fixture {
             loaded: open_folder(folder).unwrap(),
             reals,
             ids,
+        }
+    }
+
+    /// A model of random weights, of which nothing is expected.
+    pub fn random(config: &str) -> Self {
+        let model = from_config(config).unwrap();
+        let name = model.family().to_owned();
+        Fixture {
+            loaded: Loaded {
+                origin: name.clone(),
+                params: Box::new(RandomWeights::new(model.parameters(), 0)),
+                model,
+                tokenizer: None,
+            },
+            name,
+            reals: BTreeMap::new(),
+            ids: BTreeMap::new(),
         }
     }
 
