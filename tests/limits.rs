@@ -1,4 +1,5 @@
-//! Models at their limits: weights and results that a binding does not hold whole.
+//! Models at their limits: weights and results that a binding does not hold whole,
+//! and every size at its maximum.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -9,16 +10,16 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::fixtures::{Case, Fixture, fixtures};
+use common::fixtures::{self, Case, Fixture, assert_close, fixtures};
 use common::on::{On, interpreted};
-use common::{NATIVE, compile_as, in_memory, open};
+use common::{F32, NATIVE, compile_as, in_memory, open};
 use kiln_codegen::{CodegenError, CompileOptions};
 use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_ir::plan::verify::{PlanErrors, verify};
 use kiln_ir::plan::{Binding, Launch, Plan};
 use kiln_ir::{Packing, ParamSource};
 use kiln_models::registry::EntryOptions;
-use kiln_runtime::Artifact;
+use kiln_runtime::{Artifact, Model, Session};
 
 const TIERS: [&str; 3] = ["software", "subgroup", "base"];
 
@@ -66,8 +67,8 @@ fn assert_read_in_parts(plan: &Plan, table: &str) {
         let bindings = launches.iter().flat_map(|l| &l.bindings);
         bindings.copied().filter(|b| of_table(b)).collect()
     };
-    let all: Vec<Binding> = (0..plan.weights.len()).map(Binding::Weight).collect();
-    let all: BTreeSet<Binding> = all.into_iter().filter(|b| of_table(b)).collect();
+    let all = (0..plan.weights.len()).map(Binding::Weight);
+    let all: BTreeSet<Binding> = all.filter(of_table).collect();
     for launches in launches(plan) {
         let reads = launches
             .into_iter()
@@ -81,12 +82,12 @@ fn assert_read_in_parts(plan: &Plan, table: &str) {
     }
 }
 
-/// The largest batch that all entry points take.
-fn largest_batch(plan: &Plan) -> usize {
-    let symbols = plan.tiers.iter().flat_map(|t| t.entries.values());
-    let symbols = symbols.flat_map(|e| &e.symbols).chain(&plan.symbols);
-    let batches = symbols.filter(|s| s.name.name() == "batch").map(|s| s.max);
-    batches.min().unwrap() as usize
+/// The maximum of a symbol in an entry point.
+fn most(plan: &Plan, entry: &str, symbol: &str) -> usize {
+    // The same in every tier.
+    let own = &plan.tiers[0].entries[entry].symbols;
+    let mut symbols = own.iter().chain(&plan.symbols);
+    symbols.find(|s| s.name.name() == symbol).unwrap().max as usize
 }
 
 /// Ids for `batch` sequences of `seq` tokens, from all over the vocabulary.
@@ -121,7 +122,9 @@ fn split(config: &str, table: &str, packings: [Packing; 2]) {
 
         let graph = fixture.graph("forward_attentions");
         let interpreter = Interpreter::<f64>::new(graph, &artifact).unwrap();
-        let batch = largest_batch(artifact.plan());
+        let plan = artifact.plan();
+        let batch = most(plan, "forward", "batch");
+        assert_eq!(batch, most(plan, "forward_attentions", "batch"));
         // A driver takes long over so many kernels: each size is run where it is met.
         let [small, large] = [(1, 3), (batch, 8)].map(|(batch, seq)| {
             let ids = ids(&fixture, batch, seq);
@@ -304,4 +307,113 @@ fn large_binding_limits_are_required() {
             assert!(tier.requires.limits.values().all(|n| *n == binding_limit));
         }
     }
+}
+
+/// More positions than a workgroup has invocations; heads that are not a multiple of
+/// four wide, and heads that share keys.
+const LONG_GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 131, "n_positions": 150,
+    "n_embd": 42, "n_head": 3, "n_layer": 2}"#;
+const LONG_LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 131,
+    "max_position_embeddings": 150, "hidden_size": 48, "intermediate_size": 70,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 2}"#;
+
+/// Sequences at their most, in as many tokens and in single ones up to the last
+/// position that there is, as a whole batch; and the same with padding before them.
+fn at_maxima(config: &str) {
+    // All of the context at once; and less of it, in batches that several variants
+    // end or begin with.
+    for (max_batch, context, prefill_chunk) in [(3, 150, 150), (4, 33, 33), (8, 20, 7), (9, 19, 19)]
+    {
+        let fixture = Fixture::random(config);
+        let maxima = EntryOptions {
+            max_batch,
+            max_context: Some(context),
+            prefill_chunk,
+        };
+        let artifact = artifact(&fixture, &CompileOptions::default(), &maxima);
+        let plan = artifact.plan();
+        let (batch, context) = (max_batch as usize, context as usize);
+        for entry in ["forward", "forward_attentions", "step"] {
+            assert_eq!(most(plan, entry, "batch"), batch);
+        }
+        assert_eq!(most(plan, "forward", "seq"), context);
+        assert_eq!(most(plan, "step", "seq") as u64, prefill_chunk);
+        assert_eq!(most(plan, "step", "past"), context - 1);
+        let ids = ids(&fixture, batch, context);
+        let graph = fixture.loaded.model.graph("forward_attentions", &maxima);
+        let interpreter = Interpreter::<f64>::new(graph.unwrap(), &artifact).unwrap();
+        let label = format!("{batch} of {context} in {prefill_chunk}");
+        let case = interpreted(&interpreter, label, ids);
+        let padded = Padded::new(&fixture, &maxima, &case.ids);
+        for tier in TIERS {
+            let model = open(NATIVE, tier, &artifact);
+            let on = On::new(&fixture, &model, vec![case.clone()]);
+            on.whole_sequences();
+            on.pieces();
+            padded.check(&model);
+        }
+    }
+}
+
+/// Sequences before which there is padding, in a prompt that leaves room for one
+/// token and in that one.
+struct Padded {
+    tokens: [Vec<u32>; 2],
+    start: Vec<u32>,
+    wanted: [Vec<f64>; 2],
+}
+
+impl Padded {
+    /// What the interpreter says of `ids`, the last of which is that one.
+    fn new(fixture: &Fixture, maxima: &EntryOptions, ids: &HostTensor<f32>) -> Self {
+        let [batch, seq] = ids.shape[..] else {
+            panic!("{:?}", ids.shape);
+        };
+        // From none to all but the last token of the prompt.
+        let start: Vec<i32> = (0..batch)
+            .map(|row| (row * (seq - 2) / (batch - 1)) as i32)
+            .collect();
+        let rows = || ids.as_i32().unwrap().chunks_exact(seq);
+        let pieces: [Vec<Vec<i32>>; 2] = [
+            rows().map(|row| row[..seq - 1].to_vec()).collect(),
+            rows().map(|row| row[seq - 1..].to_vec()).collect(),
+        ];
+        let at_once = EntryOptions {
+            prefill_chunk: seq as u64,
+            ..*maxima
+        };
+        let graph = fixture.loaded.model.graph("step", &at_once).unwrap();
+        let step = Interpreter::<f64>::new(graph, &*fixture.loaded.params).unwrap();
+        let mut session = fixtures::Session::new(&step, start.clone());
+        let wanted = pieces
+            .each_ref()
+            .map(|piece| session.append("logits", piece).concat());
+        let unsigned = |ids: &[i32]| ids.iter().map(|id| *id as u32).collect();
+        Padded {
+            tokens: pieces.map(|piece| unsigned(&piece.concat())),
+            start: unsigned(&start),
+            wanted,
+        }
+    }
+
+    fn check(&self, model: &Model) {
+        let context = model.plan().model.max_context;
+        let mut session = Session::new(model, self.start.len(), context).unwrap();
+        for (tokens, wanted) in self.tokens.iter().zip(&self.wanted) {
+            let found = session.step(tokens, &self.start).unwrap();
+            let label = format!("{}: padded, past {}", model.tier(), session.past());
+            assert_close(&label, &found, wanted, F32);
+        }
+        assert_eq!(session.past(), context);
+    }
+}
+
+#[test]
+fn gpt2_at_its_maxima() {
+    at_maxima(LONG_GPT2);
+}
+
+#[test]
+fn llama_at_its_maxima() {
+    at_maxima(LONG_LLAMA);
 }
