@@ -1,4 +1,6 @@
-// e^(x - max) / sum along an axis, one invocation for each position of the other axes.
+// e^(x - max) / sum along an axis, one invocation for each position of the other axes, in two
+// readings: the sum is relative to the largest element so far, and scaled where a larger one comes
+// (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018).
 //
 // Constants: WORKGROUP.
 // Hooks: count (positions), extent (length of the axis), load(i, j), store(i, j, v), workgroup_index.
@@ -15,12 +17,12 @@ fn main(
         return;
     }
     var top = load(i, 0u);
+    var total = 1.0;
     for (var j = 1u; j < extent(); j++) {
-        top = max(top, load(i, j));
-    }
-    var total = 0.0;
-    for (var j = 0u; j < extent(); j++) {
-        total += exp(load(i, j) - top);
+        let v = load(i, j);
+        let least = exp(-abs(v - top));
+        total = select(total + least, total * least + 1.0, v > top);
+        top = max(top, v);
     }
     for (var j = 0u; j < extent(); j++) {
         store(i, j, exp(load(i, j) - top) / total);

@@ -1,14 +1,26 @@
 // e^(x - max) / sum along an axis: as softmax, one workgroup for each position of the other axes.
-// For long axes on a GPU. The sentinel is finite; where all elements are at it, as masked ones are,
-// the result is 0.
+// For long axes on a GPU. Each lane has the largest element and the sum of its share, and a tree
+// brings them together.
 //
 // Constants: WORKGROUP (a power of two).
 // Hooks: count (positions), extent (length of the axis), load(i, j), store(i, j, v), workgroup_index.
 // Grid: count workgroups.
 
-const LOWEST: f32 = -1e30;
+struct Share {
+    top: f32,
+    // Relative to `top`.
+    total: f32,
+}
 
-var<workgroup> partial: array<f32, WORKGROUP>;
+var<workgroup> shares: array<Share, WORKGROUP>;
+
+fn join(a: Share, b: Share) -> Share {
+    let least = exp(-abs(a.top - b.top));
+    if a.top > b.top {
+        return Share(a.top, a.total + b.total * least);
+    }
+    return Share(b.top, a.total * least + b.total);
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -20,38 +32,21 @@ fn main(
     if i >= count() {
         return;
     }
-    var top = LOWEST;
+    // A lane without elements has any one, and nothing of the sum.
+    var share = Share(load(i, min(lane, extent() - 1u)), 0.0);
     for (var j = lane; j < extent(); j += WORKGROUP) {
-        top = max(top, load(i, j));
+        share = join(share, Share(load(i, j), 1.0));
     }
-    partial[lane] = top;
+    shares[lane] = share;
     workgroupBarrier();
     for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
         if lane < half {
-            partial[lane] = max(partial[lane], partial[lane + half]);
+            shares[lane] = join(shares[lane], shares[lane + half]);
         }
         workgroupBarrier();
     }
-    top = partial[0];
-    workgroupBarrier();
-
-    var total = 0.0;
+    let whole = shares[0];
     for (var j = lane; j < extent(); j += WORKGROUP) {
-        let v = load(i, j);
-        total += select(0.0, exp(v - top), v > LOWEST);
-    }
-    partial[lane] = total;
-    workgroupBarrier();
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-        if lane < half {
-            partial[lane] += partial[lane + half];
-        }
-        workgroupBarrier();
-    }
-    let norm = 1.0 / max(partial[0], 1e-30);
-
-    for (var j = lane; j < extent(); j += WORKGROUP) {
-        let v = load(i, j);
-        store(i, j, select(0.0, exp(v - top) * norm, v > LOWEST));
+        store(i, j, exp(load(i, j) - whole.top) / whole.total);
     }
 }

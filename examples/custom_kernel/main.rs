@@ -1,6 +1,6 @@
-//! A kernel of one's own bound to an op: softmax that reads its rows twice
-//! instead of three times. It is compiled, held against the reference
-//! interpreter, and timed beside kiln's own.
+//! A kernel of one's own bound to an op: softmax as one writes it down, which reads
+//! its rows three times. It is compiled, held against the reference interpreter, and
+//! timed beside kiln's own, which reads them twice.
 //!
 //! A body computes by hooks (`load`, `store`) that the compiler writes for it, so
 //! it needs to know neither the bindings nor the shapes; the README of `shaders/`
@@ -103,12 +103,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let profile = model.profile_entry("softmax", &inputs, &sizes)?;
         let launch = profile.launches.first().ok_or("nothing was launched")?;
         println!(
-            "{:>8}, {:12} {:7.1} µs, {distance:.1e} from the interpreter",
+            "{:>8}, {:14} {:7.1} µs, {distance:.1e} from the interpreter",
             model.tier(),
             if bodies.is_empty() {
                 "kiln's own"
             } else {
-                "two readings"
+                "three readings"
             },
             launch.ns / 1e3,
         );

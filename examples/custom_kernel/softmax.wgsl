@@ -1,6 +1,5 @@
-// e^(x - max) / sum along an axis in two readings of it instead of three: the
-// sum is kept relative to the greatest element so far, and scaled when a greater
-// one comes (Milakov and Gimelshein, 2018).
+// e^(x - max) / sum along an axis as one writes it down: a reading for the largest
+// element, one for the sum, and one for the result.
 //
 // Constants: WORKGROUP.
 // Hooks: count, extent, load(i, j), store(i, j, v), workgroup_index.
@@ -17,12 +16,12 @@ fn main(
         return;
     }
     var top = load(i, 0u);
-    var total = 1.0;
     for (var j = 1u; j < extent(); j++) {
-        let v = load(i, j);
-        let greater = max(top, v);
-        total = total * exp(top - greater) + exp(v - greater);
-        top = greater;
+        top = max(top, load(i, j));
+    }
+    var total = 0.0;
+    for (var j = 0u; j < extent(); j++) {
+        total += exp(load(i, j) - top);
     }
     for (var j = 0u; j < extent(); j++) {
         store(i, j, exp(load(i, j) - top) / total);

@@ -1,5 +1,5 @@
-// softmax.wgsl with a workgroup for each position: every lane keeps the greatest
-// element and the sum of its share, and a tree brings them together.
+// softmax.wgsl with a workgroup for each position: every lane reads its share, and a
+// tree brings the shares together, once for the largest element and once for the sum.
 //
 // Constants: WORKGROUP (a power of two).
 // Hooks: count, extent, load(i, j), store(i, j, v), workgroup_index.
@@ -9,17 +9,7 @@
 // infinity.
 const LOWEST: f32 = -1e30;
 
-struct Share {
-    top: f32,
-    total: f32,
-}
-
-var<workgroup> shares: array<Share, WORKGROUP>;
-
-fn join(a: Share, b: Share) -> Share {
-    let top = max(a.top, b.top);
-    return Share(top, a.total * exp(a.top - top) + b.total * exp(b.top - top));
-}
+var<workgroup> partial: array<f32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -27,25 +17,42 @@ fn main(
     @builtin(num_workgroups) num_workgroups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    // The same for the whole workgroup, so that barriers may follow.
     let i = workgroup_index(workgroup_id, num_workgroups);
     if i >= count() {
         return;
     }
-    var share = Share(LOWEST, 0.0);
+    var top = LOWEST;
     for (var j = lane; j < extent(); j += WORKGROUP) {
-        share = join(share, Share(load(i, j), 1.0));
+        top = max(top, load(i, j));
     }
-    shares[lane] = share;
+    partial[lane] = top;
     workgroupBarrier();
     for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
         if lane < half {
-            shares[lane] = join(shares[lane], shares[lane + half]);
+            partial[lane] = max(partial[lane], partial[lane + half]);
         }
         workgroupBarrier();
     }
-    let whole = shares[0];
+    top = partial[0];
+    workgroupBarrier();
+
+    var total = 0.0;
     for (var j = lane; j < extent(); j += WORKGROUP) {
-        store(i, j, exp(load(i, j) - whole.top) / whole.total);
+        let v = load(i, j);
+        total += select(0.0, exp(v - top), v > LOWEST);
+    }
+    partial[lane] = total;
+    workgroupBarrier();
+    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+        if lane < half {
+            partial[lane] += partial[lane + half];
+        }
+        workgroupBarrier();
+    }
+    let norm = 1.0 / max(partial[0], 1e-30);
+
+    for (var j = lane; j < extent(); j += WORKGROUP) {
+        let v = load(i, j);
+        store(i, j, select(0.0, exp(v - top) * norm, v > LOWEST));
     }
 }

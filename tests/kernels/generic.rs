@@ -111,6 +111,25 @@ fn large_arguments() {
     suite.run(&TIERS);
 }
 
+/// Rows of which a mask hides all, some or no elements.
+#[test]
+fn masked_softmax() {
+    let graph = build("masked", |g, a, b| {
+        let x = g.input("x", DType::F32, [a, b]).unwrap();
+        let hidden = g.f32(f64::from(f32::MIN)).unwrap();
+        for (name, below) in [("all", 2.0), ("some", 0.5), ("none", -2.0)] {
+            let below = g.f32(below).unwrap();
+            let is_hidden = g.lt(x, below).unwrap();
+            let masked = g.select(is_hidden, hidden, x).unwrap();
+            for axis in 0..2 {
+                let p = g.softmax(masked, axis).unwrap();
+                out(g, &format!("{name}_{axis}"), p);
+            }
+        }
+    });
+    suite_of([graph]).run(&TIERS);
+}
+
 #[test]
 fn integers_and_truth_values() {
     let graph = build("integers", |g, a, b| {
