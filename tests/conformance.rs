@@ -9,7 +9,7 @@
 mod common;
 
 use common::fixtures::{Case, Fixture, assert_close, fixture};
-use common::on::{On, conforms, interpreted};
+use common::on::{On, conforms, every_size, interpreted};
 use common::{NATIVE, compile_fixture, compiled, in_memory, open};
 use kiln_ir::Packing;
 use kiln_ir::interp::{HostTensor, Interpreter};
@@ -50,31 +50,10 @@ fn software_tier_through_opengl() {
     }
 }
 
-/// Batches of one to three sequences of every length.
 #[test]
 fn every_batch_and_length() {
-    for name in ["base", "tanh"] {
-        let (fixture, artifact) = compiled(name, Packing::F32);
-        let interpreter = fixture.interpreter::<f64>("forward");
-        let info = &artifact.plan().model;
-        let mut cases = Vec::new();
-        for batch in 1..=3 {
-            for seq in 1..=info.max_context as usize {
-                let ids =
-                    (0..batch * seq).map(|i| (i * i + 7 * seq + batch) as u64 % info.vocab_size);
-                let ids: Vec<i32> = ids.map(|id| id as i32).collect();
-                let ids = HostTensor::i32([batch, seq], ids);
-                let label = format!("{batch} of {seq}");
-                cases.push(interpreted(&interpreter, label, ids));
-            }
-        }
-        for tier in ["software", "subgroup", "base"] {
-            let model = open(NATIVE, tier, &artifact);
-            let on = On::new(&fixture, &model, cases.clone());
-            on.whole_sequences();
-            on.prompts();
-        }
-    }
+    every_size(&fixture("base"));
+    every_size(&fixture("tanh"));
 }
 
 /// Prompts that are longer than what one step takes.

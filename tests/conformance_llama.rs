@@ -11,7 +11,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::fixtures::{Case, assert_close, fixtures};
-use common::on::{On, conforms, interpreted};
+use common::on::{On, conforms, every_size, interpreted};
 use common::{NATIVE, compiled_folder, in_memory, open};
 use kiln_codegen::{CompileOptions, compile};
 use kiln_ir::interp::{HostData, HostTensor, Interpreter, Tensors, run};
@@ -40,6 +40,13 @@ fn base_tier() {
 #[test]
 fn opengl() {
     conforms("llama", "gl", "software");
+}
+
+/// Heads that share keys, and a head tied to the embedding.
+#[test]
+fn every_batch_and_length() {
+    let mut folders = fixtures("llama").into_iter();
+    every_size(&folders.find(|folder| folder.ends_with("smollm2")).unwrap());
 }
 
 /// Weights of which three stored tensors make one matrix, rounded: as exact as

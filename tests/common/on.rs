@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_ir::{Bindings, Packing};
@@ -9,7 +10,7 @@ use kiln_runtime::generate::{GenerateOptions, generate};
 use kiln_runtime::{Model, Output, RunOptions, Session};
 
 use super::fixtures::{Case, Fixture, assert_close, fixtures, forward};
-use super::{F32, compiled_folder, open};
+use super::{F32, NATIVE, compiled_folder, open};
 
 /// Runs every fixture of a family on one tier.
 pub fn conforms(family: &str, backend: &str, tier: &str) {
@@ -21,6 +22,29 @@ pub fn conforms(family: &str, backend: &str, tier: &str) {
         on.pieces();
         on.greedy();
         on.ragged();
+    }
+}
+
+/// Runs batches of one to three sequences of every length on every tier.
+pub fn every_size(folder: &Path) {
+    let (fixture, artifact) = compiled_folder(folder, Packing::F32);
+    let interpreter = fixture.interpreter::<f64>("forward");
+    let info = &artifact.plan().model;
+    let mut cases = Vec::new();
+    for batch in 1..=3 {
+        for seq in 1..=info.max_context as usize {
+            let ids = (0..batch * seq).map(|i| (i * i + 7 * seq + batch) as u64 % info.vocab_size);
+            let ids: Vec<i32> = ids.map(|id| id as i32).collect();
+            let ids = HostTensor::i32([batch, seq], ids);
+            let label = format!("{batch} of {seq}");
+            cases.push(interpreted(&interpreter, label, ids));
+        }
+    }
+    for tier in ["software", "subgroup", "base"] {
+        let model = open(NATIVE, tier, &artifact);
+        let on = On::new(&fixture, &model, cases.clone());
+        on.whole_sequences();
+        on.prompts();
     }
 }
 
