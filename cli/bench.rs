@@ -58,6 +58,11 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     limit: f64,
 
+    /// How long the device works before anything is timed: an idle GPU's clock is a
+    /// fraction of what it reaches in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    warm_up: f64,
+
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -119,6 +124,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
         first_token_ms: ms(clock.elapsed()),
     };
 
+    bench.warm_up()?;
     let (cases, skipped) = bench.cases()?;
     let peak = report::peak_memory();
     let packing = Packing::from_name(&artifact.plan().model.weight_dtype);
@@ -192,6 +198,17 @@ impl Bench<'_> {
         };
         let (_, timings) = generate(session, &prompts, &options, go_on)?;
         Ok(timings)
+    }
+
+    /// Keeps the device at work for a while.
+    fn warm_up(&self) -> Result {
+        let length = PROFILED_PROMPT.min(self.max_context / 2).max(1);
+        let mut session = self.session(1, length)?;
+        let clock = Instant::now();
+        while clock.elapsed().as_secs_f64() < self.args.warm_up {
+            self.once(&mut session, length, 2)?;
+        }
+        Ok(())
     }
 
     /// Token ids that are all over the vocabulary, the same in every run.

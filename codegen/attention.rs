@@ -7,9 +7,24 @@ use crate::expr::{Source, load};
 use crate::kernel::{Draft, Element, Launch};
 use crate::linear::Blocked;
 use crate::place::describe;
-use crate::tier::Tier;
+use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
 use crate::view::View;
 use crate::wgsl;
+
+/// The body for cooperative matrices.
+pub(crate) const COOP: &str = "attention_coop";
+
+/// Its constants for heads of a size, if it takes them.
+pub(crate) fn coop_tile(head_dim: u64) -> Option<Vec<(&'static str, u64)>> {
+    let bytes = |subgroups| (64 + 16 * subgroups) * (2 * head_dim + 16) + 5632 * subgroups;
+    let mut subgroups = [4, 2, 1].into_iter();
+    let subgroups = subgroups.find(|s| bytes(*s) <= COOP_MEMORY)?;
+    let constants = vec![
+        ("SUBGROUP", u64::from(COOP_SUBGROUP)),
+        ("SUBGROUPS", subgroups),
+    ];
+    head_dim.is_multiple_of(16).then_some(constants)
+}
 
 /// An attention op, or its probabilities, to lower.
 pub(crate) struct Attention<'a> {
@@ -49,6 +64,7 @@ impl Attention<'_> {
             "attention_prefill" => {
                 constant(&constants, "TILE_QUERIES") * constant(&constants, "TEAM")
             }
+            COOP => constant(&constants, "SUBGROUP") * constant(&constants, "SUBGROUPS"),
             _ => constant(&constants, "WORKGROUP"),
         };
         let mut detail = format!("{heads}x{head_dim}");
@@ -63,6 +79,9 @@ impl Attention<'_> {
             detail.push_str(".padded");
         }
         let mut d = Draft::new(body, detail, workgroup as u32);
+        if body == COOP {
+            d.enable_matrices();
+        }
         d.constant_u32("HEADS", heads);
         d.constant_u32("KV_HEADS", self.spec.kv_heads);
         d.constant_u32("HEAD_DIM", head_dim);
@@ -127,20 +146,36 @@ impl Attention<'_> {
                 "attention_software_prefill",
                 vec![("WORKGROUP", 8), ("TILE_QUERIES", 2)],
             ),
+            (Tier::Coop | Tier::Subgroup, true) => {
+                let parts = head_dim.div_ceil(16).max(1);
+                // As many invocations as their sums leave room for.
+                let sums = |workgroup: u64| workgroup / 8 * (16 * head_dim.div_ceil(4) + 8);
+                let mut workgroups = [256, 128, 64, 32].into_iter();
+                let workgroup = workgroups
+                    .find(|w| sums(*w) <= WORKGROUP_MEMORY)
+                    .unwrap_or(8);
+                let constants = vec![
+                    ("WORKGROUP", workgroup),
+                    ("SPLITS", 1),
+                    ("KEYS", (8 / parts).clamp(1, 4)),
+                ];
+                ("attention_decode_subgroup", constants)
+            }
             (_, true) => {
                 // As many invocations as a head has vec4s at the least.
                 let least = head_dim.div_ceil(4).next_power_of_two();
                 let constants = vec![("WORKGROUP", least.max(128)), ("SPLITS", 1)];
                 ("attention_decode", constants)
             }
+            (Tier::Coop, false) if let Some(constants) = coop_tile(head_dim) => (COOP, constants),
             (_, false) => {
-                // The largest tile that workgroup memory of 16 KiB holds.
+                // The largest tile that workgroup memory holds.
                 let row = 16 * (head_dim.div_ceil(4) + 1);
                 let bytes = |t: u64| 3 * t * row + 4 * t * (t + 1);
                 let tiles = [16, 8, 4, 2];
                 let tile = tiles
                     .into_iter()
-                    .find(|t| bytes(*t) <= 16 << 10)
+                    .find(|t| bytes(*t) <= WORKGROUP_MEMORY)
                     .unwrap_or(1);
                 let constants = vec![("TILE_QUERIES", tile), ("TILE_KEYS", tile), ("TEAM", 16)];
                 ("attention_prefill", constants)
@@ -167,6 +202,7 @@ impl Attention<'_> {
             "attention_software_prefill" => queries
                 .ceil_div(constant(constants, "WORKGROUP") * constant(constants, "TILE_QUERIES")),
             "attention_prefill" => queries.ceil_div(constant(constants, "TILE_QUERIES")),
+            COOP => queries.ceil_div(16 * constant(constants, "SUBGROUPS")),
             _ => queries.clone(),
         };
         &(batch * &tiles) * &heads

@@ -17,7 +17,10 @@ pub(crate) enum Element {
     F32x4,
     I32,
     U32,
+    U32x2,
     U32x4,
+    /// Eight f16, a struct of the body.
+    Half8,
 }
 
 impl Element {
@@ -27,6 +30,8 @@ impl Element {
             Element::F32x4 => "vec4<f32>",
             Element::I32 => "i32",
             Element::U32 => "u32",
+            Element::U32x2 => "vec2<u32>",
+            Element::Half8 => "Half8",
             Element::U32x4 => "vec4<u32>",
         }
     }
@@ -53,6 +58,7 @@ pub(crate) struct Draft {
     hooks: Vec<String>,
     functions: BTreeSet<&'static str>,
     first_workgroup: Option<String>,
+    enables: &'static str,
 }
 
 impl Draft {
@@ -66,6 +72,7 @@ impl Draft {
             hooks: Vec::new(),
             functions: BTreeSet::new(),
             first_workgroup: None,
+            enables: "",
         }
     }
 
@@ -171,6 +178,11 @@ impl Draft {
         name
     }
 
+    /// Puts the directives for cooperative matrices in front.
+    pub fn enable_matrices(&mut self) {
+        self.enables = "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
+    }
+
     /// Makes workgroups count from `first`, an expression.
     pub fn first_workgroup(&mut self, first: String) {
         self.first_workgroup = Some(first);
@@ -192,7 +204,7 @@ impl Draft {
     /// The text, without a line that names it. `symbols` are the members of the
     /// uniform block, `body` the archetype's text.
     pub fn text(&self, symbols: &[String], body: &str) -> String {
-        let mut out = "struct Symbols {\n".to_owned();
+        let mut out = format!("{}struct Symbols {{\n", self.enables);
         for symbol in symbols {
             let _ = writeln!(out, "    {symbol}: u32,");
         }

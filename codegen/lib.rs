@@ -45,6 +45,7 @@ mod place;
 mod plan;
 mod table;
 mod tier;
+mod trust;
 mod validate;
 mod view;
 mod weights;
@@ -170,19 +171,20 @@ pub fn lower(
 }
 
 fn tiers(options: &CompileOptions) -> Result<Vec<tier::Tier>, CodegenError> {
+    let all: Vec<tier::Tier> = tier::Tier::of(options.packing).collect();
     let Some(names) = &options.tiers else {
-        return Ok(tier::Tier::ALL.to_vec());
+        return Ok(all);
     };
     for name in names {
-        if !tier::Tier::ALL.iter().any(|t| t.name() == name) {
-            let all: Vec<&str> = tier::Tier::ALL.iter().map(|t| t.name()).collect();
+        if !all.iter().any(|t| t.name() == name) {
+            let all: Vec<&str> = all.iter().map(|t| t.name()).collect();
             return Err(CodegenError::NoSuchTier {
                 name: name.clone(),
                 available: all.join(", "),
             });
         }
     }
-    let wanted = tier::Tier::ALL.into_iter();
+    let wanted = all.into_iter();
     Ok(wanted
         .filter(|t| names.iter().any(|n| n == t.name()))
         .collect())
@@ -215,15 +217,23 @@ impl Compiled {
         Ok(weights::fill(&self.plan.weights, index, params)?.bytes)
     }
 
-    /// Every kernel in another language, by file name.
+    /// Every kernel in another language, by file name; to SPIR-V alone those with
+    /// cooperative matrices, which the other languages have not in these sizes.
     ///
     /// # Errors
     /// When naga cannot translate one.
     pub fn translate(&self, target: Target) -> Result<BTreeMap<String, Vec<u8>>, CodegenError> {
+        let matrices = naga::valid::Capabilities::COOPERATIVE_MATRIX;
         let kernels: Vec<_> = self.plan.kernels.iter().collect();
-        let translated = kernels.par_iter().map(|(name, kernel)| {
+        let kernels = kernels
+            .into_iter()
+            .map(|(name, k)| (name, k, self.tier_of(name)));
+        let kernels: Vec<_> = kernels
+            .filter(|(_, _, (_, c))| target == Target::SpirV || !c.contains(matrices))
+            .collect();
+        let translated = kernels.into_par_iter().map(|(name, kernel, of)| {
             let text = self.kernels.get(&kernel.file).map_or("", String::as_str);
-            let (tier, capabilities) = self.tier_of(name);
+            let (tier, capabilities) = of;
             let valid = validate::validate(text, capabilities);
             let (module, info) = valid.map_err(|message| invalid(name, tier, message))?;
             let bytes = validate::translate(name, target, &module, &info)?;
@@ -248,6 +258,9 @@ impl Compiled {
     /// The least capable of the tiers that launch a kernel.
     fn tier_of(&self, kernel: &str) -> (&'static str, naga::valid::Capabilities) {
         let uses = |tier: &kiln_ir::plan::Tier| {
+            if tier.checks.iter().any(|c| c.kernel == kernel) {
+                return true;
+            }
             let variants = tier.entries.values().flat_map(|e| &e.variants);
             variants.into_iter().any(|v| {
                 let streamed = v.streams.iter().flat_map(|s| &s.launches);

@@ -8,7 +8,7 @@ use crate::error::CodegenError;
 use crate::expr::{At, Source};
 use crate::kernel::{Draft, Element, Launch};
 use crate::place::{Part, describe};
-use crate::tier::Tier;
+use crate::tier::{COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
 use crate::view::{Base, View};
 use crate::weights::{Matrix, MatrixPart, ROW_PADDING};
 use crate::wgsl;
@@ -30,6 +30,7 @@ impl RowKernel {
             (Tier::Software, Some(rows @ ..=15)) => RowKernel::Tiled(rows.next_power_of_two()),
             (Tier::Software, _) => RowKernel::Tiled(16),
             (_, Some(..=8)) => RowKernel::Matvec(4),
+            (Tier::Coop, None) => RowKernel::Tiled(128),
             _ => RowKernel::Tiled(64),
         }
     }
@@ -42,6 +43,8 @@ impl RowKernel {
         match self {
             RowKernel::Matvec(1) if tier == Tier::Software => k <= SOFTWARE_NORM_ROW,
             RowKernel::Matvec(_) => tier != Tier::Software,
+            // Its tiles take rows as they are, rounded to f16.
+            RowKernel::Tiled(_) if tier == Tier::Coop => false,
             RowKernel::Tiled(_) => n <= 3 * k,
         }
     }
@@ -67,6 +70,8 @@ pub(crate) struct Linear<'a> {
     pub input: View,
     /// The norm that the kernel applies.
     pub norm: Option<Norm>,
+    /// Whether the input's elements are f16, two in a word.
+    pub halves: bool,
     pub blocked: Option<Blocked>,
 }
 
@@ -89,8 +94,8 @@ impl Linear<'_> {
 
     fn part(&self, matrix: &Matrix, part: &MatrixPart) -> Result<Launch, CodegenError> {
         let (k, n) = (matrix.k, part.rows);
-        let body = self.body();
         let tile = self.tile(matrix, n);
+        let body = tile.body;
         let mut d = Draft::new(body, self.detail(matrix, part), tile.workgroup);
 
         let wv = tile.wv;
@@ -110,11 +115,17 @@ impl Linear<'_> {
         for (name, size) in &tile.constants {
             d.constant_u32(name, size);
         }
-        weight_hooks(matrix.packing, part, &mut d);
         let rows = self.input.rows();
         let row = self.row_hooks(&rows, &mut d);
-        load_x(&self.input, k, k.is_multiple_of(4 * wv), &row, &mut d);
-        self.norm_hooks(k, &mut d)?;
+        if body == COOP {
+            d.enable_matrices();
+            self.half_hooks(matrix, part, &row, &mut d);
+        } else {
+            weight_hooks(matrix.packing, part, body == STREAM, &mut d);
+            let whole = k.is_multiple_of(matrix.packing.group() as u64);
+            load_x(&self.input, k, whole, &row, &mut d);
+            self.norm_hooks(k, &mut d)?;
+        }
         self.stores(matrix, part, &row, &mut d)?;
 
         let block = self
@@ -130,16 +141,6 @@ impl Linear<'_> {
             flops: &block * &Dim::constant(2 * k * n),
             bytes: &(&block * &Dim::constant(4 * (k + n))) + &Dim::constant(weight_bytes as u64),
         })
-    }
-
-    fn body(&self) -> &'static str {
-        match (self.tier, self.rows) {
-            (Tier::Software, RowKernel::Matvec(_)) => "linear_software_matvec",
-            (Tier::Software, RowKernel::Tiled(_)) => "linear_software_tile",
-            (Tier::Subgroup, RowKernel::Matvec(_)) => "linear_matvec_subgroup",
-            (Tier::Base, RowKernel::Matvec(_)) => "linear_matvec",
-            (_, RowKernel::Tiled(_)) => "linear_tiled",
-        }
     }
 
     /// What the kernel's name says besides its archetype.
@@ -165,77 +166,28 @@ impl Linear<'_> {
         {
             detail.push_str(&format!(".rows{rows}"));
         }
+        if self.halves {
+            detail.push_str(".halves");
+        }
         if self.blocked.is_some() {
             detail.push_str(".blocked");
         }
         detail
     }
 
+    /// The kernel's body, and its tile for `n` outputs.
     fn tile(&self, matrix: &Matrix, n: u64) -> Tile {
-        let group4 = matrix.packing.group() as u64 / 4;
         match (self.tier, self.rows) {
-            (Tier::Software, RowKernel::Matvec(rows) | RowKernel::Tiled(rows)) => {
-                // With a norm, more lanes share the statistics of a tile's rows.
-                let shared = self.norm.is_some() && matches!(self.rows, RowKernel::Tiled(_));
-                let workgroup = if shared { 32 } else { 8 };
-                let columns = 8;
-                Tile {
-                    workgroup,
-                    rows,
-                    columns: u64::from(workgroup) * columns,
-                    wv: group4,
-                    constants: vec![
-                        ("TILE_ROWS", rows),
-                        ("TILE_COLS", columns),
-                        ("WORKGROUP", u64::from(workgroup)),
-                    ],
-                }
+            (Tier::Software, rows) => self.software_tile(matrix, rows),
+            (Tier::Coop, RowKernel::Tiled(rows)) if matrix.packing != Packing::F32 => {
+                CoopTile::choose(rows, n).tile(matrix)
             }
-            (Tier::Subgroup | Tier::Base, RowKernel::Matvec(rows)) => {
-                // One 16-byte load a lane: neighbours read neighbouring loads.
-                let wv = match matrix.packing {
-                    Packing::F32 => 1,
-                    Packing::F16 => 2,
-                    Packing::Q8 | Packing::Q4 => group4,
-                };
-                let groups = matrix.k.div_ceil(4 * wv);
-                // Narrow layers need more workgroups to fill a card.
-                let columns: u64 = if n >= 4096 { 4 } else { 2 };
-                let lanes = groups.next_power_of_two().clamp(32, 128);
-                if self.tier == Tier::Subgroup {
-                    let workgroup = lanes;
-                    return Tile {
-                        workgroup: workgroup as u32,
-                        rows,
-                        columns,
-                        wv,
-                        constants: vec![
-                            ("WORKGROUP", workgroup),
-                            ("TILE_ROWS", rows),
-                            ("TILE_COLS", columns),
-                        ],
-                    };
-                }
-                let lanes_k = lanes.min(64);
-                let lanes_n = if groups < 64 { 2 } else { 1 };
-                Tile {
-                    workgroup: (lanes_k * lanes_n) as u32,
-                    rows,
-                    columns: lanes_n * columns,
-                    wv,
-                    constants: vec![
-                        ("LANES_K", lanes_k),
-                        ("LANES_N", lanes_n),
-                        ("TILE_ROWS", rows),
-                        ("TILE_COLS", columns),
-                    ],
-                }
-            }
-            (Tier::Subgroup | Tier::Base, RowKernel::Tiled(_)) => Tile {
+            (_, RowKernel::Tiled(_)) => Tile {
+                body: "linear_tiled",
                 workgroup: 256,
                 rows: 64,
                 columns: 64,
-                wv: group4,
+                wv: matrix.packing.group() as u64 / 4,
                 constants: vec![
                     ("TILE_M", 64),
                     ("TILE_N", 64),
@@ -244,7 +196,123 @@ impl Linear<'_> {
                     ("THREAD_N", 4),
                 ],
             },
+            (tier, RowKernel::Matvec(1))
+                if tier.has_subgroups()
+                    && let Some(tile) = stream(matrix, n) =>
+            {
+                tile
+            }
+            (_, RowKernel::Matvec(rows)) => self.matvec_tile(matrix, rows, n),
         }
+    }
+
+    fn software_tile(&self, matrix: &Matrix, rows: RowKernel) -> Tile {
+        // With a norm, more lanes share the statistics of a tile's rows.
+        let shared = self.norm.is_some() && matches!(rows, RowKernel::Tiled(_));
+        let workgroup = if shared { 32 } else { 8 };
+        let columns = 8;
+        let (body, rows) = match rows {
+            RowKernel::Matvec(rows) => ("linear_software_matvec", rows),
+            RowKernel::Tiled(rows) => ("linear_software_tile", rows),
+        };
+        Tile {
+            body,
+            workgroup,
+            rows,
+            columns: u64::from(workgroup) * columns,
+            wv: matrix.packing.group() as u64 / 4,
+            constants: vec![
+                ("TILE_ROWS", rows),
+                ("TILE_COLS", columns),
+                ("WORKGROUP", u64::from(workgroup)),
+            ],
+        }
+    }
+
+    fn matvec_tile(&self, matrix: &Matrix, rows: u64, n: u64) -> Tile {
+        // One 16-byte load a lane: neighbours read neighbouring loads.
+        let wv = match matrix.packing {
+            Packing::F32 | Packing::F16 => unit(matrix.packing),
+            Packing::Q8 | Packing::Q4 => matrix.packing.group() as u64 / 4,
+        };
+        let groups = matrix.k.div_ceil(4 * wv);
+        // Narrow layers need more workgroups to fill a card.
+        let columns: u64 = if n >= 4096 { 4 } else { 2 };
+        let lanes = groups.next_power_of_two().clamp(32, 128);
+        if self.tier.has_subgroups() {
+            return Tile {
+                body: "linear_matvec_subgroup",
+                workgroup: lanes as u32,
+                rows,
+                columns,
+                wv,
+                constants: vec![
+                    ("WORKGROUP", lanes),
+                    ("TILE_ROWS", rows),
+                    ("TILE_COLS", columns),
+                ],
+            };
+        }
+        let lanes_k = lanes.min(64);
+        let lanes_n = if groups < 64 { 2 } else { 1 };
+        Tile {
+            body: "linear_matvec",
+            workgroup: (lanes_k * lanes_n) as u32,
+            rows,
+            columns: lanes_n * columns,
+            wv,
+            constants: vec![
+                ("LANES_K", lanes_k),
+                ("LANES_N", lanes_n),
+                ("TILE_ROWS", rows),
+                ("TILE_COLS", columns),
+            ],
+        }
+    }
+
+    /// Whether the kernel reads rows that are rounded to f16 already, if they are to
+    /// be had.
+    pub fn takes_halves(&self, packing: Packing, k: u64) -> bool {
+        let is_coop = self.tier == Tier::Coop && matches!(self.rows, RowKernel::Tiled(_));
+        is_coop && packing != Packing::F32 && k.is_multiple_of(COOP_STEP)
+    }
+
+    /// The hooks `load_x8` and `load_w8`.
+    fn half_hooks(&self, matrix: &Matrix, part: &MatrixPart, row: &str, d: &mut Draft) {
+        let k = matrix.k;
+        let x = match self.halves {
+            true => {
+                let x = d.read("x", self.input.base, Element::Half8);
+                let address = wgsl::sum([self.input.row_address(row, 8), "k8".to_owned()]);
+                format!("{x}[{address}]")
+            }
+            false => {
+                load_x(&self.input, k, k.is_multiple_of(COOP_STEP), row, d);
+                "Half8(half4(load_x(row, 2u * k8)), half4(load_x(row, 2u * k8 + 1u)))".to_owned()
+            }
+        };
+        d.hook(format!(
+            "fn load_x8(row: u32, k8: u32) -> Half8 {{\n    return {x};\n}}\n"
+        ));
+        let eights = matrix.packing.groups(k as usize) as u64 * matrix.packing.group() as u64 / 8;
+        let at = match k.is_multiple_of(COOP_STEP) {
+            true => "k8".to_owned(),
+            false => format!("min(k8, {}u)", eights - 1),
+        };
+        let body = if matrix.packing == Packing::F16 {
+            let weights = Base::Weight(part.data);
+            let weights = d.bind("weights", weights, Element::Half8, Access::Read);
+            format!("    return {weights}[n * {eights}u + {at}];\n")
+        } else {
+            weight_hooks(matrix.packing, part, false, d);
+            format!(
+                "    let at = {at};\n    let scale = w_scale(n, at / (WV / 2u));\n    \
+                 return Half8(half4(load_w4(n, 2u * at) * scale), half4(load_w4(n, 2u * at + 1u) * scale));\n"
+            )
+        };
+        d.hook(format!(
+            "fn load_w8(n: u32, k8: u32) -> Half8 {{\n{body}}}\n"
+        ));
     }
 
     /// The hook `rows`; the result is how a hook's `row` is found in the whole
@@ -402,13 +470,134 @@ impl Linear<'_> {
     }
 }
 
+/// The tile of `linear_coop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CoopTile {
+    subgroups: [u64; 2],
+    fragments_m: u64,
+}
+
+/// The body for cooperative matrices, and the columns of one of its steps.
+pub(crate) const COOP: &str = "linear_coop";
+const COOP_STEP: u64 = 64;
+
+impl CoopTile {
+    pub const ALL: [CoopTile; 2] = [
+        CoopTile {
+            subgroups: [2, 4],
+            fragments_m: 4,
+        },
+        CoopTile {
+            subgroups: [2, 2],
+            fragments_m: 2,
+        },
+    ];
+
+    /// The tile for `rows` at least and `n` outputs: the large one where there are
+    /// enough of it to fill a card.
+    fn choose(rows: u64, n: u64) -> Self {
+        let [large, small] = Self::ALL;
+        if rows >= large.rows() && n >= 1024 {
+            large
+        } else {
+            small
+        }
+    }
+
+    /// Rows and outputs of a workgroup.
+    pub fn rows(self) -> u64 {
+        16 * self.fragments_m * self.subgroups[0]
+    }
+
+    pub fn columns(self) -> u64 {
+        32 * self.subgroups[1]
+    }
+
+    pub fn workgroup(self) -> u64 {
+        u64::from(COOP_SUBGROUP) * self.subgroups[0] * self.subgroups[1]
+    }
+
+    pub fn constants(self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("SUBGROUP", u64::from(COOP_SUBGROUP)),
+            ("SUBGROUPS_M", self.subgroups[0]),
+            ("SUBGROUPS_N", self.subgroups[1]),
+            ("FRAGMENTS_M", self.fragments_m),
+        ]
+    }
+
+    fn tile(self, matrix: &Matrix) -> Tile {
+        Tile {
+            body: COOP,
+            workgroup: self.workgroup() as u32,
+            rows: self.rows(),
+            columns: self.columns(),
+            wv: matrix.packing.group() as u64 / 4,
+            constants: self.constants(),
+        }
+    }
+}
+
 struct Tile {
+    body: &'static str,
     workgroup: u32,
     rows: u64,
     /// Columns of a workgroup.
     columns: u64,
     wv: u64,
     constants: Vec<(&'static str, u64)>,
+}
+
+/// The body that reads weights by units.
+const STREAM: &str = "linear_stream_subgroup";
+
+/// vec4s of 16 bytes of weights.
+fn unit(packing: Packing) -> u64 {
+    match packing {
+        Packing::F32 => 1,
+        Packing::F16 => 2,
+        Packing::Q8 => 4,
+        Packing::Q4 => 8,
+    }
+}
+
+/// `linear_stream_subgroup` for `n` outputs, if the row fits in workgroup memory.
+/// Sizes are those that were fastest on an H100 (docs/performance.md).
+fn stream(matrix: &Matrix, n: u64) -> Option<Tile> {
+    const WORKGROUP: u64 = 256;
+    let packing = matrix.packing;
+    let uv = unit(packing);
+    let row = packing.groups(matrix.k as usize) as u64 * packing.group() as u64 / 4;
+    if 16 * row + 2 * WORKGROUP > WORKGROUP_MEMORY {
+        return None;
+    }
+    // A row of few units leaves lanes without any: two outputs at a time make up
+    // for it.
+    let (tile_cols, batch) = match packing {
+        Packing::F32 | Packing::F16 => (1, 4),
+        Packing::Q8 | Packing::Q4 => (2, 2),
+    };
+    // About 400 workgroups fill a card; more outputs each make up for the row that
+    // each has to bring, until the last ones to finish are felt.
+    let columns = match n {
+        ..=2048 => 4,
+        _ => (n.div_ceil(400).next_multiple_of(8)).min(48),
+    };
+    Some(Tile {
+        body: STREAM,
+        workgroup: WORKGROUP as u32,
+        rows: 1,
+        columns,
+        wv: uv,
+        constants: vec![
+            ("UV", uv),
+            ("UNITS", row / uv),
+            ("WORKGROUP", WORKGROUP),
+            ("TILE_COLS", tile_cols),
+            ("BATCH", batch),
+            ("COLUMNS", columns),
+        ],
+    })
 }
 
 /// A load from the buffer of a layer's vectors.
@@ -424,8 +613,9 @@ fn vector_load(base: Base, offset: u64, last: &str, four: bool, d: &mut Draft) -
     )
 }
 
-/// The hooks `load_w`, `load_w4` and `w_scale` over the buffers of `part`.
-fn weight_hooks(packing: Packing, part: &MatrixPart, d: &mut Draft) {
+/// The hooks that read weights from the buffers of `part`: by units of 16 bytes, or
+/// by groups.
+fn weight_hooks(packing: Packing, part: &MatrixPart, by_unit: bool, d: &mut Draft) {
     let element = match packing {
         Packing::F32 => Element::F32x4,
         _ => Element::U32x4,
@@ -436,8 +626,15 @@ fn weight_hooks(packing: Packing, part: &MatrixPart, d: &mut Draft) {
     }
     let prelude = format!("weights_{}", packing.name());
     let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
-    for block in text.split("\n\n").filter(|b| b.contains("fn ")) {
-        d.hook(block);
+    let others = match by_unit {
+        true => ["load_w(", "load_w4(", "w_scale("].as_slice(),
+        false => &["alias Unit", "fetch_unit(", "unit_weights(", "unit_scale("],
+    };
+    let is_hook = |b: &&str| b.contains("fn ") || b.starts_with("alias ");
+    for block in text.split("\n\n").filter(is_hook) {
+        if !others.iter().any(|name| block.contains(name)) {
+            d.hook(block);
+        }
     }
 }
 
@@ -497,6 +694,8 @@ pub(crate) struct RowNorm<'a> {
     pub first_operand: usize,
     pub input: View,
     pub output: View,
+    /// Whether the output's elements are f16, two in a word.
+    pub halves: bool,
 }
 
 impl RowNorm<'_> {
@@ -510,11 +709,12 @@ impl RowNorm<'_> {
         let center = matches!(self.norm, Norm::Layer { .. });
         let (body, workgroup, per_workgroup) = match self.tier {
             Tier::Software => ("row_norm_software", 8, 8),
-            Tier::Subgroup => ("row_norm_subgroup", 64, 1),
+            Tier::Coop | Tier::Subgroup => ("row_norm_subgroup", 64, 1),
             Tier::Base => ("row_norm", 64, 1),
         };
         let kind = if center { "layer" } else { "rms" };
-        let mut d = Draft::new(body, format!("{kind}.{k}"), workgroup);
+        let halves = if self.halves { ".halves" } else { "" };
+        let mut d = Draft::new(body, format!("{kind}.{k}{halves}"), workgroup);
         d.constant_u32("K", k);
         d.constant_f32("EPSILON", self.norm.eps());
         d.constant_bool("CENTER", center);
@@ -532,7 +732,14 @@ impl RowNorm<'_> {
             let vector = norm_vector(self.source, self.id, *x, k, &mut d)?;
             value = format!("{value} {sign} {vector}");
         }
-        let store = if k.is_multiple_of(4) && self.output.is_vectorised() {
+        let store = if self.halves {
+            let y = d.write("y", self.output.base, Element::U32x2);
+            let address = wgsl::sum([self.output.row_address("row", 4), "k4".to_owned()]);
+            format!(
+                "    let value = clamp({value}, vec4<f32>(-65504.0), vec4<f32>(65504.0));\n    \
+                 {y}[{address}] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));\n"
+            )
+        } else if k.is_multiple_of(4) && self.output.is_vectorised() {
             let y = d.write("y", self.output.base, Element::F32x4);
             let address = wgsl::sum([self.output.row_address("row", 4), "k4".to_owned()]);
             format!("    {y}[{address}] = {value};\n")

@@ -77,8 +77,9 @@ pub(crate) struct Lowered {
     pub streams: Vec<(ValueId, Blocked, Vec<Launch>)>,
     /// All of the placement's buffers, and those that only this variant has.
     pub locals: Vec<Local>,
-    /// Normalised inputs of linear ops: the norm, its operands, and the result.
-    normed: Vec<(Norm, Vec<ValueId>, View)>,
+    /// Normalised inputs of linear ops: the norm and whether the result is in f16,
+    /// its operands, and the result.
+    normed: Vec<((Norm, bool), Vec<ValueId>, View)>,
 }
 
 /// What is lowered, and for what.
@@ -157,12 +158,14 @@ impl<'a> Lowering<'a> {
                     rows: self.row_kernel(&x.rows()),
                     input: x.clone(),
                     norm: *norm,
+                    halves: false,
                     blocked,
                 };
                 if let Some(norm) = *norm
                     && !self.takes_norm(&linear)
                 {
-                    linear.input = self.normed(id, norm, x, out)?;
+                    linear.halves = self.takes_halves(&linear);
+                    linear.input = self.normed(id, norm, x, linear.halves, out)?;
                     linear.norm = None;
                 }
                 linear.lower()
@@ -180,6 +183,7 @@ impl<'a> Lowering<'a> {
                     first_operand: 1,
                     input: input.clone(),
                     output: output.clone(),
+                    halves: false,
                 };
                 Ok(vec![launch.lower()?])
             }
@@ -253,24 +257,43 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// The input `x` of the linear op `id` normalised, by a launch of its own
-    /// unless another op of the variant wanted the same.
+    fn takes_halves(&self, linear: &Linear<'_>) -> bool {
+        let weight = self.source.graph.value(linear.id).inputs.get(1);
+        let matrix = weight.and_then(|w| match &self.source.graph.value(*w).op {
+            Op::Param { name, .. } => self.source.weights.matrix(name),
+            _ => None,
+        });
+        matrix.is_some_and(|m| linear.takes_halves(m.packing, m.k))
+    }
+
+    /// The input `x` of the linear op `id` normalised, in f16 if `halves`, by a
+    /// launch of its own unless another op of the variant wanted the same.
     fn normed(
         &self,
         id: ValueId,
         norm: Norm,
         x: &View,
+        halves: bool,
         out: &mut Lowered,
     ) -> Result<View, CodegenError> {
         let inputs = &self.source.graph.value(id).inputs;
         let mut key: Vec<ValueId> = inputs.first().copied().into_iter().collect();
         key.extend(inputs.iter().skip(2).take(norm.operands()));
-        if let Some((_, _, found)) = out.normed.iter().find(|(n, k, _)| *n == norm && *k == key) {
+        let wanted = (norm, halves);
+        if let Some((_, _, found)) = out
+            .normed
+            .iter()
+            .find(|(n, k, _)| *n == wanted && *k == key)
+        {
             return Ok(found.clone());
         }
+        let elements = Dim::product(&x.shape);
         out.locals.push(Local {
             name: format!("{}.norm", describe(self.source.graph, id)),
-            elements: Dim::product(&x.shape),
+            elements: match halves {
+                true => elements.ceil_div(2),
+                false => elements,
+            },
             dtype: kiln_ir::DType::F32,
             role: Role::Scratch,
         });
@@ -284,10 +307,11 @@ impl<'a> Lowering<'a> {
             first_operand: 2,
             input: x.clone(),
             output: output.clone(),
+            halves,
         };
         // Rows of a block are normalised with all others, before.
         out.launches.push(launch.lower()?);
-        out.normed.push((norm, key, output.clone()));
+        out.normed.push((wanted, key, output.clone()));
         Ok(output)
     }
 

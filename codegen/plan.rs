@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::plan::{
-    Access, BLOCK, Binding, Bound, CONTEXT, Entry, Kernel, Launch, ModelInfo, PLAN_VERSION, Plan,
-    Port, StateBuffer, Stream, Variant,
+    Access, BLOCK, Binding, Bound, CONTEXT, Check, Entry, Kernel, Launch, ModelInfo, PLAN_VERSION,
+    Plan, Port, StateBuffer, Stream, Variant,
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
@@ -14,6 +14,7 @@ use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
 use crate::place::{Placement, Role, States, capacity_shape, place};
 use crate::tier::Tier;
+use crate::trust;
 use crate::view::Base;
 use crate::weights::{self, Weights};
 use crate::{CompileOptions, DEFAULT_BINDING_LIMIT};
@@ -60,9 +61,15 @@ pub(crate) fn make(
         }
         let mut requires = tier.requires();
         requires.limits.extend(required_limits(limit));
+        let checks = trust::trials(*tier).into_iter().map(|trial| Check {
+            kernel: kernels.kernel(&trial.kernel, vec![Access::ReadWrite]),
+            workgroups: trial.workgroups,
+            words: trial.words,
+        });
         of_tiers.push(kiln_ir::plan::Tier {
             name: tier.name().to_owned(),
             requires,
+            checks: checks.collect(),
             entries,
         });
     }

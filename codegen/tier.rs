@@ -1,14 +1,24 @@
 //! The classes of adapters that kernels are made for, and what each runs.
 
-use kiln_ir::Dim;
 use kiln_ir::plan::{Bound, Requirements};
+use kiln_ir::{Dim, Packing};
 use naga::valid::Capabilities;
+
+/// Bytes that a workgroup of any tier may share, WebGPU's default limit.
+pub(crate) const WORKGROUP_MEMORY: u64 = 16 << 10;
+
+/// Bytes that a workgroup of the coop tier may share, and the size of its
+/// subgroups.
+pub(crate) const COOP_MEMORY: u64 = 45 << 10;
+pub(crate) const COOP_SUBGROUP: u32 = 32;
 
 /// A class of adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tier {
     /// A CPU driver, such as lavapipe: no barriers in hot loops, register tiles.
     Software,
+    /// A GPU with cooperative matrices, for weights of less than 32 bits.
+    Coop,
     /// A GPU with subgroup operations.
     Subgroup,
     /// WebGPU's default features and limits; runs everywhere.
@@ -17,25 +27,44 @@ pub(crate) enum Tier {
 
 impl Tier {
     /// All of them, in the order in which a runtime tries them.
-    pub const ALL: [Tier; 3] = [Tier::Software, Tier::Subgroup, Tier::Base];
+    pub const ALL: [Tier; 4] = [Tier::Software, Tier::Coop, Tier::Subgroup, Tier::Base];
+
+    /// The tiers for weights of a packing: rounding activations to f16, as
+    /// cooperative matrices take them, would spoil weights of 32 bits.
+    pub fn of(packing: Packing) -> impl Iterator<Item = Tier> {
+        let tiers = Tier::ALL.into_iter();
+        tiers.filter(move |t| packing != Packing::F32 || *t != Tier::Coop)
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Tier::Software => "software",
+            Tier::Coop => "coop",
             Tier::Subgroup => "subgroup",
             Tier::Base => "base",
         }
     }
 
     pub fn requires(self) -> Requirements {
+        let coop = self == Tier::Coop;
+        let features: &[&str] = match self {
+            Tier::Coop => &["subgroups", "shader-f16", "wgpu-cooperative-matrix"],
+            Tier::Subgroup => &["subgroups"],
+            Tier::Software | Tier::Base => &[],
+        };
+        let memory = "max_compute_workgroup_storage_size".to_owned();
         Requirements {
-            features: match self {
-                Tier::Subgroup => vec!["subgroups".to_owned()],
-                Tier::Software | Tier::Base => Vec::new(),
-            },
+            features: features.iter().map(|f| (*f).to_owned()).collect(),
+            limits: coop.then_some((memory, COOP_MEMORY)).into_iter().collect(),
             cpu_only: self == Tier::Software,
-            ..Requirements::default()
+            subgroup_size: coop.then_some(COOP_SUBGROUP),
+            cooperative_matrix: coop.then_some([16, 16, 16]),
         }
+    }
+
+    /// Whether kernels may use subgroup operations.
+    pub fn has_subgroups(self) -> bool {
+        matches!(self, Tier::Coop | Tier::Subgroup)
     }
 
     /// What naga may accept in the tier's kernels.
@@ -43,6 +72,10 @@ impl Tier {
         // `unpack2x16float`, which every WebGPU implementation has.
         let base = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         match self {
+            Tier::Coop => {
+                let matrices = Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+                base | Capabilities::SUBGROUP | matrices
+            }
             Tier::Subgroup => base | Capabilities::SUBGROUP,
             Tier::Software | Tier::Base => base,
         }
@@ -52,7 +85,7 @@ impl Tier {
     pub fn pointwise_workgroup(self) -> u32 {
         match self {
             Tier::Software => 8,
-            Tier::Subgroup | Tier::Base => 64,
+            Tier::Coop | Tier::Subgroup | Tier::Base => 64,
         }
     }
 
@@ -72,13 +105,20 @@ impl Tier {
                 shape("batch", None, Some(1)),
                 shape("prefill", None, None),
             ],
-            Tier::Subgroup | Tier::Base => vec![
-                shape("decode", Some(1), Some(1)),
-                shape("few", Some(4), Some(4)),
-                shape("eight", Some(8), Some(8)),
-                shape("batch", None, Some(1)),
-                shape("prefill", None, None),
-            ],
+            Tier::Coop | Tier::Subgroup | Tier::Base => {
+                let mut shapes = vec![
+                    shape("decode", Some(1), Some(1)),
+                    shape("few", Some(4), Some(4)),
+                    shape("eight", Some(8), Some(8)),
+                    shape("batch", None, Some(1)),
+                    shape("prefill", None, None),
+                ];
+                if self == Tier::Coop {
+                    // Before large tiles, small ones: a card wants many of them.
+                    shapes.insert(4, shape("short", Some(512), None));
+                }
+                shapes
+            }
         }
     }
 }

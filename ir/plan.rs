@@ -181,6 +181,9 @@ pub struct Tier {
     pub name: String,
     /// What the adapter must offer.
     pub requires: Requirements,
+    /// What must hold of its driver before the tier is trusted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
     /// Entry points by name.
     pub entries: BTreeMap<String, Entry>,
 }
@@ -198,6 +201,25 @@ pub struct Requirements {
     /// Set for a profile that only suits adapters running on a CPU.
     #[serde(default)]
     pub cpu_only: bool,
+    /// The size of every subgroup, where kernels rely on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subgroup_size: Option<u32>,
+    /// The sizes M, N and K of the product of cooperative matrices of f16,
+    /// accumulated in f32, that kernels use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cooperative_matrix: Option<[u32; 3]>,
+}
+
+/// A kernel that computes something twice, once the way that is in doubt, and
+/// compares. Drivers are known to miscompile what is new.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// The kernel. Its one binding is a buffer of words, all of them 0 before.
+    pub kernel: String,
+    /// The workgroups to launch.
+    pub workgroups: u32,
+    /// The words of the buffer, which must all be 1 behind it.
+    pub words: u64,
 }
 
 /// An entry point.

@@ -1,5 +1,7 @@
 //! The adapters of this machine, and how one is chosen.
 
+use std::ops::RangeInclusive;
+
 use wgpu::{Backend, Backends, DeviceType, DownlevelFlags, Features, Limits};
 
 use crate::error::{Error, Result};
@@ -130,6 +132,25 @@ impl Adapter {
             | Features::PIPELINE_CACHE;
         let offered = (useful & self.features()).iter();
         offered.filter_map(|f| f.as_str()).collect()
+    }
+
+    /// The sizes of its subgroups, from the least to the largest.
+    pub fn subgroup_sizes(&self) -> RangeInclusive<u32> {
+        self.info.subgroup_min_size..=self.info.subgroup_max_size
+    }
+
+    /// The sizes M, N and K of the products of cooperative matrices of f16 that it
+    /// accumulates in f32.
+    pub fn cooperative_matrices(&self) -> Vec<[u32; 3]> {
+        let offered = self.inner.cooperative_matrix_properties().into_iter();
+        let types = (
+            wgpu::CooperativeScalarType::F16,
+            wgpu::CooperativeScalarType::F32,
+        );
+        offered
+            .filter(|p| (p.ab_type, p.cr_type) == types)
+            .map(|p| [p.m_size, p.n_size, p.k_size])
+            .collect()
     }
 
     /// A limit by its WebGPU name in snake case.

@@ -148,6 +148,21 @@ pub enum Error {
         /// For each tier what is missing.
         reasons: String,
     },
+    /// The adapter's driver computes something wrongly that a tier relies on.
+    #[error(
+        "the driver of {adapter} fails the check `{kernel}` of the tier `{tier}`: {reason}; without \
+         --tier another is chosen"
+    )]
+    Untrusted {
+        /// The tier.
+        tier: String,
+        /// The adapter.
+        adapter: String,
+        /// The kernel that checks it.
+        kernel: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Something needs more than the adapter offers.
     #[error("{what} needs {limit} = {wanted}, the adapter offers {offered}; {advice}")]
     Limit {

@@ -60,6 +60,7 @@ mod sampler;
 pub mod sampling;
 mod session;
 pub mod tier;
+mod trust;
 mod weights;
 
 pub use adapter::Adapter;

@@ -20,6 +20,7 @@ use crate::pipelines::{CacheFile, Compiled, Compiler, user_cache_dir};
 use crate::sampler;
 use crate::session::STEP;
 use crate::tier;
+use crate::trust;
 
 /// How to load a model.
 #[derive(Clone, Debug)]
@@ -98,27 +99,45 @@ impl std::fmt::Debug for Model {
 }
 
 impl Model {
-    /// Opens `adapter` with the features that the chosen tier needs, and loads.
+    /// Opens `adapter` with the features that the chosen tier needs, and loads. A
+    /// tier that fails its checks there gives way to the next.
     ///
     /// # Errors
-    /// Those of [`tier::choose`], [`Device::open`] and [`Model::load`].
+    /// Those of [`tier::choose`], [`Device::open`] and [`Model::load`], and
+    /// [`Error::Untrusted`] when a tier that was asked for fails a check.
     pub fn open(
         adapter: &Adapter,
         artifact: &Artifact,
         options: &LoadOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Model> {
-        let tier = tier::choose(artifact.plan(), &adapter.into(), options.tier.as_deref())?;
-        let device = Device::open(adapter, tier::features(&tier.requires))?;
-        let options = LoadOptions {
-            tier: Some(tier.name.clone()),
-            ..options.clone()
-        };
-        Self::load(device, artifact, &options, progress)
+        let mut distrusted = BTreeMap::new();
+        loop {
+            let wanted = options.tier.as_deref();
+            let tier = tier::choose_but(artifact.plan(), &adapter.into(), wanted, &distrusted)?;
+            let device = Device::open(adapter, tier::features(&tier.requires))?;
+            if let Some((kernel, reason)) = trust::failure(&device, artifact, tier, options)? {
+                if wanted.is_some() {
+                    return Err(Error::Untrusted {
+                        tier: tier.name.clone(),
+                        adapter: adapter.to_string(),
+                        kernel: kernel.to_owned(),
+                        reason,
+                    });
+                }
+                distrusted.insert(tier.name.as_str(), reason);
+                continue;
+            }
+            let options = LoadOptions {
+                tier: Some(tier.name.clone()),
+                ..options.clone()
+            };
+            return Self::load(device, artifact, &options, progress);
+        }
     }
 
     /// Uploads the weights and creates the pipelines that the entries need, at
-    /// the same time.
+    /// the same time, on a device whose driver is trusted with the tier.
     ///
     /// # Errors
     /// When the device cannot run the tier, an entry does not exist, a weight
@@ -238,7 +257,7 @@ impl Model {
     }
 }
 
-fn uniform_bytes(plan: &Plan) -> u64 {
+pub(crate) fn uniform_bytes(plan: &Plan) -> u64 {
     (plan.uniforms.len() as u64 * 4)
         .next_multiple_of(16)
         .max(16)

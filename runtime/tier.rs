@@ -1,5 +1,7 @@
 //! Which tier of a plan an adapter can run.
 
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use kiln_ir::plan::{Plan, Requirements, Tier};
@@ -19,6 +21,11 @@ pub struct Capabilities {
     pub limits: Limits,
     /// Whether it runs on a CPU.
     pub is_cpu: bool,
+    /// The sizes of its subgroups, from the least to the largest.
+    pub subgroup_sizes: RangeInclusive<u32>,
+    /// The sizes M, N and K of the products of cooperative matrices of f16 that it
+    /// accumulates in f32.
+    pub cooperative_matrices: Vec<[u32; 3]>,
 }
 
 impl From<&Adapter> for Capabilities {
@@ -28,6 +35,8 @@ impl From<&Adapter> for Capabilities {
             features: adapter.features(),
             limits: adapter.limits(),
             is_cpu: adapter.is_cpu(),
+            subgroup_sizes: adapter.subgroup_sizes(),
+            cooperative_matrices: adapter.cooperative_matrices(),
         }
     }
 }
@@ -39,6 +48,16 @@ impl From<&Adapter> for Capabilities {
 /// When there is no such tier, or what it (or every tier) needs is not offered;
 /// the error names each missing feature and limit.
 pub fn choose<'p>(plan: &'p Plan, on: &Capabilities, name: Option<&str>) -> Result<&'p Tier> {
+    choose_but(plan, on, name, &BTreeMap::new())
+}
+
+/// As [`choose`], but none of `distrusted`, which have reasons, by itself.
+pub(crate) fn choose_but<'p>(
+    plan: &'p Plan,
+    on: &Capabilities,
+    name: Option<&str>,
+    distrusted: &BTreeMap<&str, String>,
+) -> Result<&'p Tier> {
     if let Some(name) = name {
         let Some(tier) = plan.tiers.iter().find(|t| t.name == name) else {
             let names: Vec<&str> = plan.tiers.iter().map(|t| t.name.as_str()).collect();
@@ -62,6 +81,9 @@ pub fn choose<'p>(plan: &'p Plan, on: &Capabilities, name: Option<&str>) -> Resu
         let mut lacks = missing(&tier.requires, on);
         if tier.requires.cpu_only && !on.is_cpu {
             lacks.push("a CPU to run on".to_owned());
+        }
+        if let Some(reason) = distrusted.get(tier.name.as_str()) {
+            lacks.push(format!("a driver that passes its check ({reason})"));
         }
         if lacks.is_empty() {
             return Ok(tier);
@@ -89,6 +111,20 @@ fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
             Ok(_) => out.push(format!("the feature `{name}`")),
             Err(()) => out.push(format!("the feature `{name}` (unknown to this kiln)")),
         }
+    }
+    if let Some(size) = requires.subgroup_size
+        && on.subgroup_sizes != (size..=size)
+    {
+        let (least, most) = (on.subgroup_sizes.start(), on.subgroup_sizes.end());
+        out.push(format!(
+            "subgroups of {size} (has them of {least} to {most})"
+        ));
+    }
+    if let Some(sizes) = requires.cooperative_matrix
+        && !on.cooperative_matrices.contains(&sizes)
+    {
+        let [m, n, k] = sizes;
+        out.push(format!("cooperative matrices of {m}x{n}x{k} in f16"));
     }
     for (name, wanted) in &requires.limits {
         match limit(&on.limits, name) {
@@ -152,9 +188,13 @@ mod tests {
             features: Features::empty(),
             limits: Limits::defaults(),
             is_cpu: false,
+            subgroup_sizes: 8..=64,
+            cooperative_matrices: vec![[8, 8, 8]],
         };
         let mut requires = Requirements {
             features: vec!["subgroups".into(), "telepathy".into()],
+            subgroup_size: Some(32),
+            cooperative_matrix: Some([16, 16, 16]),
             ..Requirements::default()
         };
         requires
@@ -164,6 +204,7 @@ mod tests {
         assert_eq!(
             lacks,
             "the feature `subgroups`, the feature `telepathy` (unknown to this kiln), \
+             subgroups of 32 (has them of 8 to 64), cooperative matrices of 16x16x16 in f16, \
              the limit `max_compute_invocations_per_workgroup` (needs 1024, offers 256)"
         );
         assert_eq!(features(&requires), Features::SUBGROUP);

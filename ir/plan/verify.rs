@@ -63,6 +63,11 @@
 //! 22. A stream has rows in a block and as many rows as its output, and an output
 //!     has one stream at most.
 //!
+//! Checks
+//!
+//! 23. The kernel of a tier's check exists and has one binding; a check has from 1
+//!     to 65,535 workgroups and at least one word.
+//!
 //! All errors are collected.
 //!
 //! Buffers are whole objects here: a plan does not say which values a buffer
@@ -79,7 +84,7 @@ mod weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::{Access, BLOCK, CONTEXT, PAST, PLAN_VERSION, Plan};
+use super::{Access, BLOCK, CONTEXT, PAST, PLAN_VERSION, Plan, Tier};
 use crate::dim::{Bindings, Dim, DimError, SymbolDecl};
 use crate::verify::is_symbol_name;
 
@@ -166,6 +171,7 @@ pub fn verify(plan: &Plan) -> Result<(), PlanErrors> {
     weights::check(plan, &mut report);
     states(plan, &mut report);
     for tier in &plan.tiers {
+        checks(plan, tier, &mut report);
         for (name, entry) in &tier.entries {
             report.place = Place {
                 tier: tier.name.clone(),
@@ -374,6 +380,28 @@ fn uniforms(plan: &Plan, report: &mut Report) {
         let expected = format!("every symbol that sizes use, `{symbol}` too");
         report.error(5, "the uniform block", expected, plan.uniforms.join(", "));
     }
+}
+
+fn checks(plan: &Plan, tier: &Tier, report: &mut Report) {
+    report.place = Place {
+        tier: tier.name.clone(),
+        ..Place::default()
+    };
+    for check in &tier.checks {
+        let subject = format!("check `{}`", check.kernel);
+        match plan.kernels.get(&check.kernel).map(|k| k.bindings.len()) {
+            Some(1) => {}
+            Some(count) => report.error(23, &subject, "a kernel with one binding", count),
+            None => report.error(23, &subject, "a kernel of the plan", "none"),
+        }
+        if !(1..=65_535).contains(&check.workgroups) {
+            report.error(23, &subject, "from 1 to 65535 workgroups", check.workgroups);
+        }
+        if check.words == 0 {
+            report.error(23, &subject, "at least one word", 0);
+        }
+    }
+    report.place = Place::default();
 }
 
 /// A state's bytes, whatever entry point binds it.

@@ -7,6 +7,7 @@ const N: u32 = 2304u;
 const N_STORED: u32 = N;
 const K4: u32 = (K + 3u) / 4u;
 const GROUPS: u32 = (K4 + WV - 1u) / WV;
+const UNITS: u32 = GROUPS * WV / UV;
 
 // With NORM, linear_matvec* normalise each row on its way in.
 const NORM: bool = false;

@@ -2,6 +2,8 @@
 // WV may be 2, 4 or 8. No f16 feature is needed.
 
 const WV: u32 = 4u;
+// linear_stream_subgroup reads weights in units of 16 bytes, UV vec4s.
+const UV: u32 = 2u;
 const SCALED: bool = false;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
@@ -23,5 +25,25 @@ fn load_w4(n: u32, k4: u32) -> vec4<f32> {
 }
 
 fn w_scale(n: u32, g: u32) -> f32 {
+    return 1.0;
+}
+
+alias Unit = vec4<u32>;
+
+// Unit u of row n.
+fn fetch_unit(n: u32, u: u32) -> Unit {
+    return weights[n * UNITS + u];
+}
+
+// Its weights, unscaled.
+fn unit_weights(unit: Unit) -> array<vec4<f32>, UV> {
+    return array<vec4<f32>, UV>(
+        vec4<f32>(unpack2x16float(unit.x), unpack2x16float(unit.y)),
+        vec4<f32>(unpack2x16float(unit.z), unpack2x16float(unit.w)),
+    );
+}
+
+// The scale of unit u of row n.
+fn unit_scale(n: u32, u: u32) -> f32 {
     return 1.0;
 }

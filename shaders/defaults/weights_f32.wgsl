@@ -1,6 +1,8 @@
 // Weights as f32: rows padded with zeros to whole groups. WV may be 1, 2, 4 or 8.
 
 const WV: u32 = 4u;
+// linear_stream_subgroup reads weights in units of 16 bytes, UV vec4s.
+const UV: u32 = 1u;
 const SCALED: bool = false;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
@@ -21,5 +23,22 @@ fn load_w4(n: u32, k4: u32) -> vec4<f32> {
 
 // The scale of group g of row n.
 fn w_scale(n: u32, g: u32) -> f32 {
+    return 1.0;
+}
+
+alias Unit = vec4<f32>;
+
+// Unit u of row n.
+fn fetch_unit(n: u32, u: u32) -> Unit {
+    return weights[n * UNITS + u];
+}
+
+// Its weights, unscaled.
+fn unit_weights(unit: Unit) -> array<vec4<f32>, UV> {
+    return array<vec4<f32>, UV>(unit);
+}
+
+// The scale of unit u of row n.
+fn unit_scale(n: u32, u: u32) -> f32 {
     return 1.0;
 }

@@ -5,6 +5,8 @@
 // A group is a block.
 
 const WV: u32 = 8u;
+// linear_stream_subgroup reads weights in units of 16 bytes, UV vec4s.
+const UV: u32 = 8u;
 const SCALED: bool = true;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
@@ -29,5 +31,26 @@ fn load_w4(n: u32, k4: u32) -> vec4<f32> {
 
 fn w_scale(n: u32, g: u32) -> f32 {
     let i = n * GROUPS + g;
+    return unpack2x16float(scales[i / 2u] >> (16u * (i % 2u))).x;
+}
+
+alias Unit = vec4<u32>;
+
+// Unit u of row n.
+fn fetch_unit(n: u32, u: u32) -> Unit {
+    return weights[n * UNITS + u];
+}
+
+// Its weights, unscaled.
+fn unit_weights(unit: Unit) -> array<vec4<f32>, UV> {
+    return array<vec4<f32>, UV>(
+        unpack_q4(unit.x), unpack_q4(unit.x >> 4u), unpack_q4(unit.y), unpack_q4(unit.y >> 4u),
+        unpack_q4(unit.z), unpack_q4(unit.z >> 4u), unpack_q4(unit.w), unpack_q4(unit.w >> 4u),
+    );
+}
+
+// The scale of unit u of row n.
+fn unit_scale(n: u32, u: u32) -> f32 {
+    let i = n * UNITS + u;
     return unpack2x16float(scales[i / 2u] >> (16u * (i % 2u))).x;
 }

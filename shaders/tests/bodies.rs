@@ -44,6 +44,32 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
         "linear_matvec_subgroup" => {
             linear(&[("WORKGROUP", 64), ("TILE_ROWS", 1), ("TILE_COLS", 4)])
         }
+        "linear_coop" => [[2, 4, 4], [2, 2, 2]]
+            .map(|[m, n, fragments]| {
+                let tile = [
+                    ("SUBGROUP", 32),
+                    ("SUBGROUPS_M", m),
+                    ("SUBGROUPS_N", n),
+                    ("FRAGMENTS_M", fragments),
+                ];
+                let enables = "enable f16;\nenable wgpu_cooperative_matrix;\n";
+                (
+                    enables.to_owned() + &constants(&tile),
+                    vec!["common", "linear_coop"],
+                )
+            })
+            .into(),
+        "linear_stream_subgroup" => [(1, 4, 8), (2, 2, 48)]
+            .into_iter()
+            .flat_map(|(columns, batch, all)| {
+                linear(&[
+                    ("WORKGROUP", 256),
+                    ("TILE_COLS", columns),
+                    ("BATCH", batch),
+                    ("COLUMNS", all),
+                ])
+            })
+            .collect(),
         "linear_tiled" => linear(&[
             ("TILE_M", 64),
             ("TILE_N", 64),
@@ -66,6 +92,17 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
                     ("TEAM", team),
                 ];
                 (constants(&tile), vec!["common", "attention"])
+            })
+            .into(),
+        "attention_coop" => {
+            let enables = "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned();
+            let tile = [("SUBGROUP", 32), ("SUBGROUPS", 4)];
+            vec![(enables + &constants(&tile), vec!["common", "attention"])]
+        }
+        "attention_decode_subgroup" => [(256, 2), (64, 1)]
+            .map(|(size, keys)| {
+                let constants = constants(&[("WORKGROUP", size), ("KEYS", keys)]);
+                (constants, vec!["common", "attention"])
             })
             .into(),
         "attention_decode" => vec![(workgroup(64), vec!["common", "attention"])],
@@ -101,16 +138,25 @@ fn cases() -> Vec<Case> {
 
 /// What a tier declares, and no more: subgroups by the body's name, unpacking of
 /// halves by the type of its weights.
-fn capabilities((name, _, preludes): &Case) -> Capabilities {
+fn capabilities(case: &Case) -> Capabilities {
+    let (name, _, preludes) = case;
     let mut out = Capabilities::empty();
-    if name.ends_with("_subgroup") {
+    if name.ends_with("_subgroup") || *name == "attention_coop" {
         out |= Capabilities::SUBGROUP;
+    }
+    if is_coop(case) {
+        out |= Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
     }
     let halves = ["weights_f16", "weights_q8", "weights_q4"];
     if preludes.iter().any(|p| halves.contains(p)) {
         out |= Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     }
     out
+}
+
+/// Whether a body is of the tier that asks for more than the default limits.
+fn is_coop((name, _, _): &Case) -> bool {
+    name.ends_with("_coop")
 }
 
 fn text((name, constants, preludes): &Case) -> String {
@@ -162,7 +208,8 @@ fn bodies_fit_the_default_limits() {
             .filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup)
             .map(|(_, v)| layouter[v.ty].size)
             .sum();
-        assert!(bytes <= 16384, "{}: {bytes} bytes", case.0);
+        let most = if is_coop(&case) { 45 << 10 } else { 16 << 10 };
+        assert!(bytes <= most, "{}: {bytes} bytes", case.0);
         let [entry] = module.entry_points.as_slice() else {
             panic!("{} has not one entry point", case.0);
         };
@@ -179,6 +226,10 @@ fn bodies_translate_to_spirv_msl_and_hlsl() {
         let words = spv::write_vec(&module, &info, &spv::Options::default(), None);
         assert_eq!(words.unwrap()[0], 0x0723_0203, "{}", case.0);
 
+        if is_coop(&case) {
+            // The other languages have no matrices of this size.
+            continue;
+        }
         let options = msl::Options {
             lang_version: (2, 4),
             ..msl::Options::default()

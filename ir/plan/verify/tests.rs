@@ -177,6 +177,7 @@ fn plan() -> Plan {
             kernel("linear", &[Read, Read, Read, ReadWrite]),
         ]),
         tiers: vec![Tier {
+            checks: Vec::new(),
             name: "base".into(),
             requires: Requirements::default(),
             entries: entries.into(),
@@ -665,4 +666,34 @@ fn invariant_22_streams() {
         streams.push(streams[0].clone());
     });
     assert_eq!(errors[0].to_string(), text);
+}
+
+#[test]
+fn invariant_23_checks() {
+    let check = |kernel: &str| Check {
+        kernel: kernel.into(),
+        workgroups: 4,
+        words: 64,
+    };
+    let missing = "tier `base`: check `trial`: expected a kernel of the plan, found none";
+    breaks(23, missing, |p| p.tiers[0].checks.push(check("trial")));
+    let two = "tier `base`: check `copy`: expected a kernel with one binding, found 2";
+    breaks(23, two, |p| p.tiers[0].checks.push(check("copy")));
+    let with = |p: &mut Plan, workgroups, words| {
+        p.kernels.extend([kernel("trial", &[ReadWrite])]);
+        p.tiers[0].checks.push(Check {
+            kernel: "trial".into(),
+            workgroups,
+            words,
+        });
+    };
+    assert_eq!(errors_of(|p| with(p, 1, 1)), []);
+    for workgroups in [0, 65_536] {
+        let text = format!(
+            "tier `base`: check `trial`: expected from 1 to 65535 workgroups, found {workgroups}"
+        );
+        breaks(23, &text, |p| with(p, workgroups, 1));
+    }
+    let none = "tier `base`: check `trial`: expected at least one word, found 0";
+    breaks(23, none, |p| with(p, 1, 0));
 }

@@ -205,6 +205,7 @@ pub fn plan() -> Plan {
         ..Requirements::default()
     };
     let tier = |name: &str, requires| Tier {
+        checks: Vec::new(),
         name: name.into(),
         requires,
         entries: entries.clone(),

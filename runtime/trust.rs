@@ -1,0 +1,114 @@
+//! Checks of a driver before a tier is trusted; see [`kiln_ir::plan::Check`].
+
+use kiln_ir::plan::{Check, Tier};
+use wgpu::BufferUsages as Usage;
+
+use crate::artifact::Artifact;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::model::LoadOptions;
+use crate::pipelines::{CacheFile, Compiled, Compiler};
+use crate::readback::Staging;
+
+/// The first of the tier's checks that the device fails, if any: the kernel, and
+/// what is wrong with it.
+///
+/// # Errors
+/// When the plan lacks a kernel or the device is lost. A kernel that the driver
+/// refuses, or does not finish, is a failed check.
+pub(crate) fn failure<'t>(
+    device: &Device,
+    artifact: &Artifact,
+    tier: &'t Tier,
+    options: &LoadOptions,
+) -> Result<Option<(&'t str, String)>> {
+    for check in &tier.checks {
+        match wrong_words(device, artifact, check, options) {
+            Ok(0) => {}
+            Ok(wrong) => {
+                let reason = format!("{wrong} of {} results are wrong", check.words);
+                return Ok(Some((&check.kernel, reason)));
+            }
+            Err(error @ (Error::Plan(_) | Error::DeviceLost { .. })) => return Err(error),
+            Err(error) => return Ok(Some((&check.kernel, error.to_string()))),
+        }
+    }
+    Ok(None)
+}
+
+/// How many of a check's words are not 1 behind it.
+fn wrong_words(
+    device: &Device,
+    artifact: &Artifact,
+    check: &Check,
+    options: &LoadOptions,
+) -> Result<u64> {
+    let compiled = compile(device, artifact, check, options)?;
+    let uniform_bytes = crate::model::uniform_bytes(artifact.plan());
+    let advice = "choose another --tier";
+    let uniform = device.buffer("check", uniform_bytes, Usage::UNIFORM, advice)?;
+    let bytes = check.words * 4;
+    let words = device.buffer("check", bytes, Usage::STORAGE | Usage::COPY_SRC, advice)?;
+    let staging = Staging::new(device, bytes)?;
+    let what = format!("the check `{}`", check.kernel);
+    let submitted = device.scoped(&what, || {
+        let uniform = wgpu::BufferBinding {
+            buffer: &uniform,
+            offset: 0,
+            size: wgpu::BufferSize::new(uniform_bytes),
+        };
+        let entries = [
+            wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(uniform),
+            },
+            wgpu::BindGroupEntry {
+                binding: 1,
+                resource: words.as_entire_binding(),
+            },
+        ];
+        let group = device.inner.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(&check.kernel),
+            layout: &compiled.layout,
+            entries: &entries,
+        });
+        let mut encoder = device.inner.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(&compiled.pipeline);
+            pass.set_bind_group(0, &group, &[0]);
+            pass.dispatch_workgroups(check.workgroups, 1, 1);
+        }
+        staging.copy(&mut encoder, &words, 0, bytes);
+        device.queue.submit([encoder.finish()])
+    })?;
+    staging.read(device, bytes, Some(submitted), |bytes| {
+        let right = bytes.chunks_exact(4).filter(|w| **w == 1u32.to_le_bytes());
+        Ok(check.words - right.count() as u64)
+    })
+}
+
+fn compile(
+    device: &Device,
+    artifact: &Artifact,
+    check: &Check,
+    options: &LoadOptions,
+) -> Result<Compiled> {
+    let name = &check.kernel;
+    let no_text = || Error::plan(format!("kernel `{name}` has no text"));
+    let kernel = artifact.plan().kernels.get(name).ok_or_else(no_text)?;
+    let text = artifact.kernels().get(&kernel.file).ok_or_else(no_text)?;
+    let key = blake3::hash(text.as_bytes()).to_hex();
+    let cache = options
+        .cache_dir
+        .as_deref()
+        .and_then(|dir| CacheFile::open(device, dir, &key[..16]));
+    let (file, cache) = cache.unzip();
+    let uniform_bytes = crate::model::uniform_bytes(artifact.plan());
+    let compiler = Compiler::new(device, uniform_bytes, options.checked, cache);
+    let compiled = compiler.compile(name, kernel, text)?;
+    if let (Some(file), Some(cache)) = (file, compiler.cache()) {
+        file.save(cache);
+    }
+    Ok(compiled)
+}

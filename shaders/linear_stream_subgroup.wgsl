@@ -1,0 +1,162 @@
+// y[1, N] = x[1, K] * W[N, K]^T: one row, bound by the bytes of W.
+//
+// A workgroup brings the row to workgroup memory once, normalised where asked, and computes COLUMNS
+// outputs from there; a subgroup takes TILE_COLS of them at a time, its lanes 16 bytes of a row of
+// weights each (a unit), BATCH units in flight. What is fetched next is under way while the last is
+// summed up, across outputs too, and the first fetch before the row is read: weights wait for
+// nothing. The row lies transposed, so that neighbouring lanes, which read UV vec4s each, find them
+// in neighbouring places, whatever the weights' type. Works for every subgroup size.
+//
+// Constants: K, K4, N, UNITS (units of a row of weights), UV (vec4s of a unit), WORKGROUP, TILE_COLS,
+//            BATCH, COLUMNS (a multiple of TILE_COLS), NORM, CENTER, EPSILON.
+// Hooks: load_x, norm_gain and norm_bias (with NORM), Unit, fetch_unit, unit_weights, unit_scale, store,
+//        workgroup_index.
+// Grid: ceil(N / COLUMNS) workgroups.
+// Workgroup memory: 16 * UNITS * UV + 2 * WORKGROUP bytes.
+
+const ROW: u32 = UNITS * UV;
+// vec4s of the row that an invocation holds while it is normalised.
+const HELD: u32 = (ROW + WORKGROUP - 1u) / WORKGROUP;
+// Subgroups have four invocations at the least.
+const MAX_SUBGROUPS: u32 = WORKGROUP / 4u;
+
+var<workgroup> x_row: array<vec4<f32>, ROW>;
+var<workgroup> partial: array<f32, 2u * MAX_SUBGROUPS>;
+
+// To be called by all, each time with another slot: the sum over the workgroup.
+fn workgroup_sum(value: f32, slot: u32, subgroup: u32, subgroups: u32) -> f32 {
+    let own = subgroupAdd(value);
+    partial[slot * MAX_SUBGROUPS + subgroup] = own;
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var i = 0u; i < subgroups; i++) {
+        sum += partial[slot * MAX_SUBGROUPS + i];
+    }
+    return sum;
+}
+
+// Where vec4 k4 of the row lies.
+fn place(k4: u32) -> u32 {
+    return (k4 % UV) * UNITS + k4 / UV;
+}
+
+fn bring_row(lane: u32, subgroup: u32, subgroups: u32) {
+    if !NORM {
+        for (var k4 = lane; k4 < ROW; k4 += WORKGROUP) {
+            x_row[place(k4)] = load_x(0u, k4);
+        }
+        return;
+    }
+    var held: array<vec4<f32>, HELD>;
+    var gain: array<vec4<f32>, HELD>;
+    var bias: array<vec4<f32>, HELD>;
+    var sum = 0.0;
+    for (var i = 0u; i < HELD; i++) {
+        let k4 = min(i * WORKGROUP + lane, ROW - 1u);
+        held[i] = load_x(0u, k4);
+        gain[i] = norm_gain(k4);
+        bias[i] = norm_bias(k4);
+        if i * WORKGROUP + lane < ROW {
+            sum += dot(held[i], vec4<f32>(1.0));
+        }
+    }
+    var mean = 0.0;
+    if CENTER {
+        mean = workgroup_sum(sum, 0u, subgroup, subgroups) / f32(K);
+    }
+    var squares = 0.0;
+    for (var i = 0u; i < HELD; i++) {
+        let k = (i * WORKGROUP + lane) * 4u + vec4<u32>(0u, 1u, 2u, 3u);
+        let d = select(vec4<f32>(0.0), held[i] - mean, k < vec4<u32>(K));
+        squares += dot(d, d);
+    }
+    let rstd = inverseSqrt(workgroup_sum(squares, 1u, subgroup, subgroups) / f32(K) + EPSILON);
+    for (var i = 0u; i < HELD; i++) {
+        let k4 = i * WORKGROUP + lane;
+        if k4 < ROW {
+            x_row[place(k4)] = (held[i] - mean) * rstd * gain[i] + bias[i];
+        }
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) workgroup_id: vec3<u32>,
+    @builtin(num_workgroups) num_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+    @builtin(subgroup_size) subgroup_size: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+) {
+    let first = workgroup_index(workgroup_id, num_workgroups) * COLUMNS;
+    if first >= N {
+        return;
+    }
+    let end = min(first + COLUMNS, N);
+    let batches = (UNITS + subgroup_size * BATCH - 1u) / (subgroup_size * BATCH);
+    let tiles = (end - first + TILE_COLS - 1u) / TILE_COLS;
+    // Of the tiles, this subgroup has every subgroups-th.
+    let steps = (tiles + subgroups - 1u - subgroup) / subgroups * batches;
+
+    var n = first + subgroup * TILE_COLS;
+    var batch = 0u;
+    var units: array<array<Unit, BATCH>, TILE_COLS>;
+    if steps > 0u {
+        for (var c = 0u; c < TILE_COLS; c++) {
+            for (var i = 0u; i < BATCH; i++) {
+                units[c][i] = fetch_unit(min(n + c, N - 1u), min(i * subgroup_size + subgroup_lane, UNITS - 1u));
+            }
+        }
+    }
+    bring_row(lane, subgroup, subgroups);
+    workgroupBarrier();
+
+    var acc: array<f32, TILE_COLS>;
+    for (var step = 0u; step < steps; step++) {
+        let is_last = batch + 1u == batches;
+        let next_batch = select(batch + 1u, 0u, is_last);
+        let next_n = select(n, n + subgroups * TILE_COLS, is_last);
+        var next: array<array<Unit, BATCH>, TILE_COLS>;
+        if step + 1u < steps {
+            for (var c = 0u; c < TILE_COLS; c++) {
+                for (var i = 0u; i < BATCH; i++) {
+                    let unit = (next_batch * BATCH + i) * subgroup_size + subgroup_lane;
+                    next[c][i] = fetch_unit(min(next_n + c, N - 1u), min(unit, UNITS - 1u));
+                }
+            }
+        }
+        for (var i = 0u; i < BATCH; i++) {
+            let unit = (batch * BATCH + i) * subgroup_size + subgroup_lane;
+            if unit < UNITS {
+                var x: array<vec4<f32>, UV>;
+                for (var j = 0u; j < UV; j++) {
+                    x[j] = x_row[j * UNITS + unit];
+                }
+                for (var c = 0u; c < TILE_COLS; c++) {
+                    var w = unit_weights(units[c][i]);
+                    var sum = 0.0;
+                    for (var j = 0u; j < UV; j++) {
+                        sum += dot(w[j], x[j]);
+                    }
+                    acc[c] += sum * unit_scale(min(n + c, N - 1u), unit);
+                }
+            }
+        }
+        if is_last {
+            // Lane c of the subgroup stores output c.
+            var value = 0.0;
+            for (var c = 0u; c < TILE_COLS; c++) {
+                let sum = subgroupAdd(acc[c]);
+                value = select(value, sum, subgroup_lane == c);
+                acc[c] = 0.0;
+            }
+            if subgroup_lane < TILE_COLS && n + subgroup_lane < end {
+                store(0u, n + subgroup_lane, value);
+            }
+        }
+        batch = next_batch;
+        n = next_n;
+        units = next;
+    }
+}
