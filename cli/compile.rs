@@ -56,7 +56,7 @@ pub struct Args {
     tier: Vec<String>,
 
     /// Write each kernel translated to `spirv`, `msl` or `hlsl` too, into DIR; may
-    /// be given several times
+    /// be given several times. Those with cooperative matrices are in `spirv` alone
     #[arg(long, num_args = 2, value_names = ["TARGET", "DIR"])]
     emit: Vec<String>,
 

@@ -8,7 +8,7 @@ use crate::kernel::{Draft, Element, Launch};
 use crate::linear::Blocked;
 use crate::place::describe;
 use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
-use crate::view::View;
+use crate::view::{Base, View};
 use crate::wgsl;
 
 /// The body for cooperative matrices.
@@ -26,6 +26,68 @@ pub(crate) fn coop_tile(head_dim: u64) -> Option<Vec<(&'static str, u64)>> {
     head_dim.is_multiple_of(16).then_some(constants)
 }
 
+/// Parts of a context that workgroups of their own attend to, for one query.
+pub(crate) const SPLITS: u64 = 8;
+
+/// Where the parts of a split context lie: for each head and part the vec4s of the
+/// sum, not divided, and one of (largest score, sum of exponentials, 0, 0).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Split {
+    pub base: Base,
+    pub heads: u64,
+    pub head_dim: u64,
+}
+
+impl Split {
+    /// vec4s of a part.
+    fn part(self) -> u64 {
+        self.head_dim / 4 + 1
+    }
+
+    /// Elements of the buffer.
+    pub fn elements(self) -> u64 {
+        4 * self.heads * SPLITS * self.part()
+    }
+
+    /// The hook `load_x` of a linear layer over the result, which joins the parts.
+    pub fn load_x(self, whole: bool, d: &mut Draft) {
+        let (d4, part) = (self.head_dim / 4, self.part());
+        let parts = d.read("parts", self.base, Element::F32x4);
+        let guard = match whole {
+            true => String::new(),
+            false => format!(
+                "    if k4 >= {}u {{\n        return vec4<f32>(0.0);\n    }}\n",
+                self.heads * d4
+            ),
+        };
+        d.hook(format!(
+            "fn load_x(row: u32, k4: u32) -> vec4<f32> {{\n{guard}    \
+             let first = k4 / {d4}u * {}u;\n    var top = -1e30;\n    \
+             for (var s = 0u; s < {SPLITS}u; s++) {{\n        \
+             top = max(top, {parts}[first + s * {part}u + {d4}u].x);\n    }}\n    \
+             var sum = vec4<f32>(0.0);\n    var total = 0.0;\n    \
+             for (var s = 0u; s < {SPLITS}u; s++) {{\n        \
+             let stats = {parts}[first + s * {part}u + {d4}u];\n        \
+             let keep = exp(stats.x - top);\n        \
+             sum += keep * {parts}[first + s * {part}u + k4 % {d4}u];\n        \
+             total += keep * stats.y;\n    }}\n    \
+             return sum / max(total, 1e-30);\n}}\n",
+            SPLITS * part
+        ));
+    }
+
+    /// The hook `store_split`.
+    fn store(self, d: &mut Draft) {
+        let (d4, part) = (self.head_dim / 4, self.part());
+        let parts = d.write("parts", self.base, Element::F32x4);
+        d.hook(format!(
+            "fn store_split(b: u32, i: u32, h: u32, split: u32, d4: u32, v: vec4<f32>, top: f32, total: f32) {{\n    \
+             let first = (h * SPLITS + split) * {part}u;\n    {parts}[first + d4] = v;\n    \
+             if d4 == 0u {{\n        {parts}[first + {d4}u] = vec4<f32>(top, total, 0.0, 0.0);\n    }}\n}}\n"
+        ));
+    }
+}
+
 /// An attention op, or its probabilities, to lower.
 pub(crate) struct Attention<'a> {
     pub source: Source<'a>,
@@ -34,6 +96,8 @@ pub(crate) struct Attention<'a> {
     pub spec: AttentionSpec,
     /// Whether there are few queries a sequence.
     pub few_queries: bool,
+    /// Where the parts of the context go, if it is split: there is one query then.
+    pub split: Option<Split>,
     pub blocked: Option<Blocked>,
 }
 
@@ -78,6 +142,9 @@ impl Attention<'_> {
         if start.is_some() {
             detail.push_str(".padded");
         }
+        if self.split.is_some() {
+            detail.push_str(".split");
+        }
         let mut d = Draft::new(body, detail, workgroup as u32);
         if body == COOP {
             d.enable_matrices();
@@ -110,6 +177,8 @@ impl Attention<'_> {
         }
         if probabilities {
             self.store_prob(&keys, &mut d)?;
+        } else if let Some(split) = self.split {
+            split.store(&mut d);
         } else {
             self.store_out(head_dim, &mut d)?;
         }
@@ -156,7 +225,7 @@ impl Attention<'_> {
                     .unwrap_or(8);
                 let constants = vec![
                     ("WORKGROUP", workgroup),
-                    ("SPLITS", 1),
+                    ("SPLITS", self.split.map_or(1, |_| SPLITS)),
                     ("KEYS", (8 / parts).clamp(1, 4)),
                 ];
                 ("attention_decode_subgroup", constants)
@@ -203,7 +272,7 @@ impl Attention<'_> {
                 .ceil_div(constant(constants, "WORKGROUP") * constant(constants, "TILE_QUERIES")),
             "attention_prefill" => queries.ceil_div(constant(constants, "TILE_QUERIES")),
             COOP => queries.ceil_div(16 * constant(constants, "SUBGROUPS")),
-            _ => queries.clone(),
+            _ => queries * &Dim::constant(constant(constants, "SPLITS")),
         };
         &(batch * &tiles) * &heads
     }

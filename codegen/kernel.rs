@@ -45,6 +45,14 @@ struct Bound {
     access: Access,
 }
 
+/// The directives for cooperative matrices of f16.
+const MATRICES: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
+
+/// Whether a kernel's text uses cooperative matrices.
+pub(crate) fn has_matrices(text: &str) -> bool {
+    text.contains(MATRICES)
+}
+
 /// A kernel and the launch that it is made for.
 #[derive(Clone, Debug)]
 pub(crate) struct Draft {
@@ -180,7 +188,7 @@ impl Draft {
 
     /// Puts the directives for cooperative matrices in front.
     pub fn enable_matrices(&mut self) {
-        self.enables = "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
+        self.enables = MATRICES;
     }
 
     /// Makes workgroups count from `first`, an expression.

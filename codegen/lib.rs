@@ -223,17 +223,15 @@ impl Compiled {
     /// # Errors
     /// When naga cannot translate one.
     pub fn translate(&self, target: Target) -> Result<BTreeMap<String, Vec<u8>>, CodegenError> {
-        let matrices = naga::valid::Capabilities::COOPERATIVE_MATRIX;
-        let kernels: Vec<_> = self.plan.kernels.iter().collect();
-        let kernels = kernels
-            .into_iter()
-            .map(|(name, k)| (name, k, self.tier_of(name)));
-        let kernels: Vec<_> = kernels
-            .filter(|(_, _, (_, c))| target == Target::SpirV || !c.contains(matrices))
-            .collect();
-        let translated = kernels.into_par_iter().map(|(name, kernel, of)| {
+        let kernels = self.plan.kernels.iter().map(|(name, kernel)| {
             let text = self.kernels.get(&kernel.file).map_or("", String::as_str);
-            let (tier, capabilities) = of;
+            (name, text)
+        });
+        let kernels: Vec<_> = kernels
+            .filter(|(_, text)| target == Target::SpirV || !kernel::has_matrices(text))
+            .collect();
+        let translated = kernels.into_par_iter().map(|(name, text)| {
+            let (tier, capabilities) = self.tier_of(name);
             let valid = validate::validate(text, capabilities);
             let (module, info) = valid.map_err(|message| invalid(name, tier, message))?;
             let bytes = validate::translate(name, target, &module, &info)?;

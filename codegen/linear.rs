@@ -3,6 +3,7 @@
 use kiln_ir::plan::Access;
 use kiln_ir::{Dim, Norm, Op, Packing, Step, ValueId};
 
+use crate::attention::Split;
 use crate::elementwise::activation;
 use crate::error::CodegenError;
 use crate::expr::{At, Source};
@@ -72,6 +73,10 @@ pub(crate) struct Linear<'a> {
     pub norm: Option<Norm>,
     /// Whether the input's elements are f16, two in a word.
     pub halves: bool,
+    /// Whether there is one row, not only few as a rule.
+    pub single: bool,
+    /// The parts that the input is to be joined from, if attention left such.
+    pub split: Option<Split>,
     pub blocked: Option<Blocked>,
 }
 
@@ -123,10 +128,13 @@ impl Linear<'_> {
         } else {
             weight_hooks(matrix.packing, part, body == STREAM, &mut d);
             let whole = k.is_multiple_of(matrix.packing.group() as u64);
-            load_x(&self.input, k, whole, &row, &mut d);
+            match self.split {
+                Some(split) => split.load_x(whole, &mut d),
+                None => load_x(&self.input, k, whole, &row, &mut d),
+            }
             self.norm_hooks(k, &mut d)?;
         }
-        self.stores(matrix, part, &row, &mut d)?;
+        self.stores(body, matrix, part, &row, &mut d)?;
 
         let block = self
             .blocked
@@ -169,6 +177,9 @@ impl Linear<'_> {
         if self.halves {
             detail.push_str(".halves");
         }
+        if self.split.is_some() {
+            detail.push_str(".split");
+        }
         if self.blocked.is_some() {
             detail.push_str(".blocked");
         }
@@ -198,6 +209,7 @@ impl Linear<'_> {
             },
             (tier, RowKernel::Matvec(1))
                 if tier.has_subgroups()
+                    && self.single
                     && let Some(tile) = stream(matrix, n) =>
             {
                 tile
@@ -356,6 +368,7 @@ impl Linear<'_> {
     /// The hooks `store` and `store4`.
     fn stores(
         &self,
+        body: &str,
         matrix: &Matrix,
         part: &MatrixPart,
         row: &str,
@@ -378,6 +391,9 @@ impl Linear<'_> {
                 .iter()
                 .all(|x| source.vector_of(self.id, *x).is_some() || source.is_vector(*x, &width));
 
+        if body == STREAM {
+            return self.finish(part, &outputs, steps, operands, row, d);
+        }
         let column = match part.first_row {
             0 => "n".to_owned(),
             first => format!("n + {first}u"),
@@ -386,7 +402,7 @@ impl Linear<'_> {
         // `store4`.
         let ends_in_one = matches!(self.rows, RowKernel::Matvec(_)) && self.tier != Tier::Software;
         if ends_in_one || !whole_fours {
-            let epilogue = self.epilogue(steps, operands, row, false, d)?;
+            let epilogue = self.epilogue(steps, operands, row, false, None, d)?;
             let writes = d.write_parts(&outputs, 1);
             d.hook(format!(
                 "fn store(row: u32, n: u32, acc: f32) {{\n    let column = {column};\n{epilogue}{writes}}}\n"
@@ -396,7 +412,7 @@ impl Linear<'_> {
             return Ok(());
         }
         if whole_fours {
-            let epilogue = self.epilogue(steps, operands, row, true, d)?;
+            let epilogue = self.epilogue(steps, operands, row, true, None, d)?;
             let writes = d.write_parts(&outputs, 4);
             d.hook(format!(
                 "fn store4(row: u32, n: u32, acc: vec4<f32>) {{\n    let column = {column};\n{epilogue}{writes}}}\n"
@@ -407,6 +423,38 @@ impl Linear<'_> {
                  if n + i < N {\n            store(row, n + i, acc[i]);\n        }\n    }\n}\n",
             );
         }
+        Ok(())
+    }
+
+    /// The hooks `operands` and `finish`.
+    fn finish(
+        &self,
+        part: &MatrixPart,
+        outputs: &[Part],
+        steps: &[Step],
+        operands: &[ValueId],
+        row: &str,
+        d: &mut Draft,
+    ) -> Result<(), CodegenError> {
+        let mut read = Vec::new();
+        let epilogue = self.epilogue(steps, operands, row, false, Some(&mut read), d)?;
+        if read.is_empty() {
+            // A struct has members.
+            read.push("0.0".to_owned());
+        }
+        let members: Vec<String> = (0..read.len())
+            .map(|i| format!("    x{i}: f32,\n"))
+            .collect();
+        let column = wgsl::sum(["n".to_owned(), format!("{}u", part.first_row)]);
+        let writes = d.write_parts(outputs, 1);
+        d.hook(format!("struct Operands {{\n{}}}\n", members.concat()));
+        d.hook(format!(
+            "fn operands(row: u32, n: u32) -> Operands {{\n    let column = {column};\n    return Operands({});\n}}\n",
+            read.join(", ")
+        ));
+        d.hook(format!(
+            "fn finish(row: u32, n: u32, acc: f32, operands: Operands) {{\n    let column = {column};\n{epilogue}{writes}}}\n"
+        ));
         Ok(())
     }
 
@@ -426,13 +474,15 @@ impl Linear<'_> {
         }])
     }
 
-    /// Statements that turn `acc` into `v`.
+    /// Statements that turn `acc` into `v`. With `read`, expressions for what they
+    /// read go there, and they find it in the members of `operands`.
     fn epilogue(
         &self,
         steps: &[Step],
         operands: &[ValueId],
         row: &str,
         four: bool,
+        mut read: Option<&mut Vec<String>>,
         d: &mut Draft,
     ) -> Result<String, CodegenError> {
         let source = self.source;
@@ -459,6 +509,13 @@ impl Linear<'_> {
                                 false => source.scalar(*x, &at, d)?,
                             }
                         }
+                    };
+                    let operand = match read.as_deref_mut() {
+                        Some(read) => {
+                            read.push(operand);
+                            format!("operands.x{}", read.len() - 1)
+                        }
+                        None => operand,
                     };
                     let sign = if *step == Step::Add { "+" } else { "*" };
                     format!("v {sign}= {operand};")
@@ -497,7 +554,7 @@ impl CoopTile {
     /// enough of it to fill a card.
     fn choose(rows: u64, n: u64) -> Self {
         let [large, small] = Self::ALL;
-        if rows >= large.rows() && n >= 1024 {
+        if rows >= large.rows() && n >= 2048 {
             large
         } else {
             small
@@ -559,6 +616,12 @@ fn unit(packing: Packing) -> u64 {
         Packing::Q8 => 4,
         Packing::Q4 => 8,
     }
+}
+
+/// Whether a kernel for one row brings the row to workgroup memory, and so reads
+/// each element but once.
+pub(crate) fn brings_row(tier: Tier, matrix: &Matrix) -> bool {
+    tier.has_subgroups() && stream(matrix, matrix.rows).is_some()
 }
 
 /// `linear_stream_subgroup` for `n` outputs, if the row fits in workgroup memory.
@@ -709,7 +772,7 @@ impl RowNorm<'_> {
         let center = matches!(self.norm, Norm::Layer { .. });
         let (body, workgroup, per_workgroup) = match self.tier {
             Tier::Software => ("row_norm_software", 8, 8),
-            Tier::Coop | Tier::Subgroup => ("row_norm_subgroup", 64, 1),
+            Tier::Coop | Tier::Subgroup => ("row_norm_subgroup", 256, 1),
             Tier::Base => ("row_norm", 64, 1),
         };
         let kind = if center { "layer" } else { "rms" };

@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::plan::{CONTEXT, PAST};
-use kiln_ir::{Bindings, Dim, Graph, Norm, Op, Symbol, ValueId};
+use kiln_ir::{AttentionSpec, Bindings, Dim, Graph, Norm, Op, Symbol, ValueId};
 
-use crate::attention::Attention;
+use crate::attention::{Attention, Split};
 use crate::error::CodegenError;
 use crate::expr::Source;
 use crate::generic;
 use crate::kernel::Launch;
-use crate::linear::{Blocked, Linear, RowKernel, RowNorm};
+use crate::linear::{Blocked, Linear, RowKernel, RowNorm, brings_row};
 use crate::place::{Local, Placement, Role, describe};
 use crate::plan::BATCH;
 use crate::tier::{Shape, Tier};
 use crate::view::{Base, View};
-use crate::weights::Weights;
+use crate::weights::{Matrix, Weights};
 
 /// Outputs larger than this at the symbols' maxima are computed in blocks, and those
 /// that a binding does not hold.
@@ -80,6 +80,8 @@ pub(crate) struct Lowered {
     /// Normalised inputs of linear ops: the norm and whether the result is in f16,
     /// its operands, and the result.
     normed: Vec<((Norm, bool), Vec<ValueId>, View)>,
+    /// Attention whose result lies in parts.
+    splits: BTreeMap<ValueId, Split>,
 }
 
 /// What is lowered, and for what.
@@ -88,6 +90,8 @@ pub(crate) struct Lowering<'a> {
     pub tier: Tier,
     pub shape: Shape,
     pub streams: &'a Streams,
+    /// The symbols that are 1 in this variant.
+    ones: Bindings,
 }
 
 impl<'a> Lowering<'a> {
@@ -108,7 +112,21 @@ impl<'a> Lowering<'a> {
             tier,
             shape,
             streams,
+            ones: Bindings::new(),
         }
+    }
+
+    /// Notes that the variant's bound is about `rows`.
+    pub fn of_rows(mut self, rows: Option<&Dim>) -> Self {
+        if let (Some(rows), Some(1)) = (rows, self.shape.rows) {
+            self.ones = ones(rows);
+        }
+        self
+    }
+
+    /// Whether a size is 1 in this variant.
+    fn is_one(&self, size: &Dim) -> bool {
+        size.eval(&self.ones) == Ok(1)
     }
 
     pub fn run(&self) -> Result<Lowered, CodegenError> {
@@ -159,6 +177,11 @@ impl<'a> Lowering<'a> {
                     input: x.clone(),
                     norm: *norm,
                     halves: false,
+                    single: self.is_one(&x.rows()),
+                    split: value
+                        .inputs
+                        .first()
+                        .and_then(|x| out.splits.get(x).copied()),
                     blocked,
                 };
                 if let Some(norm) = *norm
@@ -188,12 +211,17 @@ impl<'a> Lowering<'a> {
                 Ok(vec![launch.lower()?])
             }
             Op::Attention(spec) | Op::AttentionProbs(spec) => {
+                let split = match value.op {
+                    Op::Attention(_) => self.split(id, *spec, out),
+                    _ => None,
+                };
                 let attention = Attention {
                     source,
                     tier: self.tier,
                     id,
                     spec: *spec,
                     few_queries: self.shape.queries.is_some(),
+                    split,
                     blocked,
                 };
                 Ok(vec![attention.lower()?])
@@ -258,12 +286,55 @@ impl<'a> Lowering<'a> {
     }
 
     fn takes_halves(&self, linear: &Linear<'_>) -> bool {
-        let weight = self.source.graph.value(linear.id).inputs.get(1);
-        let matrix = weight.and_then(|w| match &self.source.graph.value(*w).op {
+        let matrix = self.matrix(linear.id);
+        matrix.is_some_and(|m| linear.takes_halves(m.packing, m.k))
+    }
+
+    /// The weight of a linear op.
+    fn matrix(&self, linear: ValueId) -> Option<&'a Matrix> {
+        let weight = self.source.graph.value(linear).inputs.get(1)?;
+        match &self.source.graph.value(*weight).op {
             Op::Param { name, .. } => self.source.weights.matrix(name),
             _ => None,
+        }
+    }
+
+    /// A buffer for the parts of a split context, if the attention `id` has one
+    /// query and the one op that reads it is a linear layer that can join them on
+    /// its way in: so a long context fills a card at no launch more.
+    fn split(&self, id: ValueId, spec: AttentionSpec, out: &mut Lowered) -> Option<Split> {
+        let graph = self.source.graph;
+        let shape = self.source.shape(id);
+        let queries = Dim::product(&shape[..shape.len().saturating_sub(1)]);
+        if !self.tier.has_subgroups() || !self.is_one(&queries) {
+            return None;
+        }
+        let mut readers = graph.iter().filter(|(_, v)| v.inputs.contains(&id));
+        let (reader, linear) = readers.next()?;
+        let alone = readers.next().is_none() && graph.use_counts()[id.index()] == 1;
+        let is_input = linear.inputs.first() == Some(&id);
+        if !alone || !is_input || !matches!(linear.op, Op::Linear { norm: None, .. }) {
+            return None;
+        }
+        let heads = spec.heads as u64;
+        let width = graph.ty(id).last().as_const()?;
+        let head_dim = width / heads.max(1);
+        if !head_dim.is_multiple_of(4) || !brings_row(self.tier, self.matrix(reader)?) {
+            return None;
+        }
+        let split = Split {
+            base: Base::Local(out.locals.len()),
+            heads,
+            head_dim,
+        };
+        out.locals.push(Local {
+            name: format!("{}.parts", describe(graph, id)),
+            elements: Dim::constant(split.elements()),
+            dtype: kiln_ir::DType::F32,
+            role: Role::Scratch,
         });
-        matrix.is_some_and(|m| linear.takes_halves(m.packing, m.k))
+        out.splits.insert(id, split);
+        Some(split)
     }
 
     /// The input `x` of the linear op `id` normalised, in f16 if `halves`, by a
@@ -326,6 +397,20 @@ impl<'a> Lowering<'a> {
         };
         RowKernel::choose(self.tier, at_most)
     }
+}
+
+/// The symbols that are 1 when `rows`, a product of them, is.
+fn ones(rows: &Dim) -> Bindings {
+    let symbols = rows.symbols();
+    let mut ones = Bindings::new();
+    for symbol in &symbols {
+        ones.set(symbol.name(), 1);
+    }
+    let is_product = symbols.iter().all(|symbol| {
+        let other = ones.clone().with(symbol.name(), 2);
+        rows.eval(&ones) == Ok(1) && rows.eval(&other) == Ok(2)
+    });
+    if is_product { ones } else { Bindings::new() }
 }
 
 /// The symbols' maxima with the context's.

@@ -244,7 +244,8 @@ impl Placed {
             }
             let streams = &self.streams;
             let of = (tier, *shape);
-            let lowering = Lowering::new(&self.graph, &self.placement, weights, streams, of);
+            let lowering = Lowering::new(&self.graph, &self.placement, weights, streams, of)
+                .of_rows(rows.as_ref());
             let lowered = lowering.run()?;
             let unbounded = bounds.is_empty();
             let mut variant = self.variant(&lowered, &mut pool, kernels)?;

@@ -115,7 +115,7 @@ impl Tier {
                 ];
                 if self == Tier::Coop {
                     // Before large tiles, small ones: a card wants many of them.
-                    shapes.insert(4, shape("short", Some(512), None));
+                    shapes.insert(4, shape("short", Some(128), None));
                 }
                 shapes
             }

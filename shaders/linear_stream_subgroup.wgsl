@@ -3,14 +3,14 @@
 // A workgroup brings the row to workgroup memory once, normalised where asked, and computes COLUMNS
 // outputs from there; a subgroup takes TILE_COLS of them at a time, its lanes 16 bytes of a row of
 // weights each (a unit), BATCH units in flight. What is fetched next is under way while the last is
-// summed up, across outputs too, and the first fetch before the row is read: weights wait for
-// nothing. The row lies transposed, so that neighbouring lanes, which read UV vec4s each, find them
+// summed up, across outputs too, and the first fetch before the row is read: weights, and what the
+// epilogue reads, wait for nothing. The row lies transposed, so that neighbouring lanes, which read UV vec4s each, find them
 // in neighbouring places, whatever the weights' type. Works for every subgroup size.
 //
 // Constants: K, K4, N, UNITS (units of a row of weights), UV (vec4s of a unit), WORKGROUP, TILE_COLS,
 //            BATCH, COLUMNS (a multiple of TILE_COLS), NORM, CENTER, EPSILON.
-// Hooks: load_x, norm_gain and norm_bias (with NORM), Unit, fetch_unit, unit_weights, unit_scale, store,
-//        workgroup_index.
+// Hooks: load_x, norm_gain and norm_bias (with NORM), Unit, fetch_unit, unit_weights, unit_scale,
+//        Operands, operands, finish, workgroup_index.
 // Grid: ceil(N / COLUMNS) workgroups.
 // Workgroup memory: 16 * UNITS * UV + 2 * WORKGROUP bytes.
 
@@ -109,6 +109,11 @@ fn main(
             }
         }
     }
+    // Lane c of the subgroup finishes output c.
+    var extra: Operands;
+    if subgroup_lane < TILE_COLS {
+        extra = operands(0u, min(n + subgroup_lane, N - 1u));
+    }
     bring_row(lane, subgroup, subgroups);
     workgroupBarrier();
 
@@ -144,15 +149,17 @@ fn main(
             }
         }
         if is_last {
-            // Lane c of the subgroup stores output c.
             var value = 0.0;
             for (var c = 0u; c < TILE_COLS; c++) {
                 let sum = subgroupAdd(acc[c]);
                 value = select(value, sum, subgroup_lane == c);
                 acc[c] = 0.0;
             }
-            if subgroup_lane < TILE_COLS && n + subgroup_lane < end {
-                store(0u, n + subgroup_lane, value);
+            if subgroup_lane < TILE_COLS {
+                if n + subgroup_lane < end {
+                    finish(0u, n + subgroup_lane, value, extra);
+                }
+                extra = operands(0u, min(next_n + subgroup_lane, N - 1u));
             }
         }
         batch = next_batch;

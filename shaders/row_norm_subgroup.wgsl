@@ -1,12 +1,14 @@
 // Layer norm or RMS norm of each row: one workgroup a row, subgroup reductions. Works for every
 // subgroup size and makes no assumption on which invocations form a subgroup.
-// The variance is that of x - mean, in a second pass over the row.
+// The variance is that of x - mean, in a second pass over the row, which the workgroup holds.
 //
 // Constants: K, EPSILON, CENTER (true: layer norm; false: RMS norm), WORKGROUP.
 // Hooks: rows, load_x, store_norm4, workgroup_index.
 // Grid: rows workgroups.
 
 const K4: u32 = (K + 3u) / 4u;
+// vec4s of the row that an invocation holds.
+const HELD: u32 = (K4 + WORKGROUP - 1u) / WORKGROUP;
 
 var<workgroup> partial: array<f32, WORKGROUP>;
 
@@ -47,22 +49,30 @@ fn main(
         return;
     }
     let place = Place(lane, subgroup_lane, subgroup_size);
+    var held: array<vec4<f32>, HELD>;
+    var sum = 0.0;
+    for (var i = 0u; i < HELD; i++) {
+        let k4 = i * WORKGROUP + lane;
+        if k4 < K4 {
+            held[i] = load_x(row, k4);
+            sum += dot(held[i], vec4<f32>(1.0));
+        }
+    }
     var mean = 0.0;
     if CENTER {
-        var sum = 0.0;
-        for (var k4 = lane; k4 < K4; k4 += WORKGROUP) {
-            sum += dot(load_x(row, k4), vec4<f32>(1.0));
-        }
         mean = workgroup_sum(sum, place) / f32(K);
     }
     var squares = 0.0;
-    for (var k4 = lane; k4 < K4; k4 += WORKGROUP) {
-        let inside = k4 * 4u + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(K);
-        let d = select(vec4<f32>(0.0), load_x(row, k4) - mean, inside);
+    for (var i = 0u; i < HELD; i++) {
+        let k = (i * WORKGROUP + lane) * 4u + vec4<u32>(0u, 1u, 2u, 3u);
+        let d = select(vec4<f32>(0.0), held[i] - mean, k < vec4<u32>(K));
         squares += dot(d, d);
     }
     let rstd = inverseSqrt(workgroup_sum(squares, place) / f32(K) + EPSILON);
-    for (var k4 = lane; k4 < K4; k4 += WORKGROUP) {
-        store_norm4(row, k4, (load_x(row, k4) - mean) * rstd);
+    for (var i = 0u; i < HELD; i++) {
+        let k4 = i * WORKGROUP + lane;
+        if k4 < K4 {
+            store_norm4(row, k4, (held[i] - mean) * rstd);
+        }
     }
 }

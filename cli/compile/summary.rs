@@ -51,20 +51,22 @@ fn launches(plan: &Plan) -> Table {
     let mut table = Table::new(1);
     let names = plan.tiers.iter().map(|t| t.name.clone());
     table.row(std::iter::once("launches".to_owned()).chain(names));
-    for (entry, contents) in plan.tiers.first().into_iter().flat_map(|t| &t.entries) {
+    for entry in plan
+        .tiers
+        .first()
+        .into_iter()
+        .flat_map(|t| t.entries.keys())
+    {
         let mut rows: Vec<(String, Vec<String>)> = Vec::new();
-        for variant in &contents.variants {
-            let cells = plan
-                .tiers
-                .iter()
-                .map(|t| match find(t, entry, &variant.name) {
-                    Some(variant) => launches_of(variant).to_string(),
-                    None => "-".to_owned(),
-                });
+        for variant in variants(plan, entry) {
+            let cells = plan.tiers.iter().map(|t| match find(t, entry, variant) {
+                Some(variant) => launches_of(variant).to_string(),
+                None => "-".to_owned(),
+            });
             let cells: Vec<String> = cells.collect();
             match rows.last_mut() {
-                Some((label, same)) if *same == cells => *label += &format!(", {}", variant.name),
-                _ => rows.push((format!("{entry}: {}", variant.name), cells)),
+                Some((label, same)) if *same == cells => *label += &format!(", {variant}"),
+                _ => rows.push((format!("{entry}: {variant}"), cells)),
             }
         }
         for (label, cells) in rows {
@@ -72,6 +74,23 @@ fn launches(plan: &Plan) -> Table {
         }
     }
     table
+}
+
+/// The variants of an entry in any tier, each behind those that its tier has before
+/// it.
+fn variants<'p>(plan: &'p Plan, entry: &str) -> Vec<&'p str> {
+    let mut names: Vec<&str> = Vec::new();
+    for tier in &plan.tiers {
+        let mut at = 0;
+        for variant in tier.entries.get(entry).iter().flat_map(|e| &e.variants) {
+            match names.iter().position(|n| *n == variant.name) {
+                Some(found) => at = found,
+                None => names.insert(at, &variant.name),
+            }
+            at += 1;
+        }
+    }
+    names
 }
 
 fn find<'p>(tier: &'p Tier, entry: &str, variant: &str) -> Option<&'p Variant> {

@@ -15,6 +15,18 @@ import { create } from 'webgpu';
 
 const SHADERS = new URL('../../shaders/', import.meta.url);
 
+// What a tier requires without what no browser has, and without the memory that
+// goes with it: only kernels with cooperative matrices, which are not checked, need
+// these.
+function inBrowsers(requires) {
+    const features = requires.features.filter((feature) => !feature.startsWith('wgpu-'));
+    const all = features.length === requires.features.length;
+    return { features, limits: all ? requires.limits : {} };
+}
+
+// Whether a kernel is in the language of browsers, or in wgpu's extension of it.
+const isWebGpu = (text) => !text.includes('enable wgpu_cooperative_matrix;');
+
 // The kernels of an artifact: file, text, and the tier that launches them. Of
 // several tiers it is the one with the fewest features.
 function kernelsOf(folder) {
@@ -24,11 +36,11 @@ function kernelsOf(folder) {
     for (const tier of tiers) {
         const variants = Object.values(tier.entries).flatMap((entry) => entry.variants);
         const launches = variants.flatMap((v) => [...v.launches, ...v.streams.flatMap((s) => s.launches)]);
-        for (const { kernel } of launches) {
+        for (const { kernel } of [...launches, ...(tier.checks ?? [])]) {
             if (!found.has(kernel)) {
                 const file = join(folder, plan.kernels[kernel].file);
                 const text = readFileSync(file, 'utf8');
-                found.set(kernel, { file, text, requires: tier.requires });
+                found.set(kernel, { file, text, requires: inBrowsers(tier.requires) });
             }
         }
     }
@@ -131,13 +143,14 @@ if ((await complaints(await deviceFor({ features: [], limits: {} }), unsound)).l
 }
 
 let failed = 0;
-for (const { file, text, requires } of kernels.values()) {
+const checked = [...kernels.values()].filter(({ text }) => isWebGpu(text));
+for (const { file, text, requires } of checked) {
     const found = await complaints(await deviceFor(requires), text);
     if (found.length > 0) {
         failed += 1;
         console.log(`${file}:\n  ${found.join('\n  ').replaceAll('\n', '\n  ')}`);
     }
 }
-console.log(`${kernels.size} kernels, ${failed} failed`);
+console.log(`${checked.length} kernels, ${failed} failed; not checked, for Tint has no such matrices: ${kernels.size - checked.length}`);
 // Dawn's threads would keep the process alive.
 process.exit(failed > 0 ? 1 : 0);

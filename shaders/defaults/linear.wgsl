@@ -53,6 +53,19 @@ fn store(row: u32, n: u32, acc: f32) {
     y[row * N + n] = acc + bias[n];
 }
 
+// What the epilogue of one element reads, apart from it for linear_stream_subgroup.
+struct Operands {
+    bias: f32,
+}
+
+fn operands(row: u32, n: u32) -> Operands {
+    return Operands(bias[n]);
+}
+
+fn finish(row: u32, n: u32, acc: f32, operands: Operands) {
+    y[row * N + n] = acc + operands.bias;
+}
+
 // The epilogue of four consecutive elements; n is a multiple of 4 below N, what lies beyond N is
 // dropped. Where N is a multiple of 4 this is written with vec4 loads and one vec4 store.
 fn store4(row: u32, n: u32, acc: vec4<f32>) {

@@ -1,7 +1,8 @@
 //! Attention and its probabilities: heads of every kind, with and without earlier
 //! positions, a causal mask, and padding.
 
-use kiln_ir::{AttentionSpec, Bindings, DType, Dim, Graph, GraphBuilder, Op, Packing};
+use kiln_ir::plan::Launch;
+use kiln_ir::{AttentionSpec, Bindings, DType, Dim, Graph, GraphBuilder, Op, Packing, Step};
 
 use crate::suite::{Suite, TIERS};
 
@@ -118,12 +119,68 @@ fn heads() {
     suite.run(&TIERS);
 }
 
+/// Attention whose result one linear layer reads: with one query a context goes in
+/// parts, which the layer joins.
+fn projected(head_dim: u64, (heads, kv_heads): (usize, usize), outputs: u64) -> Graph {
+    let mut g = GraphBuilder::new(&format!("{heads}by{kv_heads}x{head_dim}.projected"));
+    let batch = g.symbol("batch", 3).unwrap();
+    let seq = g.symbol("seq", 65).unwrap();
+    let past = g.symbol("past", 130).unwrap();
+    let all = &past + &seq;
+    let width = |heads: usize| heads as u64 * head_dim;
+    let mut tensor = |name: &str, n: &Dim, width: u64| {
+        let shape = [batch.clone(), n.clone(), width.into()];
+        g.input(name, DType::F32, shape).unwrap()
+    };
+    let q = tensor("q", &seq, width(heads));
+    let k = tensor("k", &all, width(kv_heads));
+    let v = tensor("v", &all, width(kv_heads));
+    let residual = tensor("residual", &seq, outputs);
+    let spec = AttentionSpec {
+        heads,
+        kv_heads,
+        scale: 0.5,
+        causal: true,
+    };
+    let x = g.op(Op::Attention(spec), &[q, k, v]).unwrap();
+    let name = format!("w.{head_dim}");
+    let w = g.root_param(&name, [outputs, width(heads)]).unwrap();
+    let op = Op::Linear {
+        norm: None,
+        steps: vec![Step::Add],
+    };
+    let y = g.op(op, &[x, w, residual]).unwrap();
+    g.output("y", y).unwrap();
+    g.finish()
+}
+
+#[test]
+fn contexts_in_parts() {
+    for packing in [Packing::F32, Packing::Q8] {
+        let mut suite = Suite::new(packing);
+        // Of 3 and of 20 elements, whole vec4s or not; rows with and without a rest.
+        for (head_dim, heads, outputs) in [(3, (2, 1), 5), (20, (3, 3), 33), (64, (4, 2), 70)] {
+            suite.add(projected(head_dim, heads, outputs), sizes(&SIZES));
+        }
+        let plan = suite.compile().plan;
+        for (tier, parts) in [("software", false), ("subgroup", true), ("base", false)] {
+            let tier = plan.tiers.iter().find(|t| t.name == tier).unwrap();
+            let decode = &tier.entries["4by2x64.projected"].variants[0];
+            let split = |l: &Launch| l.kernel.contains(".split");
+            let found = decode.launches.iter().filter(|l| split(l)).count();
+            assert_eq!(found, if parts { 2 } else { 0 }, "{}", tier.name);
+        }
+        suite.run(&TIERS);
+    }
+}
+
 /// For each size of a subgroup.
 pub fn across_lanes() -> Suite {
     let mut suite = Suite::new(Packing::F32);
     for (head_dim, heads) in [(3, (2, 1)), (64, (4, 2))] {
         suite.add(attention(head_dim, heads, true, true), sizes(&SIZES));
     }
+    suite.add(projected(64, (4, 2), 70), sizes(&SIZES));
     suite
 }
 
