@@ -1,7 +1,7 @@
 // Attention of many queries on cooperative matrices: f16 in, f32 accumulated, scores never written.
 //
 // A workgroup takes 16 * SUBGROUPS queries of a head, a subgroup 16 of them. Keys and values come to
-// workgroup memory 32 at a time, rounded to f16. Scores go through it to the lanes, two to a query,
+// workgroup memory 32 at a time, rounded to f16; the next are fetched meanwhile. Scores go through it to the lanes, two to a query,
 // which mask them and keep the softmax online, in f32, with a finite sentinel; the weights return as
 // f16. Their product with the values goes to the lanes the same way, which hold the sums: those have
 // to be scaled row by row, and a cooperative matrix can't be.
@@ -26,6 +26,7 @@ const RESULTS: u32 = 17u;
 // Columns of the output are computed 64 at a time.
 const GROUPS: u32 = (HEAD_DIM + 63u) / 64u;
 const LOWEST: f32 = -1e30;
+const LOADS: u32 = (KEYS * D4 + WORKGROUP - 1u) / WORKGROUP;
 
 var<workgroup> q_tile: array<vec4<f16>, TILE * PITCH>;
 var<workgroup> k_tile: array<vec4<f16>, KEYS * PITCH>;
@@ -67,15 +68,33 @@ fn main(
     var out: array<vec4<f32>, 8u * GROUPS>;
     var top = LOWEST;
     var total = 0.0;
+    var k: array<vec4<f32>, LOADS>;
+    var v: array<vec4<f32>, LOADS>;
+    for (var n = 0u; n < LOADS; n++) {
+        let at = n * WORKGROUP + lane;
+        let j = min(from_key + at / D4, kv_len() - 1u);
+        k[n] = load_k(b, j, kvh, at % D4);
+        v[n] = load_v(b, j, kvh, at % D4);
+    }
     for (var base = from_key; base < to_key; base += KEYS) {
         workgroupBarrier();
-        for (var at = lane; at < KEYS * D4; at += WORKGROUP) {
-            let j = min(base + at / D4, kv_len() - 1u);
-            let slot = at / D4 * PITCH + at % D4;
-            k_tile[slot] = half4(load_k(b, j, kvh, at % D4));
-            v_tile[slot] = half4(load_v(b, j, kvh, at % D4));
+        for (var n = 0u; n < LOADS; n++) {
+            let at = n * WORKGROUP + lane;
+            if at < KEYS * D4 {
+                let slot = at / D4 * PITCH + at % D4;
+                k_tile[slot] = half4(k[n]);
+                v_tile[slot] = half4(v[n]);
+            }
         }
         workgroupBarrier();
+        if base + KEYS < to_key {
+            for (var n = 0u; n < LOADS; n++) {
+                let at = n * WORKGROUP + lane;
+                let j = min(base + KEYS + at / D4, kv_len() - 1u);
+                k[n] = load_k(b, j, kvh, at % D4);
+                v[n] = load_v(b, j, kvh, at % D4);
+            }
+        }
         var s0: coop_mat16x16<f32, C>;
         var s1: coop_mat16x16<f32, C>;
         for (var d = 0u; d < D4; d += 4u) {
@@ -121,12 +140,12 @@ fn main(
             let c1 = min(g * 16u + 4u, D4 - 4u);
             let c2 = min(g * 16u + 8u, D4 - 4u);
             let c3 = min(g * 16u + 12u, D4 - 4u);
-            for (var k = 0u; k < KEYS; k += 16u) {
-                let w = coopLoadT<coop_mat16x16<f16, A>>(&weights[m * WEIGHTS + k / 4u], WEIGHTS);
-                let v0 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[k * PITCH + g * 16u], PITCH);
-                let v1 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[k * PITCH + c1], PITCH);
-                let v2 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[k * PITCH + c2], PITCH);
-                let v3 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[k * PITCH + c3], PITCH);
+            for (var j = 0u; j < KEYS; j += 16u) {
+                let w = coopLoadT<coop_mat16x16<f16, A>>(&weights[m * WEIGHTS + j / 4u], WEIGHTS);
+                let v0 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[j * PITCH + g * 16u], PITCH);
+                let v1 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[j * PITCH + c1], PITCH);
+                let v2 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[j * PITCH + c2], PITCH);
+                let v3 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[j * PITCH + c3], PITCH);
                 o0 = coopMultiplyAdd(w, v0, o0);
                 o1 = coopMultiplyAdd(w, v1, o1);
                 o2 = coopMultiplyAdd(w, v2, o2);

@@ -174,6 +174,21 @@ fn contexts_in_parts() {
     }
 }
 
+/// Heads that kernels for many queries take, with and without a mask and padding.
+pub fn many_queries() -> Suite {
+    let mut suite = Suite::new(Packing::F16);
+    for (head_dim, heads, causal, padded) in [
+        (16, (4, 2), true, true),
+        (32, (2, 2), true, false),
+        (32, (2, 1), false, true),
+    ] {
+        let many = SIZES.iter().filter(|(_, seq, _)| *seq > 8);
+        let many: Vec<_> = many.copied().collect();
+        suite.add(attention(head_dim, heads, causal, padded), sizes(&many));
+    }
+    suite
+}
+
 /// For each size of a subgroup.
 pub fn across_lanes() -> Suite {
     let mut suite = Suite::new(Packing::F32);

@@ -124,6 +124,26 @@ fn every_shape() {
     shapes(Packing::F32, &SHAPES, &ROWS).run(&TIERS);
 }
 
+/// Layers that more rows than a few go through, of less than a tile, of whole tiles and
+/// a little more, K of whole steps and not, behind a norm and not.
+pub fn many_rows(packing: Packing) -> Suite {
+    use Then::{Act, Bias, Residual};
+    let mut suite = Suite::new(packing);
+    for ((k, n), norm) in [
+        ((18, 7), None),
+        ((63, 65), Some(LAYER)),
+        ((64, 64), Some(RMS)),
+        ((128, 130), None),
+        ((200, 30), Some(LAYER)),
+    ] {
+        let name = format!("{k}to{n}");
+        let then = [Bias, Act(Activation::GeluTanh), Residual];
+        let graph = layer(&name, (k, n), norm, &then);
+        suite.add(graph, sizes(&[(1, 9), (1, 64), (1, 65), (3, 63)]));
+    }
+    suite
+}
+
 /// Less than a group of weights a row, whole groups, and groups with a rest.
 const PACKED: [(u64, u64); 5] = [(1, 3), (31, 9), (32, 64), (65, 31), (96, 7)];
 

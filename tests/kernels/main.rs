@@ -12,5 +12,6 @@ mod common;
 mod attention;
 mod generic;
 mod linear;
+mod matrices;
 mod suite;
 mod widths;

@@ -25,6 +25,9 @@ pub const UNUSED: &str = "unused_";
 pub struct Suite {
     options: CompileOptions,
     graphs: Vec<(Graph, Vec<Bindings>)>,
+    /// How far results may be from what is wanted, over all elements.
+    tolerance: f64,
+    change: fn(&mut Compiled),
 }
 
 impl Suite {
@@ -35,7 +38,21 @@ impl Suite {
                 ..CompileOptions::default()
             },
             graphs: Vec::new(),
+            tolerance: F32,
+            change: |_| {},
         }
+    }
+
+    /// Has results be only so near to what is wanted.
+    pub fn within(mut self, tolerance: f64) -> Self {
+        self.tolerance = tolerance;
+        self
+    }
+
+    /// Changes what was compiled before it is run.
+    pub fn changed(mut self, change: fn(&mut Compiled)) -> Self {
+        self.change = change;
+        self
     }
 
     /// Has bindings hold so many bytes.
@@ -64,7 +81,9 @@ impl Suite {
             let elements = ty.elements().as_const().unwrap() as usize;
             params.insert(name.to_owned(), noise(name, elements));
         }
-        let artifact = in_memory(self.compile(), &params);
+        let mut compiled = self.compile();
+        (self.change)(&mut compiled);
+        let artifact = in_memory(compiled, &params);
         drop(params);
 
         // What every tier has to give, of the weights as they were rounded.
@@ -88,7 +107,7 @@ impl Suite {
                 let found = run(&model, &graph.name, sizes, inputs);
                 assert_eq!(found.len(), wanted.len(), "{}", graph.name);
                 for output in found {
-                    if let Some(how) = differs(&output, &wanted[&output.name]) {
+                    if let Some(how) = differs(&output, &wanted[&output.name], self.tolerance) {
                         let sizes: Vec<String> =
                             sizes.iter().map(|(s, n)| format!("{s}={n}")).collect();
                         let (name, sizes) = (&output.name, sizes.join(" "));
@@ -122,7 +141,7 @@ fn run(model: &Model, entry: &str, sizes: &Bindings, inputs: &Tensors<f32>) -> V
 }
 
 /// How an output differs from what it should be, if it does.
-fn differs(found: &Output, wanted: &HostTensor<f64>) -> Option<String> {
+fn differs(found: &Output, wanted: &HostTensor<f64>, tolerance: f64) -> Option<String> {
     if found.shape != wanted.shape {
         return Some(format!(
             "the shape is {:?}, not {:?}",
@@ -141,7 +160,7 @@ fn differs(found: &Output, wanted: &HostTensor<f64>) -> Option<String> {
             }
             let apart = distance(found, wanted);
             // A NaN is not below anything.
-            let close = apart <= F32;
+            let close = apart <= tolerance;
             (!close).then(|| format!("{apart:.2e} apart"))
         }
         (OutputData::I32(found), HostData::I32(wanted)) => {
