@@ -3,7 +3,7 @@
 // The keys of a split are taken in blocks of WORKGROUP: each invocation scores one key, the
 // workgroup finds the block's maximum and exponentials, then the invocations regroup, D4 to a key's
 // row, each team of D4 walking every TEAMS-th key. The softmax is online from block to block, in
-// f32, with a finite sentinel. Splits meet in attention_combine; with SPLITS = 1 the hook
+// f32, with a finite sentinel. Whoever reads the result joins splits; with SPLITS = 1 the hook
 // store_split writes the quotient itself.
 //
 // Constants: HEADS, KV_HEADS, HEAD_DIM (at most 4 * WORKGROUP), SCALE, CAUSAL, SPLITS,

@@ -22,7 +22,6 @@ macro_rules! files {
 files! {
     /// Every body: its name and its text.
     BODIES: "" {
-        "attention_combine",
         "attention_coop",
         "attention_decode",
         "attention_decode_subgroup",
@@ -55,7 +54,6 @@ files! {
     /// Default preludes, with which each body validates on its own.
     DEFAULTS: "defaults/" {
         "attention",
-        "attention_split",
         "common",
         "linear",
         "linear_coop",

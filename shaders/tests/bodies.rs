@@ -109,7 +109,6 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
         "attention_probs" => [64, 8]
             .map(|size| (workgroup(size), vec!["common", "attention"]))
             .into(),
-        "attention_combine" => vec![(workgroup(64), vec!["common", "attention_split"])],
         "row_norm" | "row_norm_subgroup" => vec![(workgroup(64), vec!["common", "row_norm"])],
         "row_norm_software" => vec![(workgroup(8), vec!["common", "row_norm"])],
         "softmax" | "softmax_workgroup" => vec![(workgroup(64), vec!["common", "softmax"])],
