@@ -219,9 +219,8 @@ impl Linear<'_> {
     }
 
     fn software_tile(&self, matrix: &Matrix, rows: RowKernel) -> Tile {
-        // With a norm, more lanes share the statistics of a tile's rows.
-        let shared = self.norm.is_some() && matches!(rows, RowKernel::Tiled(_));
-        let workgroup = if shared { 32 } else { 8 };
+        // With a norm, more lanes share the work of it.
+        let workgroup = if self.norm.is_some() { 32 } else { 8 };
         let columns = 8;
         let (body, rows) = match rows {
             RowKernel::Matvec(rows) => ("linear_software_matvec", rows),
