@@ -1,4 +1,4 @@
-//! Linear layers and norms: the kernels that read rows of a matrix.
+//! Linear layers: the kernels that read rows of a matrix.
 
 use kiln_ir::plan::Access;
 use kiln_ir::{Dim, Norm, Op, Packing, Step, ValueId};
@@ -9,51 +9,11 @@ use crate::error::CodegenError;
 use crate::expr::{At, Source};
 use crate::kernel::{Draft, Element, Launch};
 use crate::place::{Part, describe};
-use crate::tier::{COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
+use crate::tier::Tier;
+use crate::tile::{COOP, COOP_STEP, RowKernel, STREAM};
 use crate::view::{Base, View};
 use crate::weights::{Matrix, MatrixPart, ROW_PADDING};
 use crate::wgsl;
-
-/// How a linear layer's rows are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RowKernel {
-    /// Few rows, so many at a time.
-    Matvec(u64),
-    /// Many rows, in tiles of so many.
-    Tiled(u64),
-}
-
-impl RowKernel {
-    /// The kernel of `tier` for at most `rows` rows.
-    pub fn choose(tier: Tier, rows: Option<u64>) -> Self {
-        match (tier, rows) {
-            (_, Some(1)) => RowKernel::Matvec(1),
-            (Tier::Software, Some(rows @ ..=15)) => RowKernel::Tiled(rows.next_power_of_two()),
-            (Tier::Software, _) => RowKernel::Tiled(16),
-            (_, Some(..=8)) => RowKernel::Matvec(4),
-            (Tier::Coop, None) => RowKernel::Tiled(128),
-            _ => RowKernel::Tiled(64),
-        }
-    }
-
-    /// Whether the kernel of `tier` normalises rows of `k` on their way in to a
-    /// layer of `n` outputs. Tiles of many rows each find the statistics anew, as
-    /// many times as there are tiles side by side: that pays for a narrow layer,
-    /// which saves a launch, while before a wide one the norm stands apart.
-    pub fn takes_norm(self, tier: Tier, k: u64, n: u64) -> bool {
-        match self {
-            RowKernel::Matvec(1) if tier == Tier::Software => k <= SOFTWARE_NORM_ROW,
-            RowKernel::Matvec(_) => tier != Tier::Software,
-            // Its tiles take rows as they are, rounded to f16.
-            RowKernel::Tiled(_) if tier == Tier::Coop => false,
-            RowKernel::Tiled(_) => n <= 3 * k,
-        }
-    }
-}
-
-/// The longest row that the software kernel for one row normalises: it keeps the
-/// row in workgroup memory, of which there are 16 KiB.
-const SOFTWARE_NORM_ROW: u64 = 3584;
 
 /// Rows of a result computed a block at a time; see [`kiln_ir::plan::Stream`].
 #[derive(Clone, Copy, Debug)]
@@ -186,106 +146,10 @@ impl Linear<'_> {
         detail
     }
 
-    /// The kernel's body, and its tile for `n` outputs.
-    fn tile(&self, matrix: &Matrix, n: u64) -> Tile {
-        match (self.tier, self.rows) {
-            (Tier::Software, rows) => self.software_tile(matrix, rows),
-            (Tier::Coop, RowKernel::Tiled(rows)) if matrix.packing != Packing::F32 => {
-                CoopTile::choose(rows, n).tile(matrix)
-            }
-            (_, RowKernel::Tiled(_)) => Tile {
-                body: "linear_tiled",
-                workgroup: 256,
-                rows: 64,
-                columns: 64,
-                wv: matrix.packing.group() as u64 / 4,
-                constants: vec![
-                    ("TILE_M", 64),
-                    ("TILE_N", 64),
-                    ("TILE_K4", 4),
-                    ("THREAD_M", 4),
-                    ("THREAD_N", 4),
-                ],
-            },
-            (tier, RowKernel::Matvec(1))
-                if tier.has_subgroups()
-                    && self.single
-                    && let Some(tile) = stream(matrix, n) =>
-            {
-                tile
-            }
-            (_, RowKernel::Matvec(rows)) => self.matvec_tile(matrix, rows, n),
-        }
-    }
-
-    fn software_tile(&self, matrix: &Matrix, rows: RowKernel) -> Tile {
-        // With a norm, more lanes share the work of it.
-        let workgroup = if self.norm.is_some() { 32 } else { 8 };
-        let columns = 8;
-        let (body, rows) = match rows {
-            RowKernel::Matvec(rows) => ("linear_software_matvec", rows),
-            RowKernel::Tiled(rows) => ("linear_software_tile", rows),
-        };
-        Tile {
-            body,
-            workgroup,
-            rows,
-            columns: u64::from(workgroup) * columns,
-            wv: matrix.packing.group() as u64 / 4,
-            constants: vec![
-                ("TILE_ROWS", rows),
-                ("TILE_COLS", columns),
-                ("WORKGROUP", u64::from(workgroup)),
-            ],
-        }
-    }
-
-    fn matvec_tile(&self, matrix: &Matrix, rows: u64, n: u64) -> Tile {
-        // One 16-byte load a lane: neighbours read neighbouring loads.
-        let wv = match matrix.packing {
-            Packing::F32 | Packing::F16 => unit(matrix.packing),
-            Packing::Q8 | Packing::Q4 => matrix.packing.group() as u64 / 4,
-        };
-        let groups = matrix.k.div_ceil(4 * wv);
-        // Narrow layers need more workgroups to fill a card.
-        let columns: u64 = if n >= 4096 { 4 } else { 2 };
-        let lanes = groups.next_power_of_two().clamp(32, 128);
-        if self.tier.has_subgroups() {
-            return Tile {
-                body: "linear_matvec_subgroup",
-                workgroup: lanes as u32,
-                rows,
-                columns,
-                wv,
-                constants: vec![
-                    ("WORKGROUP", lanes),
-                    ("TILE_ROWS", rows),
-                    ("TILE_COLS", columns),
-                ],
-            };
-        }
-        let lanes_k = lanes.min(64);
-        let lanes_n = if groups < 64 { 2 } else { 1 };
-        Tile {
-            body: "linear_matvec",
-            workgroup: (lanes_k * lanes_n) as u32,
-            rows,
-            columns: lanes_n * columns,
-            wv,
-            constants: vec![
-                ("LANES_K", lanes_k),
-                ("LANES_N", lanes_n),
-                ("TILE_ROWS", rows),
-                ("TILE_COLS", columns),
-            ],
-        }
-    }
-
     /// Whether the kernel reads rows that are rounded to f16 already, if they are to
     /// be had.
     pub fn takes_halves(&self, packing: Packing, k: u64) -> bool {
-        let is_coop = self.tier == Tier::Coop && matches!(self.rows, RowKernel::Tiled(_));
-        is_coop && packing != Packing::F32 && k.is_multiple_of(COOP_STEP)
+        self.has_matrices(packing) && k.is_multiple_of(COOP_STEP)
     }
 
     /// The hooks `load_x8` and `load_w8`.
@@ -390,13 +254,10 @@ impl Linear<'_> {
                 .iter()
                 .all(|x| source.vector_of(self.id, *x).is_some() || source.is_vector(*x, &width));
 
+        let column = wgsl::sum(["n".to_owned(), format!("{}u", part.first_row)]);
         if body == STREAM {
-            return self.finish(part, &outputs, steps, operands, row, d);
+            return self.finish(&column, &outputs, steps, operands, row, d);
         }
-        let column = match part.first_row {
-            0 => "n".to_owned(),
-            first => format!("n + {first}u"),
-        };
         // The matvec bodies of the GPU tiers end in `store`, all others in
         // `store4`.
         let ends_in_one = matches!(self.rows, RowKernel::Matvec(_)) && self.tier != Tier::Software;
@@ -428,7 +289,7 @@ impl Linear<'_> {
     /// The hooks `operands` and `finish`.
     fn finish(
         &self,
-        part: &MatrixPart,
+        column: &str,
         outputs: &[Part],
         steps: &[Step],
         operands: &[ValueId],
@@ -444,7 +305,6 @@ impl Linear<'_> {
         let members: Vec<String> = (0..read.len())
             .map(|i| format!("    x{i}: f32,\n"))
             .collect();
-        let column = wgsl::sum(["n".to_owned(), format!("{}u", part.first_row)]);
         let writes = d.write_parts(outputs, 1);
         d.hook(format!("struct Operands {{\n{}}}\n", members.concat()));
         d.hook(format!(
@@ -526,142 +386,6 @@ impl Linear<'_> {
     }
 }
 
-/// The tile of `linear_coop`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CoopTile {
-    subgroups: [u64; 2],
-    fragments_m: u64,
-}
-
-/// The body for cooperative matrices, and the columns of one of its steps.
-pub(crate) const COOP: &str = "linear_coop";
-const COOP_STEP: u64 = 64;
-
-impl CoopTile {
-    pub const ALL: [CoopTile; 2] = [
-        CoopTile {
-            subgroups: [2, 4],
-            fragments_m: 4,
-        },
-        CoopTile {
-            subgroups: [2, 2],
-            fragments_m: 2,
-        },
-    ];
-
-    /// The tile for `rows` at least and `n` outputs: the large one where there are
-    /// enough of it to fill a card.
-    fn choose(rows: u64, n: u64) -> Self {
-        let [large, small] = Self::ALL;
-        if rows >= large.rows() && n >= 2048 {
-            large
-        } else {
-            small
-        }
-    }
-
-    /// Rows and outputs of a workgroup.
-    pub fn rows(self) -> u64 {
-        16 * self.fragments_m * self.subgroups[0]
-    }
-
-    pub fn columns(self) -> u64 {
-        32 * self.subgroups[1]
-    }
-
-    pub fn workgroup(self) -> u64 {
-        u64::from(COOP_SUBGROUP) * self.subgroups[0] * self.subgroups[1]
-    }
-
-    pub fn constants(self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("SUBGROUP", u64::from(COOP_SUBGROUP)),
-            ("SUBGROUPS_M", self.subgroups[0]),
-            ("SUBGROUPS_N", self.subgroups[1]),
-            ("FRAGMENTS_M", self.fragments_m),
-        ]
-    }
-
-    fn tile(self, matrix: &Matrix) -> Tile {
-        Tile {
-            body: COOP,
-            workgroup: self.workgroup() as u32,
-            rows: self.rows(),
-            columns: self.columns(),
-            wv: matrix.packing.group() as u64 / 4,
-            constants: self.constants(),
-        }
-    }
-}
-
-struct Tile {
-    body: &'static str,
-    workgroup: u32,
-    rows: u64,
-    /// Columns of a workgroup.
-    columns: u64,
-    wv: u64,
-    constants: Vec<(&'static str, u64)>,
-}
-
-/// The body that reads weights by units.
-const STREAM: &str = "linear_stream_subgroup";
-
-/// vec4s of 16 bytes of weights.
-fn unit(packing: Packing) -> u64 {
-    match packing {
-        Packing::F32 => 1,
-        Packing::F16 => 2,
-        Packing::Q8 => 4,
-        Packing::Q4 => 8,
-    }
-}
-
-/// Whether a kernel for one row brings the row to workgroup memory, and so reads
-/// each element but once.
-pub(crate) fn brings_row(tier: Tier, matrix: &Matrix) -> bool {
-    tier.has_subgroups() && stream(matrix, matrix.rows).is_some()
-}
-
-/// `linear_stream_subgroup` for `n` outputs, if the row fits in workgroup memory.
-/// Sizes are those that were fastest on an H100 (docs/performance.md).
-fn stream(matrix: &Matrix, n: u64) -> Option<Tile> {
-    const WORKGROUP: u64 = 256;
-    let packing = matrix.packing;
-    let uv = unit(packing);
-    let row = packing.groups(matrix.k as usize) as u64 * packing.group() as u64 / 4;
-    if 16 * row + 2 * WORKGROUP > WORKGROUP_MEMORY {
-        return None;
-    }
-    // A row of few units leaves lanes without any: two outputs at a time make up
-    // for it.
-    let (tile_cols, batch) = match packing {
-        Packing::F32 | Packing::F16 => (1, 4),
-        Packing::Q8 | Packing::Q4 => (2, 2),
-    };
-    // About 400 workgroups fill a card; more outputs each make up for the row that
-    // each has to bring, until the last ones to finish are felt.
-    let columns = match n {
-        ..=2048 => 4,
-        _ => (n.div_ceil(400).next_multiple_of(8)).min(48),
-    };
-    Some(Tile {
-        body: STREAM,
-        workgroup: WORKGROUP as u32,
-        rows: 1,
-        columns,
-        wv: uv,
-        constants: vec![
-            ("UV", uv),
-            ("UNITS", row / uv),
-            ("WORKGROUP", WORKGROUP),
-            ("TILE_COLS", tile_cols),
-            ("BATCH", batch),
-            ("COLUMNS", columns),
-        ],
-    })
-}
-
 /// A load from the buffer of a layer's vectors.
 fn vector_load(base: Base, offset: u64, last: &str, four: bool, d: &mut Draft) -> String {
     let (element, offset) = match four {
@@ -702,7 +426,7 @@ fn weight_hooks(packing: Packing, part: &MatrixPart, by_unit: bool, d: &mut Draf
 
 /// The hook `load_x`: four elements of a row of `view`, which is `k` long.
 /// `whole` says that the body never asks for more than the row has.
-fn load_x(view: &View, k: u64, whole: bool, row: &str, d: &mut Draft) {
+pub(crate) fn load_x(view: &View, k: u64, whole: bool, row: &str, d: &mut Draft) {
     let body = if k.is_multiple_of(4) && view.is_vectorised() {
         let name = d.read("x", view.base, Element::F32x4);
         let address = wgsl::sum([view.row_address(row, 4), "k4".to_owned()]);
@@ -730,7 +454,7 @@ fn load_x(view: &View, k: u64, whole: bool, row: &str, d: &mut Draft) {
 }
 
 /// An expression for four elements, at `k4`, of a norm's gain or bias.
-fn norm_vector(
+pub(crate) fn norm_vector(
     source: Source<'_>,
     id: ValueId,
     x: ValueId,
@@ -743,91 +467,4 @@ fn norm_vector(
     // Vectors are padded to whole fours, not to whole groups.
     let last = format!("min(k4, {}u)", k.div_ceil(4) - 1);
     Ok(vector_load(base, offset, &last, true, d))
-}
-
-/// A norm: `(x, gain[, bias])`, or the norm of a linear op whose kernel does not
-/// apply it, written to `output`.
-pub(crate) struct RowNorm<'a> {
-    pub source: Source<'a>,
-    pub tier: Tier,
-    pub id: ValueId,
-    pub norm: Norm,
-    /// The operand of `id` that holds the gain.
-    pub first_operand: usize,
-    pub input: View,
-    pub output: View,
-    /// Whether the output's elements are f16, two in a word.
-    pub halves: bool,
-}
-
-impl RowNorm<'_> {
-    pub fn lower(&self) -> Result<Launch, CodegenError> {
-        let k = self.input.shape.last().and_then(Dim::as_const);
-        let Some(k) = k else {
-            return Err(self
-                .source
-                .unsupported(self.id, "the normalised axis must have a constant size"));
-        };
-        let center = matches!(self.norm, Norm::Layer { .. });
-        let (body, workgroup, per_workgroup) = match self.tier {
-            Tier::Software => ("row_norm_software", 8, 8),
-            Tier::Coop | Tier::Subgroup => ("row_norm_subgroup", 256, 1),
-            Tier::Base => ("row_norm", 64, 1),
-        };
-        let kind = if center { "layer" } else { "rms" };
-        let halves = if self.halves { ".halves" } else { "" };
-        let mut d = Draft::new(body, format!("{kind}.{k}{halves}"), workgroup);
-        d.constant_u32("K", k);
-        d.constant_f32("EPSILON", self.norm.eps());
-        d.constant_bool("CENTER", center);
-        d.constant_u32("WORKGROUP", workgroup);
-        let rows = self.input.rows();
-        d.hook(format!(
-            "fn rows() -> u32 {{\n    return {};\n}}\n",
-            wgsl::dim(&rows)
-        ));
-        load_x(&self.input, k, k.is_multiple_of(4), "row", &mut d);
-        let operands = &self.source.graph.value(self.id).inputs;
-        let operands = &operands[self.first_operand..self.first_operand + self.norm.operands()];
-        let mut value = "v".to_owned();
-        for (x, sign) in operands.iter().zip(["*", "+"]) {
-            let vector = norm_vector(self.source, self.id, *x, k, &mut d)?;
-            value = format!("{value} {sign} {vector}");
-        }
-        let store = if self.halves {
-            let y = d.write("y", self.output.base, Element::U32x2);
-            let address = wgsl::sum([self.output.row_address("row", 4), "k4".to_owned()]);
-            format!(
-                "    let value = clamp({value}, vec4<f32>(-65504.0), vec4<f32>(65504.0));\n    \
-                 {y}[{address}] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));\n"
-            )
-        } else if k.is_multiple_of(4) && self.output.is_vectorised() {
-            let y = d.write("y", self.output.base, Element::F32x4);
-            let address = wgsl::sum([self.output.row_address("row", 4), "k4".to_owned()]);
-            format!("    {y}[{address}] = {value};\n")
-        } else {
-            let y = d.write("y", self.output.base, Element::F32);
-            let address = wgsl::sum([self.output.row_address("row", 1), "k4 * 4u + i".to_owned()]);
-            format!(
-                "    let value = {value};\n    for (var i = 0u; i < 4u; i++) {{\n        \
-                 if k4 * 4u + i < {k}u {{\n            {y}[{address}] = value[i];\n        }}\n    }}\n"
-            )
-        };
-        d.hook(format!(
-            "fn store_norm4(row: u32, k4: u32, v: vec4<f32>) {{\n{store}}}\n"
-        ));
-        let label = describe(self.source.graph, self.id);
-        let apart = self.first_operand > 1;
-        Ok(Launch {
-            label: if apart {
-                format!("{label}.norm")
-            } else {
-                label
-            },
-            kernel: d,
-            workgroups: rows.ceil_div(per_workgroup),
-            flops: &rows * &Dim::constant(8 * k),
-            bytes: &rows * &Dim::constant(8 * k),
-        })
-    }
 }

@@ -10,10 +10,12 @@ use crate::error::CodegenError;
 use crate::expr::Source;
 use crate::generic;
 use crate::kernel::Launch;
-use crate::linear::{Blocked, Linear, RowKernel, RowNorm, brings_row};
+use crate::linear::{Blocked, Linear};
 use crate::place::{Local, Placement, Role, describe};
 use crate::plan::BATCH;
+use crate::row_norm::RowNorm;
 use crate::tier::{Shape, Tier};
+use crate::tile::{RowKernel, brings_row};
 use crate::view::{Base, View};
 use crate::weights::{Matrix, Weights};
 

@@ -3,8 +3,8 @@
 
 use crate::attention;
 use crate::kernel::{Draft, Element};
-use crate::linear::{COOP, CoopTile};
 use crate::tier::Tier;
+use crate::tile::{COOP, CoopTile};
 use crate::view::Base;
 
 /// A check before its kernel is named.

@@ -1,0 +1,292 @@
+//! Which body a linear layer runs, and in what tiles.
+
+use kiln_ir::Packing;
+
+use crate::linear::Linear;
+use crate::tier::{COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
+use crate::weights::Matrix;
+
+/// How a linear layer's rows are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowKernel {
+    /// Few rows, so many at a time.
+    Matvec(u64),
+    /// Many rows, in tiles of so many.
+    Tiled(u64),
+}
+
+impl RowKernel {
+    /// The kernel of `tier` for at most `rows` rows.
+    pub fn choose(tier: Tier, rows: Option<u64>) -> Self {
+        match (tier, rows) {
+            (_, Some(1)) => RowKernel::Matvec(1),
+            (Tier::Software, Some(rows @ ..=15)) => RowKernel::Tiled(rows.next_power_of_two()),
+            (Tier::Software, _) => RowKernel::Tiled(16),
+            (_, Some(..=8)) => RowKernel::Matvec(4),
+            (Tier::Coop, None) => RowKernel::Tiled(128),
+            _ => RowKernel::Tiled(64),
+        }
+    }
+
+    /// Whether the kernel of `tier` normalises rows of `k` on their way in to a
+    /// layer of `n` outputs. Tiles of many rows each find the statistics anew, as
+    /// many times as there are tiles side by side: that pays for a narrow layer,
+    /// which saves a launch, while before a wide one the norm stands apart.
+    pub fn takes_norm(self, tier: Tier, k: u64, n: u64) -> bool {
+        match self {
+            RowKernel::Matvec(1) if tier == Tier::Software => k <= SOFTWARE_NORM_ROW,
+            RowKernel::Matvec(_) => tier != Tier::Software,
+            // Its tiles take rows as they are, rounded to f16.
+            RowKernel::Tiled(_) if tier == Tier::Coop => false,
+            RowKernel::Tiled(_) => n <= 3 * k,
+        }
+    }
+}
+
+/// The longest row that the software kernel for one row normalises: it keeps the
+/// row in workgroup memory, of which there are 16 KiB.
+const SOFTWARE_NORM_ROW: u64 = 3584;
+
+impl Linear<'_> {
+    /// The kernel's body, and its tile for `n` outputs.
+    pub fn tile(&self, matrix: &Matrix, n: u64) -> Tile {
+        match (self.tier, self.rows) {
+            (Tier::Software, rows) => self.software_tile(matrix, rows),
+            (_, RowKernel::Tiled(rows)) if self.has_matrices(matrix.packing) => {
+                CoopTile::choose(rows, n).tile(matrix)
+            }
+            (_, RowKernel::Tiled(_)) => Tile {
+                body: "linear_tiled",
+                workgroup: 256,
+                rows: 64,
+                columns: 64,
+                wv: matrix.packing.group() as u64 / 4,
+                constants: vec![
+                    ("TILE_M", 64),
+                    ("TILE_N", 64),
+                    ("TILE_K4", 4),
+                    ("THREAD_M", 4),
+                    ("THREAD_N", 4),
+                ],
+            },
+            (tier, RowKernel::Matvec(1))
+                if tier.has_subgroups()
+                    && self.single
+                    && let Some(tile) = stream(matrix, n) =>
+            {
+                tile
+            }
+            (_, RowKernel::Matvec(rows)) => self.matvec_tile(matrix, rows, n),
+        }
+    }
+
+    fn software_tile(&self, matrix: &Matrix, rows: RowKernel) -> Tile {
+        // With a norm, more lanes share the work of it.
+        let workgroup = if self.norm.is_some() { 32 } else { 8 };
+        let columns = 8;
+        let (body, rows) = match rows {
+            RowKernel::Matvec(rows) => ("linear_software_matvec", rows),
+            RowKernel::Tiled(rows) => ("linear_software_tile", rows),
+        };
+        Tile {
+            body,
+            workgroup,
+            rows,
+            columns: u64::from(workgroup) * columns,
+            wv: matrix.packing.group() as u64 / 4,
+            constants: vec![
+                ("TILE_ROWS", rows),
+                ("TILE_COLS", columns),
+                ("WORKGROUP", u64::from(workgroup)),
+            ],
+        }
+    }
+
+    fn matvec_tile(&self, matrix: &Matrix, rows: u64, n: u64) -> Tile {
+        // One 16-byte load a lane: neighbours read neighbouring loads.
+        let wv = match matrix.packing {
+            Packing::F32 | Packing::F16 => unit(matrix.packing),
+            Packing::Q8 | Packing::Q4 => matrix.packing.group() as u64 / 4,
+        };
+        let groups = matrix.k.div_ceil(4 * wv);
+        // Narrow layers need more workgroups to fill a card.
+        let columns: u64 = if n >= 4096 { 4 } else { 2 };
+        let lanes = groups.next_power_of_two().clamp(32, 128);
+        if self.tier.has_subgroups() {
+            return Tile {
+                body: "linear_matvec_subgroup",
+                workgroup: lanes as u32,
+                rows,
+                columns,
+                wv,
+                constants: vec![
+                    ("WORKGROUP", lanes),
+                    ("TILE_ROWS", rows),
+                    ("TILE_COLS", columns),
+                ],
+            };
+        }
+        let lanes_k = lanes.min(64);
+        let lanes_n = if groups < 64 { 2 } else { 1 };
+        Tile {
+            body: "linear_matvec",
+            workgroup: (lanes_k * lanes_n) as u32,
+            rows,
+            columns: lanes_n * columns,
+            wv,
+            constants: vec![
+                ("LANES_K", lanes_k),
+                ("LANES_N", lanes_n),
+                ("TILE_ROWS", rows),
+                ("TILE_COLS", columns),
+            ],
+        }
+    }
+
+    /// Whether the kernel multiplies cooperative matrices.
+    pub fn has_matrices(&self, packing: Packing) -> bool {
+        let many = matches!(self.rows, RowKernel::Tiled(_));
+        self.tier == Tier::Coop && many && packing != Packing::F32
+    }
+}
+
+/// The tile of `linear_coop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CoopTile {
+    subgroups: [u64; 2],
+    fragments_m: u64,
+}
+
+/// The body for cooperative matrices, and the columns of one of its steps.
+pub(crate) const COOP: &str = "linear_coop";
+pub(crate) const COOP_STEP: u64 = 64;
+
+impl CoopTile {
+    pub const ALL: [CoopTile; 2] = [
+        CoopTile {
+            subgroups: [2, 4],
+            fragments_m: 4,
+        },
+        CoopTile {
+            subgroups: [2, 2],
+            fragments_m: 2,
+        },
+    ];
+
+    /// The tile for `rows` at least and `n` outputs: the large one where there are
+    /// enough of it to fill a card.
+    fn choose(rows: u64, n: u64) -> Self {
+        let [large, small] = Self::ALL;
+        if rows >= large.rows() && n >= 2048 {
+            large
+        } else {
+            small
+        }
+    }
+
+    /// Rows and outputs of a workgroup.
+    pub fn rows(self) -> u64 {
+        16 * self.fragments_m * self.subgroups[0]
+    }
+
+    pub fn columns(self) -> u64 {
+        32 * self.subgroups[1]
+    }
+
+    pub fn workgroup(self) -> u64 {
+        u64::from(COOP_SUBGROUP) * self.subgroups[0] * self.subgroups[1]
+    }
+
+    pub fn constants(self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("SUBGROUP", u64::from(COOP_SUBGROUP)),
+            ("SUBGROUPS_M", self.subgroups[0]),
+            ("SUBGROUPS_N", self.subgroups[1]),
+            ("FRAGMENTS_M", self.fragments_m),
+        ]
+    }
+
+    fn tile(self, matrix: &Matrix) -> Tile {
+        Tile {
+            body: COOP,
+            workgroup: self.workgroup() as u32,
+            rows: self.rows(),
+            columns: self.columns(),
+            wv: matrix.packing.group() as u64 / 4,
+            constants: self.constants(),
+        }
+    }
+}
+
+/// A kernel's body, and what it computes at a time.
+pub(crate) struct Tile {
+    pub body: &'static str,
+    /// Invocations of a workgroup.
+    pub workgroup: u32,
+    /// Rows of a workgroup.
+    pub rows: u64,
+    /// Columns of a workgroup.
+    pub columns: u64,
+    /// vec4s of a group of weights as the body takes them.
+    pub wv: u64,
+    /// The body's other constants.
+    pub constants: Vec<(&'static str, u64)>,
+}
+
+/// The body that reads weights by units.
+pub(crate) const STREAM: &str = "linear_stream_subgroup";
+
+/// vec4s of 16 bytes of weights.
+fn unit(packing: Packing) -> u64 {
+    match packing {
+        Packing::F32 => 1,
+        Packing::F16 => 2,
+        Packing::Q8 => 4,
+        Packing::Q4 => 8,
+    }
+}
+
+/// Whether a kernel for one row brings the row to workgroup memory, and so reads
+/// each element but once.
+pub(crate) fn brings_row(tier: Tier, matrix: &Matrix) -> bool {
+    tier.has_subgroups() && stream(matrix, matrix.rows).is_some()
+}
+
+/// `linear_stream_subgroup` for `n` outputs, if the row fits in workgroup memory.
+/// Sizes are those that were fastest on an H100 (docs/performance.md).
+fn stream(matrix: &Matrix, n: u64) -> Option<Tile> {
+    const WORKGROUP: u64 = 256;
+    let packing = matrix.packing;
+    let uv = unit(packing);
+    let row = packing.groups(matrix.k as usize) as u64 * packing.group() as u64 / 4;
+    if 16 * row + 2 * WORKGROUP > WORKGROUP_MEMORY {
+        return None;
+    }
+    // A row of few units leaves lanes without any: two outputs at a time make up
+    // for it.
+    let (tile_cols, batch) = match packing {
+        Packing::F32 | Packing::F16 => (1, 4),
+        Packing::Q8 | Packing::Q4 => (2, 2),
+    };
+    // About 400 workgroups fill a card; more outputs each make up for the row that
+    // each has to bring, until the last ones to finish are felt.
+    let columns = match n {
+        ..=2048 => 4,
+        _ => (n.div_ceil(400).next_multiple_of(8)).min(48),
+    };
+    Some(Tile {
+        body: STREAM,
+        workgroup: WORKGROUP as u32,
+        rows: 1,
+        columns,
+        wv: uv,
+        constants: vec![
+            ("UV", uv),
+            ("UNITS", row / uv),
+            ("WORKGROUP", WORKGROUP),
+            ("TILE_COLS", tile_cols),
+            ("BATCH", batch),
+            ("COLUMNS", columns),
+        ],
+    })
+}
