@@ -58,6 +58,11 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     limit: f64,
 
+    /// The prompt whose launches are timed, in tokens, and of the step behind it
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    profile: u64,
+
     /// How long the device works before anything is timed: an idle GPU's clock is a
     /// fraction of what it reaches in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
@@ -82,9 +87,6 @@ pub struct Args {
 /// Runs of a case at most, and how long they may take together.
 const RUNS: usize = 5;
 const ENOUGH: Duration = Duration::from_secs(2);
-
-/// The prompt whose launches are timed, in tokens.
-const PROFILED_PROMPT: u64 = 128;
 
 pub fn run(args: &Args, began: Instant) -> Result {
     let Target::Adapter(adapter) = args.device.select()? else {
@@ -202,7 +204,7 @@ impl Bench<'_> {
 
     /// Keeps the device at work for a while.
     fn warm_up(&self) -> Result {
-        let length = PROFILED_PROMPT.min(self.max_context / 2).max(1);
+        let length = self.args.profile.min(self.max_context / 2).max(1);
         let mut session = self.session(1, length)?;
         let clock = Instant::now();
         while clock.elapsed().as_secs_f64() < self.args.warm_up {
@@ -292,9 +294,8 @@ impl Bench<'_> {
 
     /// The launches of a prompt, and of the step behind it.
     fn profiles(&self) -> Result<(kiln_runtime::Profile, kiln_runtime::Profile)> {
-        let length = PROFILED_PROMPT
-            .min(self.max_context.saturating_sub(2))
-            .max(1);
+        let most = self.max_context.saturating_sub(2).max(1);
+        let length = self.args.profile.min(most);
         let mut session = self.session(1, length)?;
         self.once(&mut session, length, 2)?;
         session.reset();

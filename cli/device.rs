@@ -23,6 +23,11 @@ pub struct DeviceArgs {
     /// the best that the adapter can run
     #[arg(long, value_name = "NAME")]
     pub tier: Option<String>,
+
+    /// Never run the kernels of a layer in one launch with barriers across its grid,
+    /// which is faster for single tokens but more than drivers promise
+    #[arg(long)]
+    pub no_join: bool,
 }
 
 /// What to run on.
@@ -63,6 +68,7 @@ impl DeviceArgs {
     pub fn load(&self, adapter: &Adapter, artifact: &Artifact, entries: &[&str]) -> Result<Model> {
         let options = LoadOptions {
             tier: self.tier.clone(),
+            join: !self.no_join,
             ..LoadOptions::default()
         };
         let bars = LoadBars::new();

@@ -144,11 +144,12 @@ fn fetch(id: &HubId) -> Result<std::path::PathBuf> {
 }
 
 impl Opened {
-    /// The maxima of a model's symbols, wide enough for `batch` sequences.
+    /// The maxima of a model's symbols for `batch` sequences.
     pub fn options_for(batch: usize) -> EntryOptions {
-        let mut options = EntryOptions::default();
-        options.max_batch = options.max_batch.max(batch as u64);
-        options
+        EntryOptions {
+            max_batch: batch.max(1) as u64,
+            ..EntryOptions::default()
+        }
     }
 
     /// What the model is.

@@ -4,6 +4,7 @@ use kiln_ir::{AttentionSpec, Dim, Op, ValueId};
 
 use crate::error::CodegenError;
 use crate::expr::{Source, load};
+use crate::join::{self, GridSize};
 use crate::kernel::{Draft, Element, Launch};
 use crate::linear::Blocked;
 use crate::place::describe;
@@ -26,8 +27,16 @@ pub(crate) fn coop_tile(head_dim: u64) -> Option<Vec<(&'static str, u64)>> {
     head_dim.is_multiple_of(16).then_some(constants)
 }
 
-/// Parts of a context that workgroups of their own attend to, for one query.
-pub(crate) const SPLITS: u64 = 8;
+/// Parts of a context that workgroups of their own attend to, for one query: in a
+/// launch of its own, and as many as leave no workgroup of a grid without one.
+pub(crate) fn splits(heads: u64, grid: Option<GridSize>) -> u64 {
+    grid.map_or(8, |grid| (grid.workgroups / heads.max(1)).clamp(1, 16))
+}
+
+/// Bytes of workgroup memory that `attention_decode_subgroup` keeps sums in.
+pub(crate) fn sums(head_dim: u64, workgroup: u64) -> u64 {
+    workgroup / 8 * (16 * head_dim.div_ceil(4) + 8)
+}
 
 /// Where the parts of a split context lie: for each head and part the vec4s of the
 /// sum, not divided, and one of (largest score, sum of exponentials, 0, 0).
@@ -36,6 +45,7 @@ pub(crate) struct Split {
     pub base: Base,
     pub heads: u64,
     pub head_dim: u64,
+    pub splits: u64,
 }
 
 impl Split {
@@ -46,12 +56,12 @@ impl Split {
 
     /// Elements of the buffer.
     pub fn elements(self) -> u64 {
-        4 * self.heads * SPLITS * self.part()
+        4 * self.heads * self.splits * self.part()
     }
 
     /// The hook `load_x` of a linear layer over the result, which joins the parts.
     pub fn load_x(self, whole: bool, d: &mut Draft) {
-        let (d4, part) = (self.head_dim / 4, self.part());
+        let (d4, part, splits) = (self.head_dim / 4, self.part(), self.splits);
         let parts = d.read("parts", self.base, Element::F32x4);
         let guard = match whole {
             true => String::new(),
@@ -63,16 +73,16 @@ impl Split {
         d.hook(format!(
             "fn load_x(row: u32, k4: u32) -> vec4<f32> {{\n{guard}    \
              let first = k4 / {d4}u * {}u;\n    var top = -1e30;\n    \
-             for (var s = 0u; s < {SPLITS}u; s++) {{\n        \
+             for (var s = 0u; s < {splits}u; s++) {{\n        \
              top = max(top, {parts}[first + s * {part}u + {d4}u].x);\n    }}\n    \
              var sum = vec4<f32>(0.0);\n    var total = 0.0;\n    \
-             for (var s = 0u; s < {SPLITS}u; s++) {{\n        \
+             for (var s = 0u; s < {splits}u; s++) {{\n        \
              let stats = {parts}[first + s * {part}u + {d4}u];\n        \
              let keep = exp(stats.x - top);\n        \
              sum += keep * {parts}[first + s * {part}u + k4 % {d4}u];\n        \
              total += keep * stats.y;\n    }}\n    \
              return sum / max(total, 1e-30);\n}}\n",
-            SPLITS * part
+            splits * part
         ));
     }
 
@@ -98,6 +108,8 @@ pub(crate) struct Attention<'a> {
     pub few_queries: bool,
     /// Where the parts of the context go, if it is split: there is one query then.
     pub split: Option<Split>,
+    /// Workgroups of the launch that it will be a part of.
+    pub grid: Option<GridSize>,
     pub blocked: Option<Blocked>,
 }
 
@@ -218,14 +230,13 @@ impl Attention<'_> {
             (Tier::Coop | Tier::Subgroup, true) => {
                 let parts = head_dim.div_ceil(16).max(1);
                 // As many invocations as their sums leave room for.
-                let sums = |workgroup: u64| workgroup / 8 * (16 * head_dim.div_ceil(4) + 8);
+                let memory = self.grid.map_or(WORKGROUP_MEMORY, |_| join::MEMORY);
                 let mut workgroups = [256, 128, 64, 32].into_iter();
-                let workgroup = workgroups
-                    .find(|w| sums(*w) <= WORKGROUP_MEMORY)
-                    .unwrap_or(8);
+                let workgroup = workgroups.find(|w| sums(head_dim, *w) <= memory);
+                let workgroup = workgroup.unwrap_or(8);
                 let constants = vec![
                     ("WORKGROUP", workgroup),
-                    ("SPLITS", self.split.map_or(1, |_| SPLITS)),
+                    ("SPLITS", self.split.map_or(1, |s| s.splits)),
                     ("KEYS", (8 / parts).clamp(1, 4)),
                 ];
                 ("attention_decode_subgroup", constants)

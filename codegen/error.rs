@@ -73,6 +73,24 @@ pub enum CodegenError {
         /// The most it may be.
         most: u64,
     },
+    /// Arrivals at a barrier are counted modulo 2^32.
+    #[error(
+        "a grid has {found} workgroups, but their number must be a power of two, or 0 for none"
+    )]
+    Grid {
+        /// The number.
+        found: u32,
+    },
+    /// A kernel's body cannot be made a part of a joined kernel.
+    #[error(
+        "the body `{body}` has no entry point `@compute @workgroup_size(WORKGROUP) fn main` of \
+         builtins that name a workgroup, invocation or subgroup; write one, or compile without \
+         joined launches (a grid of 0)"
+    )]
+    Join {
+        /// The archetype.
+        body: String,
+    },
     /// A dimension could not be evaluated.
     #[error(transparent)]
     Dim(#[from] DimError),

@@ -11,10 +11,11 @@ use crate::tier::Tier;
 use crate::view::View;
 use crate::wgsl;
 
-/// Computes or copies `id` into `output`, element by element.
+/// Computes or copies `id` into `output`, element by element, by workgroups of so
+/// many invocations.
 pub(crate) fn pointwise(
     source: Source<'_>,
-    tier: Tier,
+    workgroup: u32,
     id: ValueId,
     output: &View,
 ) -> Result<Launch, CodegenError> {
@@ -23,7 +24,7 @@ pub(crate) fn pointwise(
         end: source.graph.ty(id).last().as_const().unwrap_or(0),
         view: output.clone(),
     };
-    pointwise_parts(source, tier, id, std::slice::from_ref(&whole))
+    pointwise_parts(source, workgroup, id, std::slice::from_ref(&whole))
 }
 
 /// The most buffers of a table that a kernel reads: it also reads ids and writes
@@ -35,7 +36,7 @@ const TABLE_BUFFERS: usize = 5;
 /// and leaves alone what lies in others.
 pub(crate) fn gathered(
     source: Source<'_>,
-    tier: Tier,
+    workgroup: u32,
     id: ValueId,
     output: &View,
 ) -> Result<Vec<Launch>, CodegenError> {
@@ -60,7 +61,7 @@ pub(crate) fn gathered(
         TABLE_BUFFERS
     };
     if parts <= at_a_time {
-        return Ok(vec![pointwise(source, tier, id, output)?]);
+        return Ok(vec![pointwise(source, workgroup, id, output)?]);
     }
     let firsts = (0..parts).step_by(at_a_time);
     let launches = firsts.map(|first| {
@@ -68,7 +69,7 @@ pub(crate) fn gathered(
             table_parts: Some((first, parts.min(first + at_a_time))),
             ..source
         };
-        pointwise(some, tier, id, output)
+        pointwise(some, workgroup, id, output)
     });
     launches.collect()
 }
@@ -77,12 +78,11 @@ pub(crate) fn gathered(
 /// its own.
 pub(crate) fn pointwise_parts(
     source: Source<'_>,
-    tier: Tier,
+    workgroup: u32,
     id: ValueId,
     outputs: &[Part],
 ) -> Result<Launch, CodegenError> {
     let ty = source.graph.ty(id);
-    let workgroup = tier.pointwise_workgroup();
     let label = describe(source.graph, id);
     let detail = source.graph.value(id).op.name().to_owned();
     let mut d = Draft::new("pointwise", detail, workgroup);

@@ -21,10 +21,12 @@ pub(crate) enum Element {
     U32x4,
     /// Eight f16, a struct of the body.
     Half8,
+    /// A word that invocations of several workgroups change.
+    AtomicU32,
 }
 
 impl Element {
-    fn wgsl(self) -> &'static str {
+    pub fn wgsl(self) -> &'static str {
         match self {
             Element::F32 => "f32",
             Element::F32x4 => "vec4<f32>",
@@ -32,25 +34,33 @@ impl Element {
             Element::U32 => "u32",
             Element::U32x2 => "vec2<u32>",
             Element::Half8 => "Half8",
+            Element::AtomicU32 => "atomic<u32>",
             Element::U32x4 => "vec4<u32>",
         }
     }
 }
 
+/// A buffer as a kernel binds it.
 #[derive(Clone, Debug)]
-struct Bound {
-    name: String,
-    base: Base,
-    element: Element,
-    access: Access,
+pub(crate) struct Bound {
+    pub name: String,
+    pub base: Base,
+    pub element: Element,
+    pub access: Access,
+    /// Whether other workgroups of the launch see what is written.
+    pub coherent: bool,
 }
 
 /// The directives for cooperative matrices of f16.
 const MATRICES: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
 
-/// Whether a kernel's text uses cooperative matrices.
-pub(crate) fn has_matrices(text: &str) -> bool {
-    text.contains(MATRICES)
+/// What stands before a binding whose writes other workgroups of the launch see.
+pub(crate) const COHERENT: &str = "@coherent ";
+
+/// Whether a kernel's text uses what WebGPU has: no cooperative matrices, and no
+/// memory that is coherent across a grid.
+pub(crate) fn is_webgpu(text: &str) -> bool {
+    !text.contains(MATRICES) && !text.contains(COHERENT)
 }
 
 /// A kernel and the launch that it is made for.
@@ -64,7 +74,7 @@ pub(crate) struct Draft {
     constants: String,
     bindings: Vec<Bound>,
     hooks: Vec<String>,
-    functions: BTreeSet<&'static str>,
+    wanted: BTreeSet<&'static str>,
     first_workgroup: Option<String>,
     enables: &'static str,
 }
@@ -78,7 +88,7 @@ impl Draft {
             constants: String::new(),
             bindings: Vec::new(),
             hooks: Vec::new(),
-            functions: BTreeSet::new(),
+            wanted: BTreeSet::new(),
             first_workgroup: None,
             enables: "",
         }
@@ -115,7 +125,17 @@ impl Draft {
             base,
             element,
             access,
+            coherent: false,
         });
+        name
+    }
+
+    /// As [`Draft::write`], for what other workgroups of the launch read.
+    pub fn write_coherently(&mut self, role: &str, base: Base, element: Element) -> String {
+        let name = self.write(role, base, element);
+        if let Some(bound) = self.bindings.iter_mut().find(|b| b.name == name) {
+            bound.coherent = true;
+        }
         name
     }
 
@@ -182,7 +202,7 @@ impl Draft {
 
     /// Makes the kernel have a function of `kiln_shaders::functions`.
     pub fn function(&mut self, name: &'static str) -> &'static str {
-        self.functions.insert(name);
+        self.wanted.insert(name);
         name
     }
 
@@ -201,6 +221,16 @@ impl Draft {
         self.bindings.iter().map(|b| (b.base, b.access)).collect()
     }
 
+    /// The buffers as they are bound.
+    pub fn bindings(&self) -> &[Bound] {
+        &self.bindings
+    }
+
+    /// Whether workgroups count from 0.
+    pub fn counts_from_zero(&self) -> bool {
+        self.first_workgroup.is_none()
+    }
+
     /// The name of a kernel with this text, if no other has it.
     pub fn name(&self) -> String {
         match self.detail.as_str() {
@@ -212,25 +242,19 @@ impl Draft {
     /// The text, without a line that names it. `symbols` are the members of the
     /// uniform block, `body` the archetype's text.
     pub fn text(&self, symbols: &[String], body: &str) -> String {
-        let mut out = format!("{}struct Symbols {{\n", self.enables);
-        for symbol in symbols {
-            let _ = writeln!(out, "    {symbol}: u32,");
-        }
-        out.push_str("}\n\n@group(0) @binding(0) var<uniform> sym: Symbols;\n");
-        for (i, b) in self.bindings.iter().enumerate() {
-            let access = match b.access {
-                Access::Read => "read",
-                Access::ReadWrite => "read_write",
-            };
-            let (at, name, element) = (i + 1, &b.name, b.element.wgsl());
-            let _ = writeln!(
-                out,
-                "@group(0) @binding({at}) var<storage, {access}> {name}: array<{element}>;"
-            );
+        let mut out = self.enables.to_owned();
+        out.push_str(&uniforms(symbols));
+        for (at, b) in (1..).zip(&self.bindings) {
+            out.push_str(&binding(at, &b.name, b.element, b.access, b.coherent));
         }
         out.push('\n');
-        out.push_str(&self.constants);
-        out.push('\n');
+        out.push_str(&self.functions(body));
+        out
+    }
+
+    /// What stands behind the bindings: constants, hooks and the body.
+    pub fn functions(&self, body: &str) -> String {
+        let mut out = format!("{}\n", self.constants);
         // Grids over the limit of a dimension are folded; bodies return beyond
         // their last tile.
         let first = self
@@ -246,11 +270,37 @@ impl Draft {
             out.push_str(hook.trim_end());
             out.push_str("\n\n");
         }
-        let wanted: Vec<&str> = self.functions.iter().copied().collect();
+        let wanted: Vec<&str> = self.wanted.iter().copied().collect();
         out.push_str(&kiln_shaders::functions(&wanted));
         out.push_str(body);
         out
     }
+}
+
+/// The uniform block, with these members.
+pub(crate) fn uniforms(symbols: &[String]) -> String {
+    let members: Vec<String> = symbols.iter().map(|s| format!("    {s}: u32,\n")).collect();
+    format!(
+        "struct Symbols {{\n{}}}\n\n@group(0) @binding(0) var<uniform> sym: Symbols;\n",
+        members.concat()
+    )
+}
+
+/// The declaration of a buffer.
+pub(crate) fn binding(
+    at: usize,
+    name: &str,
+    element: Element,
+    access: Access,
+    coherent: bool,
+) -> String {
+    let coherent = if coherent { COHERENT } else { "" };
+    let element = element.wgsl();
+    let access = match access {
+        Access::Read => "read",
+        Access::ReadWrite => "read_write",
+    };
+    format!("@group(0) @binding({at}) {coherent}var<storage, {access}> {name}: array<{element}>;\n")
 }
 
 /// A launch before its buffers are numbered and its kernel is named.

@@ -37,6 +37,7 @@ mod elementwise;
 mod error;
 mod expr;
 mod generic;
+mod join;
 mod kernel;
 mod linear;
 mod lower;
@@ -81,7 +82,15 @@ pub struct CompileOptions {
     /// halved until the rest fits. Any but [`DEFAULT_BINDING_LIMIT`] is among the
     /// limits that the plan's tiers require.
     pub binding_limit: u64,
+    /// Workgroups of a launch that runs the kernels of a whole layer one after the
+    /// other, with barriers across the grid in place of launches: a power of two,
+    /// or 0 for no such launches. They decode for one sequence, on Vulkan, and only
+    /// where all of the workgroups run at once, which a runtime tries.
+    pub grid: u32,
 }
+
+/// As many workgroups as large GPUs have processors.
+pub const DEFAULT_GRID: u32 = 128;
 
 /// What every WebGPU adapter lets a kernel bind of one buffer: 128 MiB.
 pub const DEFAULT_BINDING_LIMIT: u64 = 128 << 20;
@@ -97,6 +106,7 @@ impl Default for CompileOptions {
             tiers: None,
             bodies: BTreeMap::new(),
             binding_limit: DEFAULT_BINDING_LIMIT,
+            grid: DEFAULT_GRID,
         }
     }
 }
@@ -156,6 +166,11 @@ pub fn lower(
         return Err(CodegenError::BindingLimit {
             found: options.binding_limit,
             most: MAX_BINDING_LIMIT,
+        });
+    }
+    if options.grid != 0 && !options.grid.is_power_of_two() {
+        return Err(CodegenError::Grid {
+            found: options.grid,
         });
     }
     let made = plan::make(optimised, model, options, &tiers)?;
@@ -219,8 +234,8 @@ impl Compiled {
         Ok(weights::fill(&self.plan.weights, index, params)?.bytes)
     }
 
-    /// Every kernel in another language, by file name; to SPIR-V alone those with
-    /// cooperative matrices, which the other languages have not in these sizes.
+    /// Every kernel in another language, by file name; to SPIR-V alone those that
+    /// WebGPU could not run, with cooperative matrices or barriers across a grid.
     ///
     /// # Errors
     /// When naga cannot translate one.
@@ -230,10 +245,10 @@ impl Compiled {
             (name, text)
         });
         let kernels: Vec<_> = kernels
-            .filter(|(_, text)| target == Target::SpirV || !kernel::has_matrices(text))
+            .filter(|(_, text)| target == Target::SpirV || kernel::is_webgpu(text))
             .collect();
         let translated = kernels.into_par_iter().map(|(name, text)| {
-            let (tier, capabilities) = self.tier_of(name);
+            let (tier, capabilities) = self.tier_of(name, text);
             let valid = validate::validate(text, capabilities);
             let (module, info) = valid.map_err(|message| invalid(name, tier, message))?;
             let bytes = validate::translate(name, target, &module, &info)?;
@@ -247,7 +262,7 @@ impl Compiled {
         let kernels: Vec<_> = self.plan.kernels.iter().collect();
         kernels.par_iter().try_for_each(|(name, kernel)| {
             let text = self.kernels.get(&kernel.file).map_or("", String::as_str);
-            let (tier, capabilities) = self.tier_of(name);
+            let (tier, capabilities) = self.tier_of(name, text);
             let valid = validate::validate(text, capabilities);
             valid
                 .map(|_| ())
@@ -255,14 +270,18 @@ impl Compiled {
         })
     }
 
-    /// The least capable of the tiers that launch a kernel.
-    fn tier_of(&self, kernel: &str) -> (&'static str, naga::valid::Capabilities) {
+    /// The least capable of the tiers that launch a kernel, and what naga may accept
+    /// in it.
+    fn tier_of(&self, kernel: &str, text: &str) -> (&'static str, naga::valid::Capabilities) {
         let uses = |tier: &kiln_ir::plan::Tier| {
             if tier.checks.iter().any(|c| c.kernel == kernel) {
                 return true;
             }
             let variants = tier.entries.values().flat_map(|e| &e.variants);
             variants.into_iter().any(|v| {
+                if v.grid.as_ref().is_some_and(|g| g.check.kernel == kernel) {
+                    return true;
+                }
                 let streamed = v.streams.iter().flat_map(|s| &s.launches);
                 v.launches
                     .iter()
@@ -274,7 +293,11 @@ impl Compiled {
         let using = using.filter_map(|t| tier::Tier::ALL.into_iter().find(|k| k.name() == t.name));
         let least = using.min_by_key(|t| t.capabilities().bits().count_ones());
         let least = least.unwrap_or(tier::Tier::Base);
-        (least.name(), least.capabilities())
+        let of_grids = match text.contains(kernel::COHERENT) {
+            true => naga::valid::Capabilities::MEMORY_DECORATION_COHERENT,
+            false => naga::valid::Capabilities::empty(),
+        };
+        (least.name(), least.capabilities() | of_grids)
     }
 }
 

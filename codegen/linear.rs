@@ -7,6 +7,7 @@ use crate::attention::Split;
 use crate::elementwise::activation;
 use crate::error::CodegenError;
 use crate::expr::{At, Source};
+use crate::join::{AWAITS, GridSize};
 use crate::kernel::{Draft, Element, Launch};
 use crate::place::{Part, describe};
 use crate::tier::Tier;
@@ -35,6 +36,8 @@ pub(crate) struct Linear<'a> {
     pub halves: bool,
     /// Whether there is one row, not only few as a rule.
     pub single: bool,
+    /// Workgroups of the launch that it will be a part of.
+    pub grid: Option<GridSize>,
     /// The parts that the input is to be joined from, if attention left such.
     pub split: Option<Split>,
     pub blocked: Option<Blocked>,
@@ -82,6 +85,11 @@ impl Linear<'_> {
         }
         let rows = self.input.rows();
         let row = self.row_hooks(&rows, &mut d);
+        if body == STREAM {
+            for hook in AWAITS {
+                d.hook(hook);
+            }
+        }
         if body == COOP {
             d.enable_matrices();
             self.half_hooks(matrix, part, &row, &mut d);
@@ -413,10 +421,10 @@ fn weight_hooks(packing: Packing, part: &MatrixPart, by_unit: bool, d: &mut Draf
     let prelude = format!("weights_{}", packing.name());
     let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
     let others = match by_unit {
-        true => ["load_w(", "load_w4(", "w_scale("].as_slice(),
-        false => &["alias Unit", "fetch_unit(", "unit_weights(", "unit_scale("],
+        true => ["load_w(", "load_w4(", "w_scale(", "fn unpack_q"].as_slice(),
+        false => &[" Unit", "unpack_bits(", "block_of("],
     };
-    let is_hook = |b: &&str| b.contains("fn ") || b.starts_with("alias ");
+    let is_hook = |b: &&str| ["fn ", "alias ", "struct "].iter().any(|w| b.contains(w));
     for block in text.split("\n\n").filter(is_hook) {
         if !others.iter().any(|name| block.contains(name)) {
             d.hook(block);

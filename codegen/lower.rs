@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use kiln_ir::plan::{CONTEXT, PAST};
 use kiln_ir::{AttentionSpec, Bindings, Dim, Graph, Norm, Op, Symbol, ValueId};
 
-use crate::attention::{Attention, Split};
+use crate::attention::{Attention, Split, splits, sums};
 use crate::error::CodegenError;
 use crate::expr::Source;
 use crate::generic;
+use crate::join::{self, GridSize};
 use crate::kernel::Launch;
 use crate::linear::{Blocked, Linear};
 use crate::place::{Local, Placement, Role, describe};
@@ -92,6 +93,8 @@ pub(crate) struct Lowering<'a> {
     pub tier: Tier,
     pub shape: Shape,
     pub streams: &'a Streams,
+    /// Workgroups of the launches that those of a layer will be parts of.
+    grid: Option<GridSize>,
     /// The symbols that are 1 in this variant.
     ones: Bindings,
 }
@@ -114,6 +117,7 @@ impl<'a> Lowering<'a> {
             tier,
             shape,
             streams,
+            grid: None,
             ones: Bindings::new(),
         }
     }
@@ -124,6 +128,28 @@ impl<'a> Lowering<'a> {
             self.ones = ones(rows);
         }
         self
+    }
+
+    /// Makes the launches of a layer parts of one with so many workgroups.
+    pub fn in_grid(mut self, workgroups: u64) -> Self {
+        let attention = self.source.graph.iter().filter_map(|(_, v)| match &v.op {
+            Op::Attention(spec) => {
+                let width = v.ty.last().as_const()?;
+                Some(sums(width / (spec.heads as u64).max(1), join::WORKGROUP))
+            }
+            _ => None,
+        });
+        let sums = attention.max().unwrap_or(0);
+        self.grid = Some(GridSize {
+            workgroups,
+            row_memory: join::MEMORY.saturating_sub(sums),
+        });
+        self
+    }
+
+    /// The symbols that are 1 in this variant.
+    pub fn ones(&self) -> &Bindings {
+        &self.ones
     }
 
     /// Whether a size is 1 in this variant.
@@ -151,7 +177,7 @@ impl<'a> Lowering<'a> {
         }
         for (id, local) in &placement.copies {
             let view = View::contiguous(Base::Local(*local), self.source.shape(*id));
-            let copies = generic::gathered(self.source, self.tier, *id, &view)?;
+            let copies = generic::gathered(self.source, self.workgroup(*id), *id, &view)?;
             out.launches.extend(copies);
         }
         Ok(out)
@@ -166,6 +192,7 @@ impl<'a> Lowering<'a> {
     ) -> Result<Vec<Launch>, CodegenError> {
         let source = self.source;
         let value = source.graph.value(id);
+        let grid = self.grid_of(id);
         match &value.op {
             Op::Linear { norm, .. } => {
                 let Some(x) = value.inputs.first().and_then(|x| source.view(*x)) else {
@@ -180,6 +207,7 @@ impl<'a> Lowering<'a> {
                     norm: *norm,
                     halves: false,
                     single: self.is_one(&x.rows()),
+                    grid,
                     split: value
                         .inputs
                         .first()
@@ -224,6 +252,7 @@ impl<'a> Lowering<'a> {
                     spec: *spec,
                     few_queries: self.shape.queries.is_some(),
                     split,
+                    grid,
                     blocked,
                 };
                 Ok(vec![attention.lower()?])
@@ -249,11 +278,19 @@ impl<'a> Lowering<'a> {
                 let Some(place) = whole.apply(&slice) else {
                     return Err(source.unsupported(id, "its new elements have no place"));
                 };
-                Ok(vec![generic::pointwise(source, self.tier, *new, &place)?])
+                Ok(vec![generic::pointwise(
+                    source,
+                    self.workgroup(id),
+                    *new,
+                    &place,
+                )?])
             }
             _ if let Some(parts) = source.placement.parts.get(&id) => {
                 Ok(vec![generic::pointwise_parts(
-                    source, self.tier, id, parts,
+                    source,
+                    self.workgroup(id),
+                    id,
+                    parts,
                 )?])
             }
             _ => {
@@ -270,9 +307,22 @@ impl<'a> Lowering<'a> {
                     placement: &placement,
                     ..source
                 };
-                generic::gathered(inner, self.tier, id, &view)
+                generic::gathered(inner, self.workgroup(id), id, &view)
             }
         }
+    }
+
+    /// Workgroups of the launch that computes `id` among others, if it is one of a
+    /// layer's.
+    fn grid_of(&self, id: ValueId) -> Option<GridSize> {
+        let label = describe(self.source.graph, id);
+        self.grid.filter(|_| join::layer(&label).is_some())
+    }
+
+    /// Invocations in a workgroup of a kernel that treats each one alone.
+    fn workgroup(&self, id: ValueId) -> u32 {
+        let alone = self.tier.pointwise_workgroup();
+        self.grid_of(id).map_or(alone, |_| join::WORKGROUP as u32)
     }
 
     fn takes_norm(&self, linear: &Linear<'_>) -> bool {
@@ -321,13 +371,16 @@ impl<'a> Lowering<'a> {
         let heads = spec.heads as u64;
         let width = graph.ty(id).last().as_const()?;
         let head_dim = width / heads.max(1);
-        if !head_dim.is_multiple_of(4) || !brings_row(self.tier, self.matrix(reader)?) {
+        if !head_dim.is_multiple_of(4)
+            || !brings_row(self.tier, self.matrix(reader)?, self.grid_of(reader))
+        {
             return None;
         }
         let split = Split {
             base: Base::Local(out.locals.len()),
             heads,
             head_dim,
+            splits: splits(heads, self.grid_of(id)),
         };
         out.locals.push(Local {
             name: format!("{}.parts", describe(graph, id)),

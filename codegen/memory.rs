@@ -4,7 +4,8 @@
 //! from the launch that writes it first to the last one that touches it; all
 //! buffers of one launch are alive at once, so that none is both read and
 //! written. Inputs and outputs have buffers of their own, the same in every
-//! variant; scratch buffers are a pool that the variants draw from.
+//! variant; scratch buffers are a pool that the variants draw from. The state of
+//! barriers has a buffer that is no local's.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,8 @@ pub(crate) struct Pool {
     pub buffers: Vec<Buffer>,
     /// The buffers of inputs and outputs, by local.
     fixed: BTreeMap<usize, usize>,
+    /// The buffers of no local.
+    states: Vec<usize>,
 }
 
 impl Pool {
@@ -43,6 +46,20 @@ impl Pool {
         self.fixed.get(&local).copied()
     }
 
+    /// The buffer `name` of `bytes`, which no local shares: the same whenever it is
+    /// asked for.
+    pub fn state(&mut self, name: &str, bytes: u64) -> usize {
+        let known = self.buffers.iter().position(|b| b.name == name);
+        known.unwrap_or_else(|| {
+            self.states.push(self.buffers.len());
+            self.buffers.push(Buffer {
+                name: name.to_owned(),
+                bytes: vec![Dim::constant(bytes)],
+            });
+            self.buffers.len() - 1
+        })
+    }
+
     /// The buffer of each local of a variant, whose launches touch the locals
     /// `uses` in order.
     pub fn assign(
@@ -56,8 +73,8 @@ impl Pool {
             last.extend(touched.iter().map(|l| (*l, at)));
         }
         let mut assigned = self.fixed.clone();
-        let first_scratch = self.fixed.len();
-        let mut free: Vec<usize> = (first_scratch..self.buffers.len()).collect();
+        let is_scratch = |b: &usize| *b >= self.fixed.len() && !self.states.contains(b);
+        let mut free: Vec<usize> = (0..self.buffers.len()).filter(is_scratch).collect();
         for (at, touched) in uses.iter().enumerate() {
             for local in touched {
                 if assigned.contains_key(local) {
@@ -106,7 +123,7 @@ impl Pool {
             }
         }
         let Some((_, place)) = best else {
-            let scratch = self.buffers.len() - self.fixed.len();
+            let scratch = self.buffers.len() - self.fixed.len() - self.states.len();
             self.buffers.push(Buffer {
                 name: format!("scratch.{scratch}"),
                 bytes: vec![size.clone()],

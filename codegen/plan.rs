@@ -3,20 +3,23 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::plan::{
-    Access, BLOCK, Binding, Bound, CONTEXT, Check, Entry, Kernel, Launch, ModelInfo, PLAN_VERSION,
-    Plan, Port, StateBuffer, Stream, Variant,
+    Access, BLOCK, Binding, Bound, CONTEXT, Check, Entry, Grid, Kernel, Launch, ModelInfo,
+    PLAN_VERSION, Plan, Port, StateBuffer, Stream, Variant,
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
 use crate::error::CodegenError;
+use crate::join::{self, Stage};
 use crate::kernel;
 use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
-use crate::place::{Placement, Role, States, capacity_shape, place};
+use crate::place::{Local, Placement, Role, States, capacity_shape, place};
 use crate::tier::Tier;
 use crate::trust;
+use crate::validate;
 use crate::view::Base;
 use crate::weights::{self, Weights};
+use crate::wgsl;
 use crate::{CompileOptions, DEFAULT_BINDING_LIMIT};
 
 /// The symbol for the number of sequences, whose maximum may be lowered to make
@@ -56,7 +59,7 @@ pub(crate) fn make(
     for tier in tiers {
         let mut entries = BTreeMap::new();
         for entry in &placed {
-            let made = entry.lower(*tier, &weights, &all, &mut kernels)?;
+            let made = entry.lower((*tier, options.grid), &weights, &all, &mut kernels)?;
             entries.insert(entry.graph.name.clone(), made);
         }
         let mut requires = tier.requires();
@@ -160,6 +163,9 @@ fn symbols(placed: &[Placed]) -> Vec<SymbolDecl> {
 /// An entry's graph with its values placed.
 struct Placed {
     graph: Graph,
+    states: States,
+    /// Bytes that a binding holds.
+    limit: u64,
     placement: Placement,
     streams: Streams,
     maxima: Bindings,
@@ -190,6 +196,8 @@ impl Placed {
             let Some((buffer, bytes)) = found else {
                 return Ok(Placed {
                     graph,
+                    states: states.clone(),
+                    limit,
                     placement,
                     streams,
                     maxima,
@@ -216,7 +224,7 @@ impl Placed {
 
     fn lower(
         &self,
-        tier: Tier,
+        (tier, grid): (Tier, u32),
         weights: &Weights,
         symbols: &[SymbolDecl],
         kernels: &mut Kernels<'_>,
@@ -246,6 +254,14 @@ impl Placed {
             let of = (tier, *shape);
             let lowering = Lowering::new(&self.graph, &self.placement, weights, streams, of)
                 .of_rows(rows.as_ref());
+            if shape.rows == Some(1)
+                && let Some(joined) = self.joined(&lowering, grid, &mut pool, kernels)?
+            {
+                variants.push(Variant {
+                    bounds: bounds.clone(),
+                    ..joined
+                });
+            }
             let lowered = lowering.run()?;
             let unbounded = bounds.is_empty();
             let mut variant = self.variant(&lowered, &mut pool, kernels)?;
@@ -276,7 +292,8 @@ impl Placed {
                 largest.set(symbol.name(), max);
             }
         }
-        for variant in variants {
+        // A variant with a grid may be left out.
+        for variant in variants.iter().filter(|v| v.grid.is_none()) {
             let mut all = true;
             for bound in &variant.bounds {
                 all &= bound.size.eval(&largest)? <= bound.max;
@@ -353,10 +370,100 @@ impl Placed {
         }
         Ok(Variant {
             name: String::new(),
+            grid: None,
             bounds: Vec::new(),
             launches,
             streams,
         })
+    }
+
+    /// The variant for one row with the launches of a layer joined, if that can be
+    /// done to any. Only sessions have steps so small, and so many of them.
+    ///
+    /// The sizes that are 1 are put into the graph, and no two values that a layer
+    /// touches share a buffer: so the kernels of all layers have the same text, and
+    /// the device the same code to run.
+    fn joined(
+        &self,
+        separate: &Lowering<'_>,
+        grid: u32,
+        pool: &mut Pool,
+        kernels: &mut Kernels<'_>,
+    ) -> Result<Option<Variant>, CodegenError> {
+        let ones = separate.ones();
+        let worthwhile = separate.tier.has_subgroups() && !self.graph.states().is_empty();
+        if grid == 0 || !worthwhile || *ones == Bindings::new() || !self.streams.is_empty() {
+            return Ok(None);
+        }
+        let (mut graph, mut states) = (self.graph.clone(), self.states.clone());
+        for (symbol, value) in ones.iter() {
+            let value = Dim::constant(value);
+            graph = graph.substitute(symbol, &value);
+            let dims = states.iter_mut().flat_map(|(_, ty)| &mut ty.shape);
+            dims.for_each(|dim| *dim = dim.substitute(symbol, &value));
+        }
+        let weights = separate.source.weights;
+        let placement = place(&graph, &states, weights)?;
+        let of = (separate.tier, separate.shape);
+        let lowering = Lowering::new(&graph, &placement, weights, &self.streams, of);
+        let lowered = lowering.in_grid(grid.into()).run()?;
+        let groups = join::groups(&lowered.launches);
+        // Inputs and outputs keep the buffers that they have in other variants.
+        let fixed = |locals: &[Local]| -> Vec<(usize, String)> {
+            let fixed = locals.iter().enumerate();
+            let fixed = fixed.filter(|(_, l)| l.role != Role::Scratch);
+            fixed.map(|(i, l)| (i, l.name.clone())).collect()
+        };
+        let mut fits = true;
+        for local in &lowered.locals {
+            fits &= bytes(local).eval(&self.maxima)? <= self.limit;
+        }
+        let same = fixed(&lowered.locals) == fixed(&self.placement.locals);
+        if groups.is_empty() || !fits || !same {
+            return Ok(None);
+        }
+        let steps: Vec<Vec<usize>> = groups
+            .iter()
+            .map(|group| {
+                lowered.launches[group.clone()]
+                    .iter()
+                    .flat_map(locals)
+                    .collect()
+            })
+            .collect();
+        let assigned = pool.assign(&lowered.locals, &steps, &self.maxima)?;
+        check_sharing(&self.graph.name, &lowered.locals, &steps, &assigned)?;
+
+        let state = pool.state("grid", 8);
+        let mut launches = Vec::new();
+        let (mut memory, mut bindings) = (0, 0);
+        for group in groups {
+            let members = &lowered.launches[group];
+            if let [alone] = members {
+                launches.push(kernels.launch(alone, &assigned));
+                continue;
+            }
+            let launch = kernels.joined(members, (grid, state), &assigned)?;
+            memory = memory.max(kernels.workgroup_memory(&launch.kernel));
+            bindings = bindings.max(launch.bindings.len() as u64);
+            launches.push(launch);
+        }
+        let check = Check {
+            kernel: kernels.kernel(&join::check(grid), vec![Access::ReadWrite; 2]),
+            workgroups: grid,
+            words: join::check_words(grid),
+        };
+        Ok(Some(Variant {
+            name: "joined".to_owned(),
+            grid: Some(Grid {
+                requires: join::requires(memory, bindings),
+                check,
+                state,
+            }),
+            bounds: Vec::new(),
+            launches,
+            streams: Vec::new(),
+        }))
     }
 
     fn inputs(&self) -> Vec<(String, TensorType, usize)> {
@@ -451,33 +558,95 @@ struct Kernels<'o> {
     texts: BTreeMap<String, String>,
 }
 
-impl Kernels<'_> {
+/// The buffers that a launch binds.
+fn buffers(launch: &kernel::Launch, assigned: &BTreeMap<usize, usize>) -> Vec<Binding> {
+    let bases = launch.kernel.bases().into_iter();
+    let buffers = bases.map(|(base, _)| match base {
+        Base::Weight(i) => Binding::Weight(i),
+        Base::State(i) => Binding::State(i),
+        Base::Local(i) => Binding::Buffer(assigned.get(&i).copied().unwrap_or(usize::MAX)),
+    });
+    buffers.collect()
+}
+
+impl<'o> Kernels<'o> {
     fn launch(&mut self, launch: &kernel::Launch, assigned: &BTreeMap<usize, usize>) -> Launch {
-        let bases = launch.kernel.bases();
-        let bindings = bases.iter().map(|(base, _)| match *base {
-            Base::Weight(i) => Binding::Weight(i),
-            Base::State(i) => Binding::State(i),
-            Base::Local(i) => Binding::Buffer(assigned.get(&i).copied().unwrap_or(usize::MAX)),
-        });
+        let accesses = launch.kernel.bases().into_iter().map(|(_, access)| access);
         Launch {
             label: launch.label.clone(),
-            kernel: self.kernel(&launch.kernel, bases.iter().map(|(_, a)| *a).collect()),
+            kernel: self.kernel(&launch.kernel, accesses.collect()),
             workgroups: launch.workgroups.clone(),
-            bindings: bindings.collect(),
+            bindings: buffers(launch, assigned),
             flops: launch.flops.clone(),
             bytes: launch.bytes.clone(),
         }
     }
 
+    /// `launches` in one; nothing if they cannot be.
+    fn joined(
+        &mut self,
+        launches: &[kernel::Launch],
+        (grid, state): (u32, usize),
+        assigned: &BTreeMap<usize, usize>,
+    ) -> Result<Launch, CodegenError> {
+        let mut stages = Vec::new();
+        for launch in launches {
+            stages.push(Stage {
+                launch,
+                body: wgsl::unroll(self.body(launch.kernel.body)),
+                buffers: buffers(launch, assigned),
+                tiles: launch.workgroups.eval(&Bindings::new())?,
+            });
+        }
+        let joined = join::join(&stages, (grid, state), &self.symbols)
+            .map_err(|body| CodegenError::Join { body })?;
+        let sum = |of: fn(&kernel::Launch) -> &Dim| {
+            launches.iter().fold(Dim::default(), |sum, l| &sum + of(l))
+        };
+        let (bindings, accesses) = joined.bindings.into_iter().unzip();
+        let label = launches.first().and_then(|l| join::layer(&l.label));
+        Ok(Launch {
+            label: label.unwrap_or_default().to_owned(),
+            kernel: self.named(&joined.name, joined.text, join::WORKGROUP as u32, accesses),
+            workgroups: Dim::constant(grid.into()),
+            bindings,
+            flops: sum(|l| &l.flops),
+            bytes: sum(|l| &l.bytes),
+        })
+    }
+
+    /// Bytes that a workgroup of a kernel shares.
+    fn workgroup_memory(&self, kernel: &str) -> u64 {
+        let file = self.plan.get(kernel).map(|k| &k.file);
+        let text = file.and_then(|file| self.texts.get(file));
+        text.and_then(|t| validate::workgroup_memory(t))
+            .unwrap_or(0)
+    }
+
+    /// The text of a body.
+    fn body(&self, name: &str) -> &'o str {
+        let own = || kiln_shaders::body(name).unwrap_or_default();
+        self.bodies.get(name).map_or_else(own, String::as_str)
+    }
+
     fn kernel(&mut self, draft: &kernel::Draft, bindings: Vec<Access>) -> String {
-        let own = || kiln_shaders::body(draft.body).unwrap_or_default();
-        let body = self.bodies.get(draft.body).map_or_else(own, String::as_str);
-        let text = draft.text(&self.symbols, body);
+        let body = wgsl::unroll(self.body(draft.body));
+        let text = draft.text(&self.symbols, &body);
+        self.named(&draft.name(), text, draft.workgroup, bindings)
+    }
+
+    /// The name of the kernel with this text, `plain` if it is new and that is free.
+    fn named(
+        &mut self,
+        plain: &str,
+        text: String,
+        workgroup: u32,
+        bindings: Vec<Access>,
+    ) -> String {
         if let Some(name) = self.names.get(&text) {
             return name.clone();
         }
-        let plain = draft.name();
-        let mut name = plain.clone();
+        let mut name = plain.to_owned();
         let mut count = 1;
         while self.plan.contains_key(&name) {
             count += 1;
@@ -490,7 +659,7 @@ impl Kernels<'_> {
             name.clone(),
             Kernel {
                 file,
-                workgroup_size: [draft.workgroup, 1, 1],
+                workgroup_size: [workgroup, 1, 1],
                 bindings,
             },
         );

@@ -116,6 +116,7 @@ impl Tier {
                 if self == Tier::Coop {
                     // Before large tiles, small ones: a card wants many of them.
                     shapes.insert(4, shape("short", Some(128), None));
+                    shapes.insert(5, shape("middle", Some(512), None));
                 }
                 shapes
             }

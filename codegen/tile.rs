@@ -2,6 +2,7 @@
 
 use kiln_ir::Packing;
 
+use crate::join::{self, GridSize};
 use crate::linear::Linear;
 use crate::tier::{COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
 use crate::weights::Matrix;
@@ -11,7 +12,7 @@ use crate::weights::Matrix;
 pub(crate) enum RowKernel {
     /// Few rows, so many at a time.
     Matvec(u64),
-    /// Many rows, in tiles of so many.
+    /// Many rows, in tiles: on a CPU of so many rows, on a GPU for about so many.
     Tiled(u64),
 }
 
@@ -23,7 +24,7 @@ impl RowKernel {
             (Tier::Software, Some(rows @ ..=15)) => RowKernel::Tiled(rows.next_power_of_two()),
             (Tier::Software, _) => RowKernel::Tiled(16),
             (_, Some(..=8)) => RowKernel::Matvec(4),
-            (Tier::Coop, None) => RowKernel::Tiled(128),
+            (Tier::Coop, rows) => RowKernel::Tiled(rows.unwrap_or(MANY_ROWS)),
             _ => RowKernel::Tiled(64),
         }
     }
@@ -42,6 +43,9 @@ impl RowKernel {
         }
     }
 }
+
+/// About as many rows as a long prompt has.
+const MANY_ROWS: u64 = 1024;
 
 /// The longest row that the software kernel for one row normalises: it keeps the
 /// row in workgroup memory, of which there are 16 KiB.
@@ -72,7 +76,7 @@ impl Linear<'_> {
             (tier, RowKernel::Matvec(1))
                 if tier.has_subgroups()
                     && self.single
-                    && let Some(tile) = stream(matrix, n) =>
+                    && let Some(tile) = stream(matrix, n, self.grid) =>
             {
                 tile
             }
@@ -173,14 +177,13 @@ impl CoopTile {
         },
     ];
 
-    /// The tile for `rows` at least and `n` outputs: the large one where there are
+    /// The tile for about `rows` rows and `n` outputs: the large one where there are
     /// enough of it to fill a card.
     fn choose(rows: u64, n: u64) -> Self {
         let [large, small] = Self::ALL;
-        if rows >= large.rows() && n >= 2048 {
-            large
-        } else {
-            small
+        match rows.div_ceil(large.rows()) * n.div_ceil(large.columns()) {
+            96.. => large,
+            _ => small,
         }
     }
 
@@ -248,32 +251,39 @@ fn unit(packing: Packing) -> u64 {
 
 /// Whether a kernel for one row brings the row to workgroup memory, and so reads
 /// each element but once.
-pub(crate) fn brings_row(tier: Tier, matrix: &Matrix) -> bool {
-    tier.has_subgroups() && stream(matrix, matrix.rows).is_some()
+pub(crate) fn brings_row(tier: Tier, matrix: &Matrix, grid: Option<GridSize>) -> bool {
+    tier.has_subgroups() && stream(matrix, matrix.rows, grid).is_some()
 }
 
 /// `linear_stream_subgroup` for `n` outputs, if the row fits in workgroup memory.
 /// Sizes are those that were fastest on an H100 (docs/performance.md).
-fn stream(matrix: &Matrix, n: u64) -> Option<Tile> {
-    const WORKGROUP: u64 = 256;
+fn stream(matrix: &Matrix, n: u64, grid: Option<GridSize>) -> Option<Tile> {
+    const WORKGROUP: u64 = join::WORKGROUP;
     let packing = matrix.packing;
     let uv = unit(packing);
     let row = packing.groups(matrix.k as usize) as u64 * packing.group() as u64 / 4;
-    if 16 * row + 2 * WORKGROUP > WORKGROUP_MEMORY {
+    let memory = grid.map_or(WORKGROUP_MEMORY, |grid| grid.row_memory);
+    if 16 * row + 2 * WORKGROUP > memory {
         return None;
     }
+    // In a grid, a part for each workgroup. About 400 workgroups fill a card; more
+    // outputs each make up for the row that each has to bring, until the last ones
+    // to finish are felt.
+    let columns = match (grid, n) {
+        (Some(grid), _) => n.div_ceil(grid.workgroups),
+        (None, ..=2048) => 4,
+        (None, _) => (n.div_ceil(400).next_multiple_of(8)).min(48),
+    };
     // A row of few units leaves lanes without any: two outputs at a time make up
-    // for it.
+    // for it. A grid has few subgroups, each of which has to have more under way.
+    let large = grid.is_some() && columns >= 12;
     let (tile_cols, batch) = match packing {
+        Packing::F16 if large && row / uv > 128 => (2, 7),
         Packing::F32 | Packing::F16 => (1, 4),
+        Packing::Q8 if large && row / uv > 64 => (4, 2),
         Packing::Q8 | Packing::Q4 => (2, 2),
     };
-    // About 400 workgroups fill a card; more outputs each make up for the row that
-    // each has to bring, until the last ones to finish are felt.
-    let columns = match n {
-        ..=2048 => 4,
-        _ => (n.div_ceil(400).next_multiple_of(8)).min(48),
-    };
+    let columns = columns.next_multiple_of(tile_cols);
     Some(Tile {
         body: STREAM,
         workgroup: WORKGROUP as u32,

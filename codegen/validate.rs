@@ -60,6 +60,21 @@ pub(crate) fn validate(
     Ok((module, info))
 }
 
+/// Bytes of workgroup memory that a kernel's text declares; nothing if it is not
+/// valid.
+pub(crate) fn workgroup_memory(text: &str) -> Option<u64> {
+    let module = naga::front::wgsl::parse_str(text).ok()?;
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).ok()?;
+    let shared = module.global_variables.iter();
+    let shared = shared.filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+    Some(
+        shared
+            .map(|(_, v)| u64::from(layouter[v.ty].to_stride()))
+            .sum(),
+    )
+}
+
 /// Translates a validated kernel.
 ///
 /// # Errors

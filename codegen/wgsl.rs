@@ -1,4 +1,7 @@
-//! Printing of dimensions and literals as WGSL.
+//! Printing of dimensions and literals as WGSL, and changes to text that is WGSL.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use kiln_ir::dim::Atom;
 use kiln_ir::{Dim, Scalar, Symbol};
@@ -106,6 +109,141 @@ pub(crate) fn sum<S: AsRef<str>>(terms: impl IntoIterator<Item = S>) -> String {
     if out.is_empty() { "0u".to_owned() } else { out }
 }
 
+/// A piece of WGSL text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token<'t> {
+    /// An identifier or a keyword, but for the names of members and attributes.
+    Word(&'t str),
+    Other(&'t str),
+}
+
+/// The text cut into pieces.
+fn tokens(text: &str) -> Vec<Token<'_>> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut out = Vec::new();
+    let mut rest = text;
+    let mut after_sign = false;
+    while let Some(first) = rest.chars().next() {
+        let end =
+            |is_inside: &dyn Fn(char) -> bool| rest.find(|c| !is_inside(c)).unwrap_or(rest.len());
+        let length = if rest.starts_with("//") {
+            end(&|c| c != '\n')
+        } else if first.is_ascii_digit() {
+            end(&|c| is_word(c) || c == '.')
+        } else if is_word(first) {
+            end(&is_word)
+        } else {
+            first.len_utf8()
+        };
+        let (piece, others) = rest.split_at(length);
+        rest = others;
+        out.push(
+            match is_word(first) && !first.is_ascii_digit() && !after_sign {
+                true => Token::Word(piece),
+                false => Token::Other(piece),
+            },
+        );
+        after_sign = piece == "." || piece == "@";
+    }
+    out
+}
+
+/// The names that are declared at module scope.
+pub(crate) fn declared(text: &str) -> Vec<&str> {
+    let mut out = Vec::new();
+    let mut depth = 0;
+    let mut declares = false;
+    for token in tokens(text) {
+        match token {
+            Token::Other("{") => depth += 1,
+            Token::Other("}") => depth -= 1,
+            Token::Word("fn" | "const" | "struct" | "alias" | "var") if depth == 0 => {
+                declares = true;
+            }
+            // `var<workgroup> name`
+            Token::Word("workgroup" | "private") if declares => {}
+            Token::Word(name) if declares => {
+                out.push(name);
+                declares = false;
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+/// The text with every name in `names` replaced, wherever it is declared: what hides
+/// another goes on hiding it.
+pub(crate) fn rename(text: &str, names: &BTreeMap<&str, String>) -> String {
+    let mut out = String::with_capacity(text.len() * 5 / 4);
+    for token in tokens(text) {
+        match token {
+            Token::Word(word) => out.push_str(names.get(word).map_or(word, String::as_str)),
+            Token::Other(other) => out.push_str(other),
+        }
+    }
+    out
+}
+
+/// The text with loops written out: behind a line `// unroll 0u 4u`, the body of the
+/// `for` that follows once for each of these values of its variable. A loop ends at
+/// the first bracket that is indented as it is.
+pub(crate) fn unroll(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let values = line.trim_start().strip_prefix("// unroll ");
+        let variable = lines.peek().and_then(|next| {
+            let declared = next.trim_start().strip_prefix("for (var ")?;
+            Some(declared.split_once(' ')?.0)
+        });
+        let (Some(values), Some(variable)) = (values, variable) else {
+            out.push_str(line);
+            out.push('\n');
+            continue;
+        };
+        let end = format!("{indent}}}");
+        let body: Vec<&str> = lines.by_ref().skip(1).take_while(|l| *l != end).collect();
+        let body = body.join("\n");
+        for value in values.split_whitespace() {
+            let names = [(variable, value.to_owned())].into();
+            let _ = writeln!(out, "{indent}{{\n{}\n{end}", rename(&body, &names));
+        }
+    }
+    out
+}
+
+/// A compute entry point that was made a function.
+pub(crate) struct Entry {
+    /// The builtins that were its parameters, in order.
+    pub builtins: Vec<String>,
+    /// The whole text.
+    pub text: String,
+}
+
+impl Entry {
+    /// Makes the entry point of a kernel's text a function; nothing if it has none
+    /// whose parameters are all builtins.
+    pub fn take(text: &str) -> Option<Entry> {
+        let (before, rest) = text.split_once("@compute ")?;
+        let (_, rest) = rest.split_once("fn ")?;
+        let (name, rest) = rest.split_once('(')?;
+        let (parameters, after) = rest.split_once(") {")?;
+        let mut builtins = Vec::new();
+        let mut plain = Vec::new();
+        for parameter in parameters.split("@builtin(").skip(1) {
+            let (builtin, rest) = parameter.split_once(')')?;
+            builtins.push(builtin.to_owned());
+            plain.push(rest.trim().trim_end_matches(',').to_owned());
+        }
+        Some(Entry {
+            builtins,
+            text: format!("{before}fn {name}({}) {{{after}", plain.join(", ")),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,5 +277,48 @@ mod tests {
         assert_eq!(sum(Vec::<String>::new()), "0u");
         assert_eq!(times("1u", "a"), "a");
         assert_eq!(times("a", "0u"), "0u");
+    }
+
+    const KERNEL: &str = "const N: u32 = 4u;\nvar<workgroup> row: array<f32, N>;\n\n\
+        // N is no name here.\nfn f(row: u32) -> u32 {\n    let x = vec2<u32>(row, 1e3u).x;\n    return x * N;\n}\n\n\
+        @compute @workgroup_size(N)\nfn main(\n    @builtin(workgroup_id) id: vec3<u32>,\n    \
+        @builtin(local_invocation_index) x: u32,\n) {\n    row[x] = f32(f(x));\n}\n";
+
+    #[test]
+    fn names_change_and_members_and_comments_do_not() {
+        assert_eq!(declared(KERNEL), ["N", "row", "f", "main"]);
+        let names = ["N", "row", "f", "x", "e3u", "compute"].map(|n| (n, format!("s_{n}")));
+        let text = rename(KERNEL, &names.into_iter().collect());
+        assert!(
+            text.contains("var<workgroup> s_row: array<f32, s_N>;"),
+            "{text}"
+        );
+        assert!(text.contains("// N is no name here."), "{text}");
+        assert!(text.contains("@compute "), "{text}");
+        assert!(text.contains("fn s_f(s_row: u32)"), "{text}");
+        assert!(text.contains("vec2<u32>(s_row, 1e3u).x;"), "{text}");
+        assert!(text.contains("s_row[s_x] = f32(s_f(s_x));"), "{text}");
+    }
+
+    #[test]
+    fn an_entry_point_becomes_a_function() {
+        let entry = Entry::take(KERNEL).unwrap();
+        assert_eq!(entry.builtins, ["workgroup_id", "local_invocation_index"]);
+        assert!(entry.text.contains("\nfn main(id: vec3<u32>, x: u32) {\n"));
+        assert!(!entry.text.contains('@'), "{}", entry.text);
+        assert!(Entry::take("fn main() {}").is_none());
+    }
+
+    #[test]
+    fn loops_are_written_out() {
+        let text = "fn f() {\n    // unroll 0u 4u\n    for (var k = 0u; k < 8u; k += 4u) {\n        \
+            if k > 0u {\n            g(k, v.k);\n        }\n    }\n    h();\n}\n";
+        let copy = |k: &str| {
+            format!(
+                "    {{\n        if {k} > 0u {{\n            g({k}, v.k);\n        }}\n    }}\n"
+            )
+        };
+        let wanted = format!("fn f() {{\n{}{}    h();\n}}\n", copy("0u"), copy("4u"));
+        assert_eq!(unroll(text), wanted);
     }
 }

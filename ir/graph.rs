@@ -268,6 +268,19 @@ impl Graph {
         id
     }
 
+    /// The graph with every occurrence of `symbol` in a type or an op replaced: for
+    /// sizes that are known. The symbol stays declared.
+    #[must_use]
+    pub fn substitute(&self, symbol: &Symbol, value: &Dim) -> Graph {
+        let mut out = self.clone();
+        let mut replace = |dim: &mut Dim| *dim = dim.substitute(symbol, value);
+        for value in &mut out.values {
+            value.ty.shape.iter_mut().for_each(&mut replace);
+            value.op.for_each_dim(&mut replace);
+        }
+        out
+    }
+
     /// Names `value` as an output.
     ///
     /// # Errors

@@ -417,6 +417,38 @@ impl BinaryOp {
 }
 
 impl Op {
+    /// Calls `f` with every dimension among the op's attributes.
+    pub(crate) fn for_each_dim(&mut self, f: &mut dyn FnMut(&mut Dim)) {
+        match self {
+            Op::Param { ty, .. } | Op::Input { ty, .. } | Op::State { ty, .. } => {
+                ty.shape.iter_mut().for_each(f);
+            }
+            Op::Arange { start, end } | Op::Slice { start, end, .. } => {
+                f(start);
+                f(end);
+            }
+            Op::Reshape { shape } | Op::Broadcast { shape } => shape.iter_mut().for_each(f),
+            Op::Const(_)
+            | Op::Table(_)
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Where
+            | Op::Cast(_)
+            | Op::Transpose { .. }
+            | Op::Concat { .. }
+            | Op::Gather
+            | Op::MatMul
+            | Op::Reduce { .. }
+            | Op::Softmax { .. }
+            | Op::Normalize(_)
+            | Op::Activate(_)
+            | Op::Linear { .. }
+            | Op::Rotary
+            | Op::Attention(_)
+            | Op::AttentionProbs(_) => {}
+        }
+    }
+
     /// The op's name in the text form.
     pub fn name(&self) -> &'static str {
         match self {

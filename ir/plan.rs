@@ -34,7 +34,7 @@ use crate::packing::Packing;
 use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -214,7 +214,7 @@ pub struct Requirements {
 /// compares. Drivers are known to miscompile what is new.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// The kernel. Its one binding is a buffer of words, all of them 0 before.
+    /// The kernel. Its bindings are all of one buffer of words, which are 0 before.
     pub kernel: String,
     /// The workgroups to launch.
     pub workgroups: u32,
@@ -273,6 +273,10 @@ pub struct Buffer {
 pub struct Variant {
     /// For a person: `decode`, `prefill`.
     pub name: String,
+    /// What the adapter must offer besides what the tier requires, and what must
+    /// hold of its driver, or the variant is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<Grid>,
     /// Every condition must hold.
     pub bounds: Vec<Bound>,
     /// In order.
@@ -280,6 +284,24 @@ pub struct Variant {
     /// Outputs too large to be held whole; run after the launches.
     #[serde(default)]
     pub streams: Vec<Stream>,
+}
+
+/// What a variant relies on whose launches have barriers across their grids: all
+/// workgroups of a launch run at the same time, and see what the others wrote
+/// before such a barrier. No API promises the first, so a runtime tries it out: it
+/// checks the driver, and runs the variant once, before it takes the variant for
+/// good. A workgroup waits for a bounded time and then gives up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Grid {
+    /// What the adapter must offer besides what the tier requires.
+    pub requires: Requirements,
+    /// What must hold of its driver.
+    pub check: Check,
+    /// The barriers' state, an index into [`Entry::buffers`], which nothing else
+    /// uses: two words, 0 when it is made. The first counts arrivals of workgroups
+    /// and is never reset; the second is not 0 once a workgroup has given up, and
+    /// results are meaningless from then on.
+    pub state: usize,
 }
 
 /// A condition on sizes: `size <= max`.
@@ -291,7 +313,8 @@ pub struct Bound {
     pub max: u64,
 }
 
-/// One dispatch.
+/// One dispatch. In a variant with a [`Grid`] it may do the work of several, with
+/// barriers across the grid between them, and then bind a buffer more than once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Launch {
     /// What it computes, for a person and for profiles: `h.3.attn.c_attn`.

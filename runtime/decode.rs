@@ -59,7 +59,10 @@ impl<'m> Session<'m> {
                 let count = burst.min(steps - submitted);
                 let staging = match spare.pop() {
                     Some(staging) => staging,
-                    None => Staging::new(device, sampler.bytes(MAX_BURST))?,
+                    None => {
+                        let state = self.allocation().grid_state_bytes();
+                        Staging::new(device, sampler.bytes(MAX_BURST) + state)?
+                    }
                 };
                 let index = device.scoped("a step", || {
                     let mut recorder = Recorder::new(self.model, None);
@@ -73,6 +76,9 @@ impl<'m> Session<'m> {
                         sampler.record(&mut recorder);
                     }
                     sampler.read_behind(&mut recorder, &staging, submitted, count);
+                    let at = sampler.bytes(count);
+                    self.allocation()
+                        .copy_grid_state(&mut recorder, &staging, at);
                     Result::Ok(recorder.submit())
                 })??;
                 submitted += count;
@@ -86,8 +92,8 @@ impl<'m> Session<'m> {
                 return Ok(());
             };
             let bytes = sampler.bytes(flight.steps);
-            let tokens = flight.staging.read(device, bytes, flight.index, |bytes| {
-                Ok(bytemuck::pod_collect_to_vec::<u8, u32>(bytes))
+            let tokens = self.read(&flight.staging, bytes, flight.index, |bytes| {
+                bytemuck::pod_collect_to_vec::<u8, u32>(bytes)
             })?;
             spare.push(flight.staging);
             for row in tokens.chunks_exact(self.batch()) {
@@ -102,7 +108,7 @@ impl<'m> Session<'m> {
             if accepted == 1 {
                 // That was the prompt.
             } else if took < BURST_TIME / 2 {
-                burst = (burst * 2).min(MAX_BURST);
+                burst = (burst * 4).min(MAX_BURST);
             } else if took > BURST_TIME {
                 burst = (burst / 2).max(1);
             }

@@ -12,6 +12,7 @@ use crate::dims::{SlotDim, Slots, Values};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::profile::Timer;
+use crate::readback::Staging;
 
 /// An [`Entry`] with its dimensions compiled.
 pub(crate) struct Program {
@@ -34,6 +35,9 @@ pub(crate) struct PortProgram {
 }
 
 pub(crate) struct VariantProgram {
+    /// The buffer of the barriers' state, if launches have barriers across their
+    /// grids.
+    pub grid: Option<usize>,
     pub bounds: Vec<(SlotDim, u64)>,
     pub launches: Vec<LaunchProgram>,
     pub streams: Vec<StreamProgram>,
@@ -95,6 +99,7 @@ impl Program {
                 bounds.push((slots.compile(&bound.size)?, bound.max));
             }
             variants.push(VariantProgram {
+                grid: variant.grid.as_ref().map(|g| g.state),
                 bounds,
                 launches: launches(&variant.launches)?,
                 streams,
@@ -166,6 +171,14 @@ impl PortProgram {
     }
 }
 
+/// Bytes of the state of a grid's barriers; see [`kiln_ir::plan::Grid`].
+pub(crate) const GRID_STATE_BYTES: u64 = 8;
+
+/// Whether a workgroup has given up waiting, by that state.
+pub(crate) fn has_stalled(state: &[u8]) -> bool {
+    state.iter().skip(4).any(|byte| *byte != 0)
+}
+
 /// Blocks of uniforms that one submission can use.
 pub(crate) const UNIFORM_SLOTS: u64 = 64;
 
@@ -177,6 +190,8 @@ pub(crate) struct Allocation {
         reason = "bind groups keep them alive; a profile may read them"
     )]
     pub states: Vec<wgpu::Buffer>,
+    /// The buffer of the barriers' state, if a variant has such.
+    grid: Option<usize>,
     /// For each variant: its launches' groups, and those of its streams.
     groups: Vec<VariantGroups>,
     uniforms: wgpu::Buffer,
@@ -234,6 +249,7 @@ impl Allocation {
         let mut out = Allocation {
             buffers,
             states,
+            grid: program.variants.iter().find_map(|v| v.grid),
             groups: Vec::new(),
             uniforms,
             stride,
@@ -289,6 +305,19 @@ impl Allocation {
                 }))
         });
         groups.collect()
+    }
+
+    /// Bytes that [`Allocation::copy_grid_state`] copies.
+    pub fn grid_state_bytes(&self) -> u64 {
+        self.grid.map_or(0, |_| GRID_STATE_BYTES)
+    }
+
+    /// Records the read-back of the state of a grid's barriers, if there is one, to
+    /// the place `at` of `staging`.
+    pub fn copy_grid_state(&self, recorder: &mut Recorder<'_>, staging: &Staging, at: u64) {
+        if let Some(buffer) = self.grid.and_then(|grid| self.buffers.get(grid)) {
+            staging.copy_to(at, recorder.encoder(), buffer, 0, GRID_STATE_BYTES);
+        }
     }
 
     /// Puts the uniform block for `values` into the ring; the result is its

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use kiln_ir::plan::{Binding, Kernel, Launch, Plan, Tier};
+use kiln_ir::plan::{Binding, CONTEXT, Kernel, Launch, PAST, Plan, Tier};
 use wgpu::BufferUsages as Usage;
 
 use crate::adapter::Adapter;
@@ -15,8 +15,10 @@ use crate::artifact::{Artifact, wrong_size};
 use crate::device::Device;
 use crate::dims::{SlotDim, Slots};
 use crate::error::{Error, Result};
-use crate::exec::Program;
+use crate::exec::{Allocation, GRID_STATE_BYTES, Program, Recorder, has_stalled};
+
 use crate::pipelines::{CacheFile, Compiled, Compiler, user_cache_dir};
+use crate::readback::Staging;
 use crate::sampler;
 use crate::session::STEP;
 use crate::tier;
@@ -35,16 +37,21 @@ pub struct LoadOptions {
     pub entries: Option<Vec<String>>,
     /// Where compiled pipelines are kept, if the driver allows it.
     pub cache_dir: Option<PathBuf>,
+    /// Whether variants with a [`Grid`](kiln_ir::plan::Grid) are taken that the
+    /// device is found fit for.
+    pub join: bool,
 }
 
 impl Default for LoadOptions {
-    /// The best tier, unchecked, all entries, with the user's cache folder.
+    /// The best tier, unchecked, all entries, with the user's cache folder and joined
+    /// launches.
     fn default() -> Self {
         LoadOptions {
             tier: None,
             checked: false,
             entries: None,
             cache_dir: user_cache_dir(),
+            join: true,
         }
     }
 }
@@ -114,8 +121,9 @@ impl Model {
         let mut distrusted = BTreeMap::new();
         loop {
             let wanted = options.tier.as_deref();
-            let tier = tier::choose_but(artifact.plan(), &adapter.into(), wanted, &distrusted)?;
-            let device = Device::open(adapter, tier::features(&tier.requires))?;
+            let on = adapter.into();
+            let tier = tier::choose_but(artifact.plan(), &on, wanted, &distrusted)?;
+            let device = Device::open(adapter, tier::features(tier, &on))?;
             if let Some((kernel, reason)) = trust::failure(&device, artifact, tier, options)? {
                 if wanted.is_some() {
                     return Err(Error::Untrusted {
@@ -152,6 +160,7 @@ impl Model {
         let mut on = tier::Capabilities::from(device.adapter());
         on.features = device.features();
         let tier = tier::choose(plan, &on, options.tier.as_deref())?;
+        let tier = &trust::without_bad_grids(&device, artifact, tier, &on, options)?;
         let names = entry_names(tier, options)?;
 
         let launches = || names.iter().flat_map(|name| launches_of(tier, name));
@@ -206,7 +215,7 @@ impl Model {
         }
         let states = plan.states.iter().map(|s| slots.compile(&s.bytes));
         let uniforms = plan.uniforms.iter().filter_map(|name| slots.get(name));
-        Ok(Model {
+        let mut model = Model {
             uniform_slots: uniforms.collect(),
             states: states.collect::<Result<_>>()?,
             tier: tier.name.clone(),
@@ -217,6 +226,47 @@ impl Model {
             sampler,
             entries,
             device,
+        };
+        model.try_grids()?;
+        Ok(model)
+    }
+
+    /// Runs each variant with a grid once, and drops those in which a workgroup
+    /// waited in vain: how many of its workgroups run at once depends on the kernel.
+    fn try_grids(&mut self) -> Result<()> {
+        let mut stalled = Vec::new();
+        for (name, program) in &self.entries {
+            for variant in 0..program.variants.len() {
+                if program.variants[variant].grid.is_some() && self.stalls(program, variant)? {
+                    stalled.push((name.clone(), variant));
+                }
+            }
+        }
+        for (name, variant) in stalled.into_iter().rev() {
+            if let Some(program) = self.entries.get_mut(&name) {
+                program.variants.remove(variant);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether workgroups of a variant wait in vain for others.
+    fn stalls(&self, program: &Program, variant: usize) -> Result<bool> {
+        let mut values = self.slots.values();
+        for (symbol, value) in [("batch", 1), ("seq", 1), (PAST, 0), (CONTEXT, 1)] {
+            values.set(&self.slots, symbol, value);
+        }
+        let mut allocation = Allocation::new(self, program, &values)?;
+        let uniforms = allocation.push_uniforms(self, &values)?;
+        let staging = Staging::new(&self.device, GRID_STATE_BYTES)?;
+        let index = self.device.scoped("a trial", || {
+            let mut recorder = Recorder::new(self, None);
+            recorder.variant(program, &allocation, variant, &values, uniforms)?;
+            allocation.copy_grid_state(&mut recorder, &staging, 0);
+            Result::Ok(recorder.submit())
+        })??;
+        staging.read(&self.device, GRID_STATE_BYTES, index, |bytes| {
+            Ok(has_stalled(bytes))
         })
     }
 
@@ -228,6 +278,13 @@ impl Model {
     /// The tier in use.
     pub fn tier(&self) -> &str {
         &self.tier
+    }
+
+    /// Whether single tokens run the kernels of a layer in one launch, with barriers
+    /// across its [`Grid`](kiln_ir::plan::Grid).
+    pub fn joins(&self) -> bool {
+        let mut variants = self.entries.values().flat_map(|e| &e.variants);
+        variants.any(|v| v.grid.is_some())
     }
 
     /// The device it is on.

@@ -16,6 +16,8 @@ pub(crate) struct Compiled {
     pub name: String,
     pub pipeline: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
+    /// Buffers that it binds behind the uniform block.
+    pub bindings: u32,
 }
 
 /// What kernels with one uniform block share.
@@ -91,6 +93,7 @@ impl<'d> Compiler<'d> {
             name: name.to_owned(),
             pipeline,
             layout,
+            bindings: kernel.bindings.len() as u32,
         })
     }
 

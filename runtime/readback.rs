@@ -31,7 +31,19 @@ impl Staging {
         at: u64,
         bytes: u64,
     ) {
-        encoder.copy_buffer_to_buffer(from, at, &self.buffer, 0, bytes);
+        self.copy_to(0, encoder, from, at, bytes);
+    }
+
+    /// As [`Staging::copy`], to the place `to`.
+    pub fn copy_to(
+        &self,
+        to: u64,
+        encoder: &mut wgpu::CommandEncoder,
+        from: &wgpu::Buffer,
+        at: u64,
+        bytes: u64,
+    ) {
+        encoder.copy_buffer_to_buffer(from, at, &self.buffer, to, bytes);
     }
 
     /// Waits for `on` and gives the first `bytes` to `f`.

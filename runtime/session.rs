@@ -5,7 +5,7 @@ use kiln_ir::plan::CONTEXT;
 
 use crate::dims::Values;
 use crate::error::{Error, Result};
-use crate::exec::{Allocation, Program, Recorder};
+use crate::exec::{Allocation, Program, Recorder, has_stalled};
 use crate::generate::{Decoder, Generation, sample_on_host};
 use crate::model::Model;
 use crate::profile::{Profile, Timer};
@@ -96,9 +96,11 @@ impl<'m> Session<'m> {
             return Err(Error::plan("`step` has a stream"));
         }
         let output_bytes = output.bytes(&capacity)?;
+        let allocation = Allocation::new(model, program, &capacity)?;
+        let staged = output_bytes + allocation.grid_state_bytes();
         Ok(Session {
-            allocation: Allocation::new(model, program, &capacity)?,
-            staging: Staging::new(&model.device, output_bytes)?,
+            staging: Staging::new(&model.device, staged)?,
+            allocation,
             model,
             program,
             batch,
@@ -215,15 +217,42 @@ impl<'m> Session<'m> {
         let output = &self.allocation.buffers[self.program.outputs[0].buffer];
         let bytes = self.output_bytes;
         self.staging.copy(recorder.encoder(), output, 0, bytes);
+        self.allocation
+            .copy_grid_state(&mut recorder, &self.staging, bytes);
         let index = recorder.submit();
         let mut out = vec![0f32; (bytes / 4) as usize];
-        let device = &self.model.device;
-        self.staging.read(device, bytes, index, |bytes| {
+        self.read(&self.staging, bytes, index, |bytes| {
             bytemuck::cast_slice_mut(&mut out).copy_from_slice(bytes);
-            Ok(())
         })?;
         self.past += seq;
         Ok((out, recorder.into_timer()))
+    }
+
+    /// Gives `bytes` that were read back to `f`, unless the state of a grid's barriers
+    /// that stands behind them says that they are worth nothing.
+    pub(crate) fn read<T>(
+        &self,
+        staging: &Staging,
+        bytes: u64,
+        on: Option<wgpu::SubmissionIndex>,
+        f: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
+        let device = &self.model.device;
+        let all = bytes + self.allocation.grid_state_bytes();
+        staging.read(device, all, on, |all| {
+            let (results, state) = all.split_at(bytes as usize);
+            match has_stalled(state) {
+                true => Err(Error::Stalled {
+                    adapter: device.adapter().to_string(),
+                }),
+                false => Ok(f(results)),
+            }
+        })
+    }
+
+    /// Bytes that a read-back takes besides results, and the recording of it.
+    pub(crate) fn allocation(&self) -> &Allocation {
+        &self.allocation
     }
 
     /// Records the launches for checked tokens. All pieces but the last are

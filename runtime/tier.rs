@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use kiln_ir::plan::{Plan, Requirements, Tier};
+use kiln_ir::plan::{Grid, Plan, Requirements, Tier};
 use wgpu::{Features, Limits};
 
 use crate::adapter::Adapter;
@@ -26,6 +26,9 @@ pub struct Capabilities {
     /// The sizes M, N and K of the products of cooperative matrices of f16 that it
     /// accumulates in f32.
     pub cooperative_matrices: Vec<[u32; 3]>,
+    /// Whether its API orders what the workgroups of one launch write and read, as
+    /// barriers across a grid need it: of those that wgpu knows, Vulkan alone.
+    pub orders_grids: bool,
 }
 
 impl From<&Adapter> for Capabilities {
@@ -37,6 +40,7 @@ impl From<&Adapter> for Capabilities {
             is_cpu: adapter.is_cpu(),
             subgroup_sizes: adapter.subgroup_sizes(),
             cooperative_matrices: adapter.cooperative_matrices(),
+            orders_grids: adapter.info().backend == wgpu::Backend::Vulkan,
         }
     }
 }
@@ -96,11 +100,20 @@ pub(crate) fn choose_but<'p>(
     })
 }
 
-/// The features of a tier as wgpu's flags; unknown names are left out.
-pub fn features(requires: &Requirements) -> Features {
-    let known = requires.features.iter();
-    let known = known.filter_map(|name| Features::from_str(name).ok());
+/// The features that a tier requires, and those that its variants with grids do
+/// where they can be had, as wgpu's flags; unknown names are left out.
+pub fn features(tier: &Tier, on: &Capabilities) -> Features {
+    let variants = tier.entries.values().flat_map(|e| &e.variants);
+    let grids = variants.filter_map(|v| v.grid.as_ref());
+    let grids = grids.filter(|g| takes_grid(g, on)).map(|g| &g.requires);
+    let names = grids.chain([&tier.requires]).flat_map(|r| &r.features);
+    let known = names.filter_map(|name| Features::from_str(name).ok());
     known.fold(Features::empty(), |all, f| all | f)
+}
+
+/// Whether variants with this grid can be tried.
+pub(crate) fn takes_grid(grid: &Grid, on: &Capabilities) -> bool {
+    on.orders_grids && missing(&grid.requires, on).is_empty()
 }
 
 fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
@@ -168,6 +181,8 @@ pub fn limit(limits: &Limits, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use kiln_ir::plan::{Check, Entry, Variant};
+
     use super::*;
 
     #[test]
@@ -190,6 +205,7 @@ mod tests {
             is_cpu: false,
             subgroup_sizes: 8..=64,
             cooperative_matrices: vec![[8, 8, 8]],
+            orders_grids: true,
         };
         let mut requires = Requirements {
             features: vec!["subgroups".into(), "telepathy".into()],
@@ -207,6 +223,49 @@ mod tests {
              subgroups of 32 (has them of 8 to 64), cooperative matrices of 16x16x16 in f16, \
              the limit `max_compute_invocations_per_workgroup` (needs 1024, offers 256)"
         );
-        assert_eq!(features(&requires), Features::SUBGROUP);
+        let grid = |names: &[&str]| Variant {
+            name: "joined".into(),
+            grid: Some(Grid {
+                requires: Requirements {
+                    features: names.iter().map(|n| (*n).to_owned()).collect(),
+                    ..Requirements::default()
+                },
+                check: Check {
+                    kernel: String::new(),
+                    workgroups: 1,
+                    words: 1,
+                },
+                state: 0,
+            }),
+            bounds: Vec::new(),
+            launches: Vec::new(),
+            streams: Vec::new(),
+        };
+        // What a grid wants is asked for where all of it is there.
+        let entry = Entry {
+            symbols: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            buffers: Vec::new(),
+            variants: vec![
+                grid(&["shader-f16"]),
+                grid(&["timestamp-query", "telepathy"]),
+            ],
+        };
+        let tier = Tier {
+            name: "subgroup".into(),
+            requires,
+            checks: Vec::new(),
+            entries: [("step".to_owned(), entry)].into(),
+        };
+        let mut on = on;
+        assert_eq!(features(&tier, &on), Features::SUBGROUP);
+        on.features = Features::SHADER_F16;
+        assert_eq!(
+            features(&tier, &on),
+            Features::SUBGROUP | Features::SHADER_F16
+        );
+        on.orders_grids = false;
+        assert_eq!(features(&tier, &on), Features::SUBGROUP);
     }
 }

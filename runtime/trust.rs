@@ -1,4 +1,7 @@
-//! Checks of a driver before a tier is trusted; see [`kiln_ir::plan::Check`].
+//! Checks of a driver before a tier, or a variant with a grid, is trusted; see
+//! [`kiln_ir::plan::Check`] and [`kiln_ir::plan::Grid`].
+
+use std::collections::BTreeMap;
 
 use kiln_ir::plan::{Check, Tier};
 use wgpu::BufferUsages as Usage;
@@ -9,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::LoadOptions;
 use crate::pipelines::{CacheFile, Compiled, Compiler};
 use crate::readback::Staging;
+use crate::tier::{Capabilities, takes_grid};
 
 /// The first of the tier's checks that the device fails, if any: the kernel, and
 /// what is wrong with it.
@@ -23,17 +27,62 @@ pub(crate) fn failure<'t>(
     options: &LoadOptions,
 ) -> Result<Option<(&'t str, String)>> {
     for check in &tier.checks {
-        match wrong_words(device, artifact, check, options) {
-            Ok(0) => {}
-            Ok(wrong) => {
-                let reason = format!("{wrong} of {} results are wrong", check.words);
-                return Ok(Some((&check.kernel, reason)));
-            }
-            Err(error @ (Error::Plan(_) | Error::DeviceLost { .. })) => return Err(error),
-            Err(error) => return Ok(Some((&check.kernel, error.to_string()))),
+        if let Some(reason) = reason(device, artifact, check, options)? {
+            return Ok(Some((&check.kernel, reason)));
         }
     }
     Ok(None)
+}
+
+/// Why the device fails a check, if it does.
+fn reason(
+    device: &Device,
+    artifact: &Artifact,
+    check: &Check,
+    options: &LoadOptions,
+) -> Result<Option<String>> {
+    match wrong_words(device, artifact, check, options) {
+        Ok(0) => Ok(None),
+        Ok(wrong) => Ok(Some(format!(
+            "{wrong} of {} results are wrong",
+            check.words
+        ))),
+        Err(error @ (Error::Plan(_) | Error::DeviceLost { .. })) => Err(error),
+        Err(error) => Ok(Some(error.to_string())),
+    }
+}
+
+/// The tier without the variants whose grids the device cannot have or `options` do
+/// not want, or whose check it fails.
+///
+/// # Errors
+/// As [`failure`].
+pub(crate) fn without_bad_grids(
+    device: &Device,
+    artifact: &Artifact,
+    tier: &Tier,
+    on: &Capabilities,
+    options: &LoadOptions,
+) -> Result<Tier> {
+    let mut checked: BTreeMap<&str, bool> = BTreeMap::new();
+    let grids = tier.entries.values().flat_map(|e| &e.variants);
+    for grid in grids.filter_map(|v| v.grid.as_ref()) {
+        let check = &grid.check;
+        if !checked.contains_key(check.kernel.as_str()) {
+            let is_good = options.join
+                && takes_grid(grid, on)
+                && reason(device, artifact, check, options)?.is_none();
+            checked.insert(&check.kernel, is_good);
+        }
+    }
+    let mut tier = tier.clone();
+    for entry in tier.entries.values_mut() {
+        entry.variants.retain(|v| match &v.grid {
+            Some(grid) => checked.get(grid.check.kernel.as_str()) == Some(&true),
+            None => true,
+        });
+    }
+    Ok(tier)
 }
 
 /// How many of a check's words are not 1 behind it.
@@ -57,16 +106,14 @@ fn wrong_words(
             offset: 0,
             size: wgpu::BufferSize::new(uniform_bytes),
         };
-        let entries = [
-            wgpu::BindGroupEntry {
-                binding: 0,
-                resource: wgpu::BindingResource::Buffer(uniform),
-            },
-            wgpu::BindGroupEntry {
-                binding: 1,
-                resource: words.as_entire_binding(),
-            },
-        ];
+        let mut entries = vec![wgpu::BindGroupEntry {
+            binding: 0,
+            resource: wgpu::BindingResource::Buffer(uniform),
+        }];
+        entries.extend((1..=compiled.bindings).map(|binding| wgpu::BindGroupEntry {
+            binding,
+            resource: words.as_entire_binding(),
+        }));
         let group = device.inner.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(&check.kernel),
             layout: &compiled.layout,

@@ -29,6 +29,7 @@ files! {
         "attention_probs",
         "attention_software_decode",
         "attention_software_prefill",
+        "grid_check",
         "linear_coop",
         "linear_matvec",
         "linear_matvec_subgroup",
@@ -55,6 +56,7 @@ files! {
     DEFAULTS: "defaults/" {
         "attention",
         "common",
+        "grid_check",
         "linear",
         "linear_coop",
         "matmul",
@@ -69,6 +71,9 @@ files! {
         "weights_q8",
     }
 }
+
+/// Barriers across a grid, for kernels that bind `grid_state`.
+pub const GRID: &str = include_str!("grid.wgsl");
 
 const FUNCTIONS: &str = include_str!("functions.wgsl");
 

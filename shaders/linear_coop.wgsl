@@ -6,7 +6,9 @@
 // longer than that by 16 bytes, so that those of a matrix lie in different banks. Finished
 // accumulators pass through workgroup memory to the epilogue.
 //
-// Accumulators have names, not places in an array: an array that a loop indexes lies in memory.
+// Accumulators have names, not places in an array: an array that a loop indexes lies in memory. The
+// products of a step are written out: the driver loads what is multiplied next meanwhile, which it does
+// not in a loop.
 // Subgroups must have SUBGROUP invocations: the tier that has this body asks for it.
 //
 // Constants: K, N, SUBGROUP, SUBGROUPS_M, SUBGROUPS_N, FRAGMENTS_M (2 or 4).
@@ -116,6 +118,7 @@ fn main(
                 w[i] = load_w8(min(column + at / STEP, N - 1u), (step + 1u) * STEP + at % STEP);
             }
         }
+        // unroll 0u 4u 8u 12u
         for (var k = 0u; k < 2u * STEP; k += 4u) {
             let b0 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[n * PITCH + k], PITCH);
             let b1 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[(n + 16u) * PITCH + k], PITCH);

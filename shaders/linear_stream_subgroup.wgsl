@@ -3,14 +3,17 @@
 // A workgroup brings the row to workgroup memory once, normalised where asked, and computes COLUMNS
 // outputs from there; a subgroup takes TILE_COLS of them at a time, its lanes 16 bytes of a row of
 // weights each (a unit), BATCH units in flight. What is fetched next is under way while the last is
-// summed up, across outputs too, and the first fetch before the row is read: weights, and what the
-// epilogue reads, wait for nothing. The row lies transposed, so that neighbouring lanes, which read UV vec4s each, find them
-// in neighbouring places, whatever the weights' type. Works for every subgroup size.
+// summed up, across outputs too. The first weights are fetched before the row is there, and what the
+// epilogue reads as soon as it is: where other workgroups have to finish first, they are waited for
+// behind that. The row lies transposed, so that neighbouring lanes, which read
+// UV vec4s each, find them in neighbouring places, whatever the weights' type. Works for every subgroup
+// size.
 //
 // Constants: K, K4, N, UNITS (units of a row of weights), UV (vec4s of a unit), WORKGROUP, TILE_COLS,
 //            BATCH, COLUMNS (a multiple of TILE_COLS), NORM, CENTER, EPSILON.
 // Hooks: load_x, norm_gain and norm_bias (with NORM), Unit, fetch_unit, unit_weights, unit_scale,
-//        Operands, operands, finish, workgroup_index.
+//        Operands, operands, finish, workgroup_index; await_operands and await_input, which return, to
+//        all invocations, once operands and once load_x may be called.
 // Grid: ceil(N / COLUMNS) workgroups.
 // Workgroup memory: 16 * UNITS * UV + 2 * WORKGROUP bytes.
 
@@ -91,6 +94,7 @@ fn main(
 ) {
     let first = workgroup_index(workgroup_id, num_workgroups) * COLUMNS;
     if first >= N {
+        await_input(lane);
         return;
     }
     let end = min(first + COLUMNS, N);
@@ -110,10 +114,12 @@ fn main(
         }
     }
     // Lane c of the subgroup finishes output c.
+    await_operands(lane);
     var extra: Operands;
     if subgroup_lane < TILE_COLS {
         extra = operands(0u, min(n + subgroup_lane, N - 1u));
     }
+    await_input(lane);
     bring_row(lane, subgroup, subgroups);
     workgroupBarrier();
 
@@ -144,7 +150,7 @@ fn main(
                     for (var j = 0u; j < UV; j++) {
                         sum += dot(w[j], x[j]);
                     }
-                    acc[c] += sum * unit_scale(min(n + c, N - 1u), unit);
+                    acc[c] += sum * unit_scale(units[c][i], min(n + c, N - 1u), unit);
                 }
             }
         }

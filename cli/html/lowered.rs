@@ -118,6 +118,9 @@ impl Lowered {
         }
         let mut kernels = Interner::default();
         for tier in &plan.tiers {
+            for check in &tier.checks {
+                kernels.number(check.kernel.clone());
+            }
             let entries = tier
                 .entries
                 .iter()
@@ -183,6 +186,9 @@ impl Lowered {
     }
 
     fn variant(&mut self, variant: &Variant, kernels: &mut Interner<String>) -> ShownVariant {
+        if let Some(grid) = &variant.grid {
+            kernels.number(grid.check.kernel.clone());
+        }
         let mut launches = |launches: &[plan::Launch]| -> Vec<Launch> {
             launches.iter().map(|l| self.launch(l, kernels)).collect()
         };

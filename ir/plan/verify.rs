@@ -45,13 +45,14 @@
 //! 15. A grid at the maxima folds into two dimensions.
 //! 16. A kernel that a tier launches has no more storage bindings, and no larger
 //!     workgroups, than the tier's adapters offer.
-//! 17. An entry point has variants; one of them takes the maxima, and one the
-//!     least sizes.
+//! 17. An entry point has variants without a grid, which a runtime may leave out;
+//!     one of them takes the maxima, and one the least sizes.
 //!
 //! The flow of data
 //!
 //! 18. A launch does not bind a buffer that it writes a second time, and does not
-//!     write weights.
+//!     write weights. In a variant with a grid it may bind one several times if it
+//!     may write all of them.
 //! 19. A launch reads no buffer that nothing wrote before. Inputs, weights and
 //!     states count as written; a binding that a kernel writes does not count as
 //!     read, though the kernel may do that too. A stream reads what the variant's launches or its
@@ -65,8 +66,14 @@
 //!
 //! Checks
 //!
-//! 23. The kernel of a tier's check exists and has one binding; a check has from 1
-//!     to 65,535 workgroups and at least one word.
+//! 23. The kernel of a check, of a tier or a grid, exists and binds the words; a
+//!     check has from 1 to 65,535 workgroups and at least one word.
+//!
+//! Grids
+//!
+//! 24. The state of a variant's grid is a buffer of 8 bytes at the least that is
+//!     no port's, and launches of variants with the same state alone bind it.
+//! 25. A launch that binds it has a constant number of workgroups, a power of two.
 //!
 //! All errors are collected.
 //!
@@ -84,7 +91,7 @@ mod weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::{Access, BLOCK, CONTEXT, PAST, PLAN_VERSION, Plan, Tier};
+use super::{Access, BLOCK, CONTEXT, Check, PAST, PLAN_VERSION, Plan};
 use crate::dim::{Bindings, Dim, DimError, SymbolDecl};
 use crate::verify::is_symbol_name;
 
@@ -171,7 +178,13 @@ pub fn verify(plan: &Plan) -> Result<(), PlanErrors> {
     weights::check(plan, &mut report);
     states(plan, &mut report);
     for tier in &plan.tiers {
-        checks(plan, tier, &mut report);
+        report.place = Place {
+            tier: tier.name.clone(),
+            ..Place::default()
+        };
+        for check in &tier.checks {
+            checked(plan, check, &mut report);
+        }
         for (name, entry) in &tier.entries {
             report.place = Place {
                 tier: tier.name.clone(),
@@ -382,26 +395,19 @@ fn uniforms(plan: &Plan, report: &mut Report) {
     }
 }
 
-fn checks(plan: &Plan, tier: &Tier, report: &mut Report) {
-    report.place = Place {
-        tier: tier.name.clone(),
-        ..Place::default()
-    };
-    for check in &tier.checks {
-        let subject = format!("check `{}`", check.kernel);
-        match plan.kernels.get(&check.kernel).map(|k| k.bindings.len()) {
-            Some(1) => {}
-            Some(count) => report.error(23, &subject, "a kernel with one binding", count),
-            None => report.error(23, &subject, "a kernel of the plan", "none"),
-        }
-        if !(1..=65_535).contains(&check.workgroups) {
-            report.error(23, &subject, "from 1 to 65535 workgroups", check.workgroups);
-        }
-        if check.words == 0 {
-            report.error(23, &subject, "at least one word", 0);
-        }
+fn checked(plan: &Plan, check: &Check, report: &mut Report) {
+    let subject = format!("check `{}`", check.kernel);
+    match plan.kernels.get(&check.kernel).map(|k| k.bindings.len()) {
+        Some(1..) => {}
+        Some(count) => report.error(23, &subject, "a kernel with a binding", count),
+        None => report.error(23, &subject, "a kernel of the plan", "none"),
     }
-    report.place = Place::default();
+    if !(1..=65_535).contains(&check.workgroups) {
+        report.error(23, &subject, "from 1 to 65535 workgroups", check.workgroups);
+    }
+    if check.words == 0 {
+        report.error(23, &subject, "at least one word", 0);
+    }
 }
 
 /// A state's bytes, whatever entry point binds it.

@@ -4,26 +4,15 @@
 mod common;
 
 use common::*;
-use kiln_ir::plan::{Access, Check, Kernel, Tier};
-use kiln_runtime::{Artifact, LoadOptions, Model};
+use kiln_ir::plan::{Access, Binding, Buffer, Check, Grid, Kernel, Plan, Requirements, Tier};
+use kiln_runtime::generate::{GenerateOptions, generate};
+use kiln_runtime::{Artifact, Error, LoadOptions, Model, Session};
 
 const WORDS: u64 = 64;
 
-/// A model whose first tier, of those that `tiers` leaves, has a check that writes
-/// `verdict`, an expression of the word's index `i`.
-fn open_with(
-    verdict: &str,
-    options: &LoadOptions,
-    tiers: impl FnOnce(&mut Vec<Tier>),
-) -> kiln_runtime::Result<Model> {
-    let mut plan = plan();
-    plan.tiers[0].requires = plan.tiers[1].requires.clone();
-    tiers(&mut plan.tiers);
-    plan.tiers[0].checks.push(Check {
-        kernel: "trial".into(),
-        workgroups: 8,
-        words: WORDS,
-    });
+/// The kernel `trial`, which writes `verdict`, an expression of the word's index
+/// `i`, and its text.
+fn trial(plan: &mut Plan, verdict: &str) -> (String, String) {
     let file = "kernels/trial.wgsl".to_owned();
     let trial = Kernel {
         file: file.clone(),
@@ -40,8 +29,26 @@ fn open_with(
             verdicts[i] = {verdict};
         }}"
     );
+    (file, text)
+}
+
+/// A model whose first tier, of those that `tiers` leaves, has a check that writes
+/// `verdict`, an expression of the word's index `i`.
+fn open_with(
+    verdict: &str,
+    options: &LoadOptions,
+    tiers: impl FnOnce(&mut Vec<Tier>),
+) -> kiln_runtime::Result<Model> {
+    let mut plan = plan();
+    plan.tiers[0].requires = plan.tiers[1].requires.clone();
+    tiers(&mut plan.tiers);
+    plan.tiers[0].checks.push(Check {
+        kernel: "trial".into(),
+        workgroups: 8,
+        words: WORDS,
+    });
     let mut kernels = kernels();
-    kernels.insert(file, text);
+    kernels.extend([trial(&mut plan, verdict)]);
     let weights = Box::new(weights());
     let artifact = Artifact::from_parts(plan, kernels, Default::default(), None, weights)?;
     Model::open(&adapter("vulkan"), &artifact, options, &mut |_| {})
@@ -93,4 +100,123 @@ fn the_last_tier_that_fails_leaves_none() {
     let text = message(opened);
     let expected = "`fancy` lacks a driver that passes its check (64 of 64 results are wrong)";
     assert!(text.contains(expected), "{text}");
+}
+
+/// What the joined kernel of [`with_grid`] answers, whatever was fed.
+const ANSWER: u32 = 7;
+
+/// A model with a variant for one token whose check writes `verdict`, that wants
+/// `features`, and in whose launch a workgroup gives up `stalls`.
+fn with_grid(
+    verdict: &str,
+    features: &[&str],
+    stalls: &str,
+    options: &LoadOptions,
+) -> kiln_runtime::Result<Model> {
+    let mut plan = plan();
+    plan.tiers.remove(0);
+    let mut kernels = kernels();
+    kernels.extend([trial(&mut plan, verdict)]);
+    let joined = Kernel {
+        file: "kernels/joined.wgsl".into(),
+        workgroup_size: [16, 1, 1],
+        bindings: vec![Access::ReadWrite, Access::ReadWrite],
+    };
+    let text = format!(
+        "{HEAD}
+        @group(0) @binding(1) var<storage, read_write> logits: array<f32>;
+        @group(0) @binding(2) var<storage, read_write> state: array<u32>;
+        @compute @workgroup_size(16)
+        fn main(@builtin(local_invocation_index) i: u32) {{
+            if i < 11u {{ logits[i] = select(0.0, 5.0, i == {ANSWER}u); }}
+            if i == 0u && {stalls} {{ state[1] = 1u; }}
+        }}"
+    );
+    kernels.insert(joined.file.clone(), text);
+    plan.kernels.insert("joined".into(), joined);
+    let step = plan.tiers[0].entries.get_mut("step").unwrap();
+    let state = step.buffers.len();
+    step.buffers.push(Buffer {
+        name: "grid".into(),
+        bytes: vec![8.into()],
+    });
+    let mut variant = step.variants[0].clone();
+    variant.name = "joined".into();
+    variant.grid = Some(Grid {
+        requires: Requirements {
+            features: features.iter().map(|f| (*f).to_owned()).collect(),
+            ..Requirements::default()
+        },
+        check: Check {
+            kernel: "trial".into(),
+            workgroups: 8,
+            words: WORDS,
+        },
+        state,
+    });
+    variant.launches.truncate(2);
+    variant.launches[1].kernel = "joined".into();
+    variant.launches[1].workgroups = 1.into();
+    variant.launches[1].bindings = vec![Binding::Buffer(2), Binding::Buffer(state)];
+    step.variants.insert(0, variant);
+    let weights = Box::new(weights());
+    let artifact = Artifact::from_parts(plan, kernels, Default::default(), None, weights)?;
+    Model::open(&adapter("vulkan"), &artifact, options, &mut |_| {})
+}
+
+/// The token that follows two others, the second of which was fed alone.
+fn next(model: &Model) -> u32 {
+    let mut session = Session::new(model, 1, 8).unwrap();
+    session.step(&[1], &[0]).unwrap();
+    let logits = session.step(&[2], &[0]).unwrap();
+    let best = (0..VOCAB).max_by(|a, b| logits[*a as usize].total_cmp(&logits[*b as usize]));
+    best.unwrap()
+}
+
+#[test]
+fn a_variant_with_a_grid_is_taken_where_it_can_be() {
+    let model = with_grid("1u", &["subgroups"], "false", &options()).unwrap();
+    assert!(model.joins());
+    assert_eq!(next(&model), ANSWER);
+    // Without it the sum of both.
+    let unwanted = LoadOptions {
+        join: false,
+        ..options()
+    };
+    let left_out = [
+        with_grid("1u", &[], "false", &unwanted),
+        with_grid("select(1u, 0u, i == 9u)", &[], "false", &options()),
+        with_grid("1u", &["telepathy"], "false", &options()),
+        // Seen in the trial run.
+        with_grid("1u", &[], "true", &options()),
+    ];
+    for model in left_out {
+        let model = model.unwrap();
+        assert!(!model.joins());
+        assert_eq!(next(&model), 3);
+    }
+}
+
+#[test]
+fn a_grid_that_stalls_later_is_an_error() {
+    let model = with_grid("1u", &[], "sym.past >= 3u", &options()).unwrap();
+    assert!(model.joins());
+    let stalled = |error: Error| {
+        let text = error.to_string();
+        assert!(matches!(error, Error::Stalled { .. }), "{text}");
+        assert!(text.contains("--no-join"), "{text}");
+    };
+    let mut session = Session::new(&model, 1, 12).unwrap();
+    for id in [1, 2, 3] {
+        session.step(&[id], &[0]).unwrap();
+    }
+    stalled(session.step(&[4], &[0]).unwrap_err());
+    // Tokens that are chosen on the device.
+    let mut session = Session::new(&model, 1, 12).unwrap();
+    let options = GenerateOptions {
+        max_new_tokens: 8,
+        ..GenerateOptions::default()
+    };
+    let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+    stalled(generate(&mut session, &[vec![1, 2]], &options, go_on).unwrap_err());
 }

@@ -16,8 +16,7 @@ import { create } from 'webgpu';
 const SHADERS = new URL('../../shaders/', import.meta.url);
 
 // What a tier requires without what no browser has, and without the memory that
-// goes with it: only kernels with cooperative matrices, which are not checked, need
-// these.
+// goes with it: only kernels that are not checked need these.
 function inBrowsers(requires) {
     const features = requires.features.filter((feature) => !feature.startsWith('wgpu-'));
     const all = features.length === requires.features.length;
@@ -25,7 +24,7 @@ function inBrowsers(requires) {
 }
 
 // Whether a kernel is in the language of browsers, or in wgpu's extension of it.
-const isWebGpu = (text) => !text.includes('enable wgpu_cooperative_matrix;');
+const isWebGpu = (text) => !text.includes('enable wgpu_cooperative_matrix;') && !text.includes('@coherent ');
 
 // The kernels of an artifact: file, text, and the tier that launches them. Of
 // several tiers it is the one with the fewest features.
@@ -36,7 +35,8 @@ function kernelsOf(folder) {
     for (const tier of tiers) {
         const variants = Object.values(tier.entries).flatMap((entry) => entry.variants);
         const launches = variants.flatMap((v) => [...v.launches, ...v.streams.flatMap((s) => s.launches)]);
-        for (const { kernel } of [...launches, ...(tier.checks ?? [])]) {
+        const checks = [...(tier.checks ?? []), ...variants.flatMap((v) => v.grid?.check ?? [])];
+        for (const { kernel } of [...launches, ...checks]) {
             if (!found.has(kernel)) {
                 const file = join(folder, plan.kernels[kernel].file);
                 const text = readFileSync(file, 'utf8');

@@ -75,3 +75,10 @@ fn store4(row: u32, n: u32, acc: vec4<f32>) {
         }
     }
 }
+
+// Return, to all invocations of a workgroup, once operands and once load_x may be called.
+fn await_operands(lane: u32) {
+}
+
+fn await_input(lane: u32) {
+}

@@ -44,6 +44,6 @@ fn unit_weights(unit: Unit) -> array<vec4<f32>, UV> {
 }
 
 // The scale of unit u of row n.
-fn unit_scale(n: u32, u: u32) -> f32 {
+fn unit_scale(unit: Unit, n: u32, u: u32) -> f32 {
     return 1.0;
 }

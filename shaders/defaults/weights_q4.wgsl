@@ -34,23 +34,35 @@ fn w_scale(n: u32, g: u32) -> f32 {
     return unpack2x16float(scales[i / 2u] >> (16u * (i % 2u))).x;
 }
 
-alias Unit = vec4<u32>;
+// A unit with the word that its scale lies in, as they are loaded.
+struct Unit {
+    nibbles: vec4<u32>,
+    scale: u32,
+}
 
-// Unit u of row n.
+// Unit u of row n, which is a block.
 fn fetch_unit(n: u32, u: u32) -> Unit {
-    return weights[n * UNITS + u];
+    let block = n * UNITS + u;
+    return Unit(weights[block], scales[block / 2u]);
+}
+
+// As unpack_q4, by the bits of 2^23 + a nibble: GPUs convert numbers at a fraction of the rate at which
+// they add.
+fn unpack_bits(v: u32) -> vec4<f32> {
+    let nibble = (vec4<u32>(v) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u);
+    return bitcast<vec4<f32>>(nibble | vec4<u32>(0x4b000000u)) - 8388616.0;
 }
 
 // Its weights, unscaled.
 fn unit_weights(unit: Unit) -> array<vec4<f32>, UV> {
+    let v = unit.nibbles;
     return array<vec4<f32>, UV>(
-        unpack_q4(unit.x), unpack_q4(unit.x >> 4u), unpack_q4(unit.y), unpack_q4(unit.y >> 4u),
-        unpack_q4(unit.z), unpack_q4(unit.z >> 4u), unpack_q4(unit.w), unpack_q4(unit.w >> 4u),
+        unpack_bits(v.x), unpack_bits(v.x >> 4u), unpack_bits(v.y), unpack_bits(v.y >> 4u),
+        unpack_bits(v.z), unpack_bits(v.z >> 4u), unpack_bits(v.w), unpack_bits(v.w >> 4u),
     );
 }
 
 // The scale of unit u of row n.
-fn unit_scale(n: u32, u: u32) -> f32 {
-    let i = n * UNITS + u;
-    return unpack2x16float(scales[i / 2u] >> (16u * (i % 2u))).x;
+fn unit_scale(unit: Unit, n: u32, u: u32) -> f32 {
+    return unpack2x16float(unit.scale >> (16u * ((n * UNITS + u) % 2u))).x;
 }

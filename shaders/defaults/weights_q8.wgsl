@@ -33,21 +33,36 @@ fn w_scale(n: u32, g: u32) -> f32 {
     return unpack2x16float(scales[i / 2u] >> (16u * (i % 2u))).x;
 }
 
-alias Unit = vec4<u32>;
+// A unit with the word that its scale lies in, as they are loaded.
+struct Unit {
+    bytes: vec4<u32>,
+    scale: u32,
+}
+
+// The block of unit u of row n, which is two units.
+fn block_of(n: u32, u: u32) -> u32 {
+    return n * (UNITS / 2u) + u / 2u;
+}
 
 // Unit u of row n.
 fn fetch_unit(n: u32, u: u32) -> Unit {
-    return weights[n * UNITS + u];
+    return Unit(weights[n * UNITS + u], scales[block_of(n, u) / 2u]);
+}
+
+// As unpack_q8, by the bits of 2^23 + 128 + a byte: GPUs convert numbers at a fraction of the rate at
+// which they add.
+fn unpack_bits(v: u32) -> vec4<f32> {
+    let byte = (vec4<u32>(v) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(0xffu);
+    return bitcast<vec4<f32>>(byte ^ vec4<u32>(0x4b000080u)) - 8388736.0;
 }
 
 // Its weights, unscaled.
 fn unit_weights(unit: Unit) -> array<vec4<f32>, UV> {
-    return array<vec4<f32>, UV>(unpack_q8(unit.x), unpack_q8(unit.y), unpack_q8(unit.z), unpack_q8(unit.w));
+    let v = unit.bytes;
+    return array<vec4<f32>, UV>(unpack_bits(v.x), unpack_bits(v.y), unpack_bits(v.z), unpack_bits(v.w));
 }
 
 // The scale of unit u of row n.
-fn unit_scale(n: u32, u: u32) -> f32 {
-    // A block is two units.
-    let i = n * (UNITS / 2u) + u / 2u;
-    return unpack2x16float(scales[i / 2u] >> (16u * (i % 2u))).x;
+fn unit_scale(unit: Unit, n: u32, u: u32) -> f32 {
+    return unpack2x16float(unit.scale >> (16u * (block_of(n, u) % 2u))).x;
 }

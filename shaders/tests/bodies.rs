@@ -30,6 +30,15 @@ fn linear(list: &[(&str, u32)]) -> Vec<(String, Vec<&'static str>)> {
 fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
     let workgroup = |size| constants(&[("WORKGROUP", size)]);
     match name {
+        "grid_check" => {
+            let sizes = [
+                ("GRID", 128),
+                ("PATIENCE", 1 << 18),
+                ("WORKGROUP", 256),
+                ("ROUNDS", 64),
+            ];
+            vec![(constants(&sizes) + kiln_shaders::GRID, vec!["grid_check"])]
+        }
         "linear_software_matvec" => linear(&[("TILE_ROWS", 1), ("TILE_COLS", 8), ("WORKGROUP", 8)]),
         "linear_software_tile" => [2, 4, 8, 16]
             .into_iter()
@@ -145,6 +154,9 @@ fn capabilities(case: &Case) -> Capabilities {
     }
     if is_coop(case) {
         out |= Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+    }
+    if *name == "grid_check" {
+        out |= Capabilities::MEMORY_DECORATION_COHERENT;
     }
     let halves = ["weights_f16", "weights_q8", "weights_q4"];
     if preludes.iter().any(|p| halves.contains(p)) {
@@ -307,7 +319,7 @@ fn names(files: &[(&str, &str)]) -> BTreeSet<String> {
 fn every_file_is_listed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut bodies = stems(folder);
-    assert!(bodies.remove("functions"));
+    assert!(bodies.remove("functions") && bodies.remove("grid"));
     assert_eq!(names(BODIES), bodies);
     assert_eq!(names(DEFAULTS), stems(&folder.join("defaults")));
     assert_eq!(body("no_such_body"), None);

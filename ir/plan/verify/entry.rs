@@ -1,11 +1,11 @@
 //! Invariants 9 to 17 and 22: references and sizes of an entry point.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
 use crate::dim::{Atom, Bindings, Dim};
 use crate::plan::{
-    BLOCK, Binding, CONTEXT, Entry, Launch, PAST, Plan, Port, Stream, Tier, Variant,
+    BLOCK, Binding, CONTEXT, Entry, Grid, Launch, PAST, Plan, Port, Stream, Tier, Variant,
 };
 
 /// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
@@ -23,9 +23,12 @@ const STORAGE_BUFFERS: &str = "max_storage_buffers_per_shader_stage";
 const INVOCATIONS: &str = "max_compute_invocations_per_workgroup";
 const WORKGROUPS: &str = "max_compute_workgroups_per_dimension";
 
-fn limit(tier: &Tier, name: &str) -> u64 {
+/// What adapters of a tier offer that take a variant with this grid.
+fn limit(tier: &Tier, grid: Option<&Grid>, name: &str) -> u64 {
     let default = DEFAULT_LIMITS.iter().find(|(n, _)| *n == name);
-    let required = tier.requires.limits.get(name).copied();
+    let all = [grid.map(|g| &g.requires), Some(&tier.requires)];
+    let required = all.into_iter().flatten();
+    let required = required.filter_map(|r| r.limits.get(name)).max().copied();
     required.unwrap_or(default.map_or(u64::MAX, |(_, v)| *v))
 }
 
@@ -107,7 +110,7 @@ impl Checker<'_, '_> {
     }
 
     fn buffers(&mut self) {
-        let most = limit(self.tier, BINDING_SIZE);
+        let most = limit(self.tier, None, BINDING_SIZE);
         for (index, buffer) in self.entry.buffers.iter().enumerate() {
             let subject = format!("buffer {index} (`{}`)", buffer.name);
             for bytes in &buffer.bytes {
@@ -140,7 +143,7 @@ impl Checker<'_, '_> {
 
     /// States and weights that this entry point binds, each once.
     fn bound_buffers(&mut self) {
-        let most = limit(self.tier, BINDING_SIZE);
+        let most = limit(self.tier, None, BINDING_SIZE);
         let all = self.entry.variants.iter().flat_map(launches);
         let bound: BTreeSet<Binding> = all.flat_map(|l| l.bindings.iter().copied()).collect();
         for binding in bound {
@@ -164,17 +167,25 @@ impl Checker<'_, '_> {
         }
     }
 
-    /// Kernels that this entry point launches, each once.
+    /// Kernels that this entry point launches, each once, within the least limits of
+    /// those who launch it.
     fn kernels(&mut self) {
-        let all = self.entry.variants.iter().flat_map(launches);
-        let names: BTreeSet<&str> = all.map(|l| l.kernel.as_str()).collect();
-        for name in names {
+        let mut names: BTreeMap<&str, Option<&Grid>> = BTreeMap::new();
+        for variant in &self.entry.variants {
+            for launch in launches(variant) {
+                let grid = names.entry(&launch.kernel).or_insert(variant.grid.as_ref());
+                if variant.grid.is_none() {
+                    *grid = None;
+                }
+            }
+        }
+        for (name, grid) in names {
             let Some(kernel) = self.plan.kernels.get(name) else {
                 continue;
             };
             let subject = format!("kernel `{name}`");
             let mut at_most = |what: &str, name: &str, found: u64| {
-                let most = limit(self.tier, name);
+                let most = limit(self.tier, grid, name);
                 if found > most {
                     let expected = format!("at most {most} {what} (`{name}`)");
                     self.report.error(16, subject.clone(), expected, found);
@@ -198,15 +209,17 @@ impl Checker<'_, '_> {
     }
 
     fn coverage(&mut self) {
-        if self.entry.variants.is_empty() {
-            self.report.error(17, "variants", "at least one", "none");
+        let variants = || self.entry.variants.iter().filter(|v| v.grid.is_none());
+        if variants().next().is_none() {
+            let expected = "at least one without a grid";
+            self.report.error(17, "variants", expected, "none");
             return;
         }
         for (when, sizes) in self.sizes.both() {
-            if self.entry.variants.iter().any(|v| holds(v, sizes)) {
+            if variants().any(|v| holds(v, sizes)) {
                 continue;
             }
-            let bounds = self.entry.variants.iter().map(|v| {
+            let bounds = variants().map(|v| {
                 let bounds = v.bounds.iter().map(|b| format!("{} <= {}", b.size, b.max));
                 let bounds: Vec<String> = bounds.collect();
                 format!("`{}` for {}", v.name, bounds.join(" and "))
@@ -230,6 +243,9 @@ impl Checker<'_, '_> {
         } else {
             max.clone()
         };
+        if let Some(grid) = &variant.grid {
+            self.grid(variant, grid);
+        }
         for launch in &variant.launches {
             self.launch(launch, (&max, &min), &[CONTEXT]);
         }
@@ -248,6 +264,49 @@ impl Checker<'_, '_> {
             }
         }
         self.ports_fit(variant, &[(AT_MAXIMA, &max), (AT_LEAST, &min)]);
+    }
+
+    fn grid(&mut self, variant: &Variant, grid: &Grid) {
+        super::checked(self.plan, &grid.check, self.report);
+        let subject = format!("grid state {}", grid.state);
+        let Some(buffer) = self.entry.buffers.get(grid.state) else {
+            let expected = format!("one of the {} buffers", self.entry.buffers.len());
+            self.report.error(24, subject, expected, "none");
+            return;
+        };
+        let bytes = buffer
+            .bytes
+            .iter()
+            .filter_map(|b| b.eval(&self.sizes.min).ok());
+        let bytes = bytes.max().unwrap_or(0);
+        if bytes < 8 {
+            self.report.error(24, &subject, "at least 8 bytes", bytes);
+        }
+        let mut ports = self.entry.inputs.iter().chain(&self.entry.outputs);
+        if let Some(port) = ports.find(|p| p.buffer == grid.state) {
+            let found = format!("that of `{}`", port.name);
+            self.report
+                .error(24, &subject, "a buffer of its own", found);
+        }
+        let own = Binding::Buffer(grid.state);
+        for other in &self.entry.variants {
+            let shares = other.grid.as_ref().is_some_and(|g| g.state == grid.state);
+            if !shares && launches(other).any(|l| l.bindings.contains(&own)) {
+                let found = format!("a launch of variant `{}`, which has none", other.name);
+                self.report
+                    .error(24, &subject, "launches with this grid", found);
+            }
+        }
+        for launch in launches(variant).filter(|l| l.bindings.contains(&own)) {
+            let count = launch.workgroups.as_const();
+            if !count.is_some_and(u64::is_power_of_two) {
+                self.report.place.launch.clone_from(&launch.label);
+                let expected = "a constant power of two";
+                let found = &launch.workgroups;
+                self.report.error(25, "workgroups", expected, found);
+                self.report.place.launch.clear();
+            }
+        }
     }
 
     /// Checks a stream; the result is the first row of its last block.
@@ -291,7 +350,7 @@ impl Checker<'_, '_> {
         if self.report.dim("workgroups", grid, &allowed, &at)
             && let Ok(count) = grid.eval(max)
         {
-            let side = limit(self.tier, WORKGROUPS);
+            let side = limit(self.tier, None, WORKGROUPS);
             if count > side.saturating_mul(side) {
                 let expected = format!("at most {side} times {side} (`{WORKGROUPS}`)");
                 self.report.error(

@@ -16,10 +16,11 @@ struct Trace {
 
 pub(super) fn check(plan: &Plan, entry: &Entry, variant: &Variant, report: &mut Report) {
     let inputs: BTreeSet<usize> = entry.inputs.iter().map(|p| p.buffer).collect();
-    let main = trace(plan, entry, &variant.launches, &inputs, report);
+    let joins = variant.grid.is_some();
+    let main = trace((plan, entry, joins), &variant.launches, &inputs, report);
     let before: BTreeSet<usize> = inputs.union(&main.written).copied().collect();
     let streams = variant.streams.iter();
-    let streams = streams.map(|s| trace(plan, entry, &s.launches, &before, report));
+    let streams = streams.map(|s| trace((plan, entry, joins), &s.launches, &before, report));
     let streams: Vec<Trace> = streams.collect();
 
     for (index, port) in entry.outputs.iter().enumerate() {
@@ -84,9 +85,9 @@ fn describe(plan: &Plan, entry: &Entry, binding: Binding) -> String {
     }
 }
 
+/// `joins` says that a launch may be several, one after the other.
 fn trace(
-    plan: &Plan,
-    entry: &Entry,
+    (plan, entry, joins): (&Plan, &Entry, bool),
     launches: &[Launch],
     before: &BTreeSet<usize>,
     report: &mut Report,
@@ -105,7 +106,10 @@ fn trace(
                     reads.insert(*binding);
                     writes.contains(binding)
                 }
-                Access::ReadWrite => !writes.insert(*binding) || reads.contains(binding),
+                Access::ReadWrite => {
+                    let again = !writes.insert(*binding);
+                    (again && !joins) || reads.contains(binding)
+                }
             };
             if repeated {
                 let subject = describe(plan, entry, *binding);

@@ -133,6 +133,7 @@ fn forward() -> Entry {
             buffer("logits", "132"),
         ],
         variants: vec![Variant {
+            grid: None,
             name: "all".into(),
             bounds: vec![],
             launches: vec![launch("hidden", rows, &[B(0), Weight(0), B(1)])],
@@ -149,6 +150,7 @@ fn forward() -> Entry {
 fn step() -> Entry {
     use Binding::{Buffer as B, State};
     let variant = |name: &str, max: u64| Variant {
+        grid: None,
         name: name.into(),
         bounds: vec![Bound {
             size: dim("seq"),

@@ -1,0 +1,111 @@
+//! Launches that run the kernels of a layer one after the other, with barriers across
+//! their grid. Software drivers run few workgroups at a time, so grids are small here.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed helper is a failed test"
+)]
+
+mod common;
+
+use common::fixtures::{Fixture, assert_close, fixtures};
+use common::on::On;
+use common::{F32, NATIVE, adapter, compile_as, in_memory, open};
+use kiln_codegen::{CodegenError, CompileOptions};
+use kiln_ir::Packing;
+use kiln_models::registry::EntryOptions;
+use kiln_runtime::{Artifact, Error, LoadOptions, Model, Session};
+
+/// Rows of several units a lane, some of them over its end, and several heads.
+const GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 16, "n_embd": 288,
+    "n_inner": 1200, "n_head": 6, "n_layer": 2}"#;
+const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 100, "max_position_embeddings": 16,
+    "hidden_size": 288, "intermediate_size": 600, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
+
+fn artifact(fixture: &Fixture, packing: Packing, grid: u32) -> Artifact {
+    let how = CompileOptions {
+        packing,
+        grid,
+        ..CompileOptions::default()
+    };
+    let compiled = compile_as(fixture, &how, &EntryOptions::default()).unwrap();
+    in_memory(compiled, &*fixture.loaded.params)
+}
+
+/// Every fixture, token by token and in generation, in a grid of one workgroup, which
+/// waits for nobody.
+fn conforms(family: &str) {
+    for folder in fixtures(family) {
+        let fixture = Fixture::open(&folder);
+        let artifact = artifact(&fixture, Packing::F32, 1);
+        let model = open(NATIVE, "subgroup", &artifact);
+        assert!(model.joins(), "{}", fixture.name);
+        let mut on = On::new(&fixture, &model, fixture.cases());
+        on.label.push_str(", joined");
+        on.pieces();
+        on.greedy();
+        on.ragged();
+    }
+}
+
+#[test]
+fn gpt2_conforms() {
+    conforms("gpt2");
+}
+
+#[test]
+fn llama_conforms() {
+    conforms("llama");
+}
+
+/// The logits of a prompt and of tokens behind it.
+fn logits(artifact: &Artifact, join: bool) -> Result<Vec<f32>, Error> {
+    let options = LoadOptions {
+        tier: Some("subgroup".to_owned()),
+        cache_dir: None,
+        join,
+        ..LoadOptions::default()
+    };
+    let model = Model::open(&adapter(NATIVE), artifact, &options, &mut |_| {})?;
+    assert!(join || !model.joins());
+    let mut session = Session::new(&model, 1, 12)?;
+    let mut logits = session.step(&[3, 1, 4], &[0])?;
+    for id in [1, 5, 9, 2, 6] {
+        logits.extend(session.step(&[id], &[0])?);
+    }
+    Ok(logits)
+}
+
+/// In every packing a joined launch gives what the launches that it stands for give:
+/// in a grid of one workgroup, and of two, if the driver has a thread for each that is
+/// not kept from running. If it has not, that is said, and nothing wrong comes out.
+#[test]
+fn packings_agree_with_separate_launches() {
+    for config in [GPT2, LLAMA] {
+        let fixture = Fixture::random(config);
+        for packing in Packing::ALL {
+            let separate = logits(&artifact(&fixture, packing, 1), false).unwrap();
+            for grid in [1, 2] {
+                let label = format!("{} in {}, {grid}", fixture.name, packing.name());
+                match logits(&artifact(&fixture, packing, grid), true) {
+                    Ok(joined) => assert_close(&label, &joined, &separate, F32),
+                    Err(Error::Stalled { .. }) if grid > 1 => {}
+                    Err(error) => panic!("{label}: {error}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_grid_is_a_power_of_two() {
+    let fixture = &fixtures("gpt2")[0];
+    let how = CompileOptions {
+        grid: 96,
+        ..CompileOptions::default()
+    };
+    let error = compile_as(&Fixture::open(fixture), &how, &EntryOptions::default()).unwrap_err();
+    assert!(matches!(error, CodegenError::Grid { found: 96 }));
+    assert!(error.to_string().contains("96 workgroups"), "{error}");
+}
