@@ -34,7 +34,7 @@ pub(crate) struct Linear<'a> {
     pub norm: Option<Norm>,
     /// Whether the input's elements are f16, two in a word.
     pub halves: bool,
-    /// Whether there is one row, not only few as a rule.
+    /// Whether there is one row, or so few as a rule that each is taken by itself.
     pub single: bool,
     /// Workgroups of the launch that it will be a part of.
     pub grid: Option<GridSize>,

@@ -206,7 +206,7 @@ impl<'a> Lowering<'a> {
                     input: x.clone(),
                     norm: *norm,
                     halves: false,
-                    single: self.is_one(&x.rows()),
+                    single: self.is_one(&x.rows()) || self.is_last(&x.rows()),
                     grid,
                     split: value
                         .inputs
@@ -441,12 +441,18 @@ impl<'a> Lowering<'a> {
         Ok(output)
     }
 
+    /// Whether rows are the last positions of prompts: one, as a rule.
+    fn is_last(&self, rows: &Dim) -> bool {
+        *rows == Dim::symbol(BATCH) && self.shape.queries.is_none()
+    }
+
     /// The kernel for a linear layer with `rows` rows.
     fn row_kernel(&self, rows: &Dim) -> RowKernel {
         let at_most = match (rows.as_const(), self.shape.rows) {
             (Some(n), _) => Some(n),
+            (None, _) if self.is_last(rows) && self.tier.has_subgroups() => Some(1),
             (None, Some(n)) => Some(n),
-            // The last positions of a batch: few, as a rule, whatever the shape.
+            // Few, as a rule, whatever the shape.
             (None, None) if *rows == Dim::symbol(BATCH) => Some(4),
             (None, None) => None,
         };

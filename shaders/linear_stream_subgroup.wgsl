@@ -1,4 +1,5 @@
-// y[1, N] = x[1, K] * W[N, K]^T: one row, bound by the bytes of W.
+// y[rows, N] = x[rows, K] * W[N, K]^T: one row as a rule, or a few, each by itself; bound by the bytes
+// of W.
 //
 // A workgroup brings the row to workgroup memory once, normalised where asked, and computes COLUMNS
 // outputs from there; a subgroup takes TILE_COLS of them at a time, its lanes 16 bytes of a row of
@@ -11,10 +12,10 @@
 //
 // Constants: K, K4, N, UNITS (units of a row of weights), UV (vec4s of a unit), WORKGROUP, TILE_COLS,
 //            BATCH, COLUMNS (a multiple of TILE_COLS), NORM, CENTER, EPSILON.
-// Hooks: load_x, norm_gain and norm_bias (with NORM), Unit, fetch_unit, unit_weights, unit_scale,
+// Hooks: rows, load_x, norm_gain and norm_bias (with NORM), Unit, fetch_unit, unit_weights, unit_scale,
 //        Operands, operands, finish, workgroup_index; await_operands and await_input, which return, to
 //        all invocations, once operands and once load_x may be called.
-// Grid: ceil(N / COLUMNS) workgroups.
+// Grid: ceil(N / COLUMNS) * rows workgroups.
 // Workgroup memory: 16 * UNITS * UV + 2 * WORKGROUP bytes.
 
 const ROW: u32 = UNITS * UV;
@@ -43,10 +44,10 @@ fn place(k4: u32) -> u32 {
     return (k4 % UV) * UNITS + k4 / UV;
 }
 
-fn bring_row(lane: u32, subgroup: u32, subgroups: u32) {
+fn bring_row(row: u32, lane: u32, subgroup: u32, subgroups: u32) {
     if !NORM {
         for (var k4 = lane; k4 < ROW; k4 += WORKGROUP) {
-            x_row[place(k4)] = load_x(0u, k4);
+            x_row[place(k4)] = load_x(row, k4);
         }
         return;
     }
@@ -56,7 +57,7 @@ fn bring_row(lane: u32, subgroup: u32, subgroups: u32) {
     var sum = 0.0;
     for (var i = 0u; i < HELD; i++) {
         let k4 = min(i * WORKGROUP + lane, ROW - 1u);
-        held[i] = load_x(0u, k4);
+        held[i] = load_x(row, k4);
         gain[i] = norm_gain(k4);
         bias[i] = norm_bias(k4);
         if i * WORKGROUP + lane < ROW {
@@ -92,7 +93,10 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(num_subgroups) subgroups: u32,
 ) {
-    let first = workgroup_index(workgroup_id, num_workgroups) * COLUMNS;
+    let index = workgroup_index(workgroup_id, num_workgroups);
+    // Rows side by side read the same weights.
+    let row = index % rows();
+    let first = index / rows() * COLUMNS;
     if first >= N {
         await_input(lane);
         return;
@@ -117,10 +121,10 @@ fn main(
     await_operands(lane);
     var extra: Operands;
     if subgroup_lane < TILE_COLS {
-        extra = operands(0u, min(n + subgroup_lane, N - 1u));
+        extra = operands(row, min(n + subgroup_lane, N - 1u));
     }
     await_input(lane);
-    bring_row(lane, subgroup, subgroups);
+    bring_row(row, lane, subgroup, subgroups);
     workgroupBarrier();
 
     var acc: array<f32, TILE_COLS>;
@@ -163,9 +167,9 @@ fn main(
             }
             if subgroup_lane < TILE_COLS {
                 if n + subgroup_lane < end {
-                    finish(0u, n + subgroup_lane, value, extra);
+                    finish(row, n + subgroup_lane, value, extra);
                 }
-                extra = operands(0u, min(next_n + subgroup_lane, N - 1u));
+                extra = operands(row, min(next_n + subgroup_lane, N - 1u));
             }
         }
         batch = next_batch;

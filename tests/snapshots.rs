@@ -151,7 +151,7 @@ fn is_webgpu(kernel: &str) -> bool {
 #[test]
 fn kernels_with_matrices() {
     let config = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 64, "n_embd": 64,
-        "n_head": 4, "n_layer": 1}"#;
+        "n_head": 4, "n_layer": 2}"#;
     let model = from_config(config).unwrap();
     let maxima = EntryOptions::default();
     let (graph, info) = (model.graph("step", &maxima).unwrap(), model.info(&maxima));
