@@ -5,7 +5,7 @@ mod summary;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kiln_codegen::{CompileOptions, Compiled, Target, compile};
+use kiln_codegen::{CompileOptions, Compiled, DEFAULT_GRID, Target, compile};
 use kiln_ir::{Graph, Packing};
 use kiln_models::registry::EntryOptions;
 use kiln_models::source::Loaded;
@@ -55,8 +55,13 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     tier: Vec<String>,
 
+    /// Workgroups of the launches that run a whole layer for a single token, a power
+    /// of two: no more than the device runs at once. 0 for no such launches
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_GRID)]
+    grid: u32,
+
     /// Write each kernel translated to `spirv`, `msl` or `hlsl` too, into DIR; may
-    /// be given several times. Those with cooperative matrices are in `spirv` alone
+    /// be given several times. Those that WebGPU cannot run are in `spirv` alone
     #[arg(long, num_args = 2, value_names = ["TARGET", "DIR"])]
     emit: Vec<String>,
 
@@ -119,6 +124,7 @@ fn lower(
     let compile_options = CompileOptions {
         packing: args.dtype.dtype.unwrap_or(Packing::F32),
         tiers: (!args.tier.is_empty()).then(|| args.tier.clone()),
+        grid: args.grid,
         ..CompileOptions::default()
     };
     let mut printer = args.print_after.clone().map(Printer::new);

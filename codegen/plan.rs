@@ -26,6 +26,10 @@ use crate::{CompileOptions, DEFAULT_BINDING_LIMIT};
 /// buffers fit.
 pub(crate) const BATCH: &str = "batch";
 
+/// The symbol for the number of tokens of each. A session takes a prompt in pieces, so
+/// where there are states its maximum is lowered first.
+const SEQ: &str = "seq";
+
 /// How large every WebGPU adapter lets a buffer be.
 const DEFAULT_BUFFER_LIMIT: u64 = 256 << 20;
 
@@ -172,8 +176,8 @@ struct Placed {
 }
 
 impl Placed {
-    /// Places the values. Where a buffer would not fit a binding, the largest
-    /// batch is halved until all do.
+    /// Places the values. Where a buffer would not fit a binding, the longest piece
+    /// of a session's prompt, or else the largest batch, is halved until all do.
     fn new(
         graph: &Graph,
         states: &States,
@@ -203,13 +207,16 @@ impl Placed {
                     maxima,
                 });
             };
-            let batch = Symbol::new(BATCH);
-            match graph
-                .symbols
-                .iter_mut()
-                .find(|s| s.name == batch && s.max > 1)
-            {
-                Some(batch) => batch.max /= 2,
+            let names: &[&str] = match graph.states().is_empty() {
+                true => &[BATCH],
+                false => &[SEQ, BATCH],
+            };
+            let larger = |name: &&str| {
+                let mut symbols = graph.symbols.iter();
+                symbols.position(|s| s.name == Symbol::new(name) && s.max > 1)
+            };
+            match names.iter().find_map(larger) {
+                Some(symbol) => graph.symbols[symbol].max /= 2,
                 None => {
                     return Err(CodegenError::TooLarge {
                         entry: graph.name.clone(),

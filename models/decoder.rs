@@ -24,7 +24,7 @@ use crate::adapter::{AdapterError, Parameter, Part, Placement, Weights, count};
 use crate::checkpoint::Checkpoint;
 use crate::config::ConfigError;
 use crate::nn::{Built, Span, SpanLimits};
-use crate::registry::{DEFAULT_CONTEXT, EntryOptions, Model, ModelError, STEP_ROWS};
+use crate::registry::{DEFAULT_CONTEXT, EntryOptions, Model, ModelError};
 
 /// Whole sequences to hidden states and logits.
 pub const FORWARD: &str = "forward";
@@ -156,10 +156,7 @@ impl<D: Decoder> DecoderModel<D> {
         Ok(SpanLimits {
             batch: options.max_batch,
             seq: match entry {
-                STEP => {
-                    let share = (STEP_ROWS / options.max_batch).max(1);
-                    options.prefill_chunk.min(share).min(context)
-                }
+                STEP => options.prefill_chunk.min(context),
                 _ => context,
             },
             context,

@@ -97,7 +97,7 @@ pub struct EntryOptions {
     /// model's own maximum, or [`DEFAULT_CONTEXT`] where that is more.
     pub max_context: Option<u64>,
     /// Tokens of a sequence in one step; a longer prompt takes several. Capped
-    /// by the context and, for several sequences, by [`STEP_ROWS`].
+    /// by the context, and by what the compiler finds buffers for.
     pub prefill_chunk: u64,
 }
 
@@ -105,10 +105,6 @@ pub struct EntryOptions {
 /// in tokens. Keys and values are allocated for the whole context, which for a
 /// model that could take 131,072 tokens would be gigabytes a sequence.
 pub const DEFAULT_CONTEXT: u64 = 4096;
-
-/// Tokens of all sequences in one step, if there are as many sequences as there may
-/// be: what buffers are made for.
-pub const STEP_ROWS: u64 = 2048;
 
 impl Default for EntryOptions {
     fn default() -> Self {

@@ -128,6 +128,7 @@ impl Adapter {
             | Features::SUBGROUP_BARRIER
             | Features::SHADER_F16
             | Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+            | Features::MEMORY_DECORATION_COHERENT
             | Features::TIMESTAMP_QUERY
             | Features::PIPELINE_CACHE;
         let offered = (useful & self.features()).iter();

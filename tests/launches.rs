@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use kiln_codegen::{CompileOptions, compile};
 use kiln_ir::plan::{BLOCK, Binding, CONTEXT, Entry, Launch, Plan, Tier, Variant};
-use kiln_ir::{Bindings, Packing, text};
+use kiln_ir::{Bindings, Packing, Symbol, text};
 use kiln_models::registry::{EntryOptions, preset};
 
 /// What WebGPU's default limits allow.
@@ -188,5 +188,18 @@ fn large_weights_are_split() {
         }
         assert_eq!(held, parameters, "{name}");
         assert_eq!(split, BTreeSet::from(["wte.weight"]), "{name}");
+    }
+}
+
+/// Where a step's buffers would exceed a binding, prompts go in shorter pieces, and no
+/// fewer sequences decode together.
+#[test]
+fn large_steps_take_shorter_pieces() {
+    for (name, pieces) in [("gpt2", 1024), ("gpt2-xl", 512)] {
+        let plan = plan(name, Packing::F16);
+        let step = &plan.tiers[0].entries["step"];
+        let sizes = maxima(&plan, step);
+        let most = |symbol: &str| sizes.get(&Symbol::new(symbol)).unwrap();
+        assert_eq!((most("batch"), most("seq")), (8, pieces), "{name}");
     }
 }

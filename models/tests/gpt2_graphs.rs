@@ -207,7 +207,10 @@ fn options_set_the_maxima() {
     assert_eq!(model.info(&options).max_context, 100);
 
     let step = model.graph("step", &EntryOptions::default()).unwrap();
-    assert_eq!(symbols(&step), [("batch", 8), ("seq", 256), ("past", 1023)]);
+    assert_eq!(
+        symbols(&step),
+        [("batch", 8), ("seq", 1024), ("past", 1023)]
+    );
 
     let one = EntryOptions {
         max_context: Some(1),
