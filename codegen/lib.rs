@@ -39,6 +39,7 @@ mod expr;
 mod generic;
 mod join;
 mod kernel;
+mod kernels;
 mod linear;
 mod lower;
 mod memory;

@@ -3,23 +3,22 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::plan::{
-    Access, BLOCK, Binding, Bound, CONTEXT, Check, Entry, Grid, Kernel, Launch, ModelInfo,
-    PLAN_VERSION, Plan, Port, StateBuffer, Stream, Variant,
+    Access, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
+    StateBuffer, Stream, Variant,
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
 use crate::error::CodegenError;
-use crate::join::{self, Stage};
+use crate::join;
 use crate::kernel;
+use crate::kernels::Kernels;
 use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
 use crate::place::{Local, Placement, Role, States, capacity_shape, place};
 use crate::tier::Tier;
 use crate::trust;
-use crate::validate;
 use crate::view::Base;
 use crate::weights::{self, Weights};
-use crate::wgsl;
 use crate::{CompileOptions, DEFAULT_BINDING_LIMIT};
 
 /// The symbol for the number of sequences, whose maximum may be lowered to make
@@ -51,13 +50,7 @@ pub(crate) fn make(
     for graph in graphs {
         placed.push(Placed::new(graph, &states, &weights, limit)?);
     }
-    let mut kernels = Kernels {
-        symbols: uniforms(graphs),
-        bodies: &options.bodies,
-        names: BTreeMap::new(),
-        plan: BTreeMap::new(),
-        texts: BTreeMap::new(),
-    };
+    let mut kernels = Kernels::new(uniforms(graphs), &options.bodies);
     let all = symbols(&placed);
     let mut of_tiers = Vec::new();
     for tier in tiers {
@@ -553,124 +546,4 @@ fn locals(launch: &kernel::Launch) -> Vec<usize> {
             _ => None,
         })
         .collect()
-}
-
-/// Kernels by their text, each under one name.
-struct Kernels<'o> {
-    symbols: Vec<String>,
-    /// Bodies in place of kiln's own.
-    bodies: &'o BTreeMap<String, String>,
-    names: BTreeMap<String, String>,
-    plan: BTreeMap<String, Kernel>,
-    texts: BTreeMap<String, String>,
-}
-
-/// The buffers that a launch binds.
-fn buffers(launch: &kernel::Launch, assigned: &BTreeMap<usize, usize>) -> Vec<Binding> {
-    let bases = launch.kernel.bases().into_iter();
-    let buffers = bases.map(|(base, _)| match base {
-        Base::Weight(i) => Binding::Weight(i),
-        Base::State(i) => Binding::State(i),
-        Base::Local(i) => Binding::Buffer(assigned.get(&i).copied().unwrap_or(usize::MAX)),
-    });
-    buffers.collect()
-}
-
-impl<'o> Kernels<'o> {
-    fn launch(&mut self, launch: &kernel::Launch, assigned: &BTreeMap<usize, usize>) -> Launch {
-        let accesses = launch.kernel.bases().into_iter().map(|(_, access)| access);
-        Launch {
-            label: launch.label.clone(),
-            kernel: self.kernel(&launch.kernel, accesses.collect()),
-            workgroups: launch.workgroups.clone(),
-            bindings: buffers(launch, assigned),
-            flops: launch.flops.clone(),
-            bytes: launch.bytes.clone(),
-        }
-    }
-
-    /// `launches` in one; nothing if they cannot be.
-    fn joined(
-        &mut self,
-        launches: &[kernel::Launch],
-        (grid, state): (u32, usize),
-        assigned: &BTreeMap<usize, usize>,
-    ) -> Result<Launch, CodegenError> {
-        let mut stages = Vec::new();
-        for launch in launches {
-            stages.push(Stage {
-                launch,
-                body: wgsl::unroll(self.body(launch.kernel.body)),
-                buffers: buffers(launch, assigned),
-                tiles: launch.workgroups.eval(&Bindings::new())?,
-            });
-        }
-        let joined = join::join(&stages, (grid, state), &self.symbols)
-            .map_err(|body| CodegenError::Join { body })?;
-        let sum = |of: fn(&kernel::Launch) -> &Dim| {
-            launches.iter().fold(Dim::default(), |sum, l| &sum + of(l))
-        };
-        let (bindings, accesses) = joined.bindings.into_iter().unzip();
-        let label = launches.first().and_then(|l| join::layer(&l.label));
-        Ok(Launch {
-            label: label.unwrap_or_default().to_owned(),
-            kernel: self.named(&joined.name, joined.text, join::WORKGROUP as u32, accesses),
-            workgroups: Dim::constant(grid.into()),
-            bindings,
-            flops: sum(|l| &l.flops),
-            bytes: sum(|l| &l.bytes),
-        })
-    }
-
-    /// Bytes that a workgroup of a kernel shares.
-    fn workgroup_memory(&self, kernel: &str) -> u64 {
-        let file = self.plan.get(kernel).map(|k| &k.file);
-        let text = file.and_then(|file| self.texts.get(file));
-        text.and_then(|t| validate::workgroup_memory(t))
-            .unwrap_or(0)
-    }
-
-    /// The text of a body.
-    fn body(&self, name: &str) -> &'o str {
-        let own = || kiln_shaders::body(name).unwrap_or_default();
-        self.bodies.get(name).map_or_else(own, String::as_str)
-    }
-
-    fn kernel(&mut self, draft: &kernel::Draft, bindings: Vec<Access>) -> String {
-        let body = wgsl::unroll(self.body(draft.body));
-        let text = draft.text(&self.symbols, &body);
-        self.named(&draft.name(), text, draft.workgroup, bindings)
-    }
-
-    /// The name of the kernel with this text, `plain` if it is new and that is free.
-    fn named(
-        &mut self,
-        plain: &str,
-        text: String,
-        workgroup: u32,
-        bindings: Vec<Access>,
-    ) -> String {
-        if let Some(name) = self.names.get(&text) {
-            return name.clone();
-        }
-        let mut name = plain.to_owned();
-        let mut count = 1;
-        while self.plan.contains_key(&name) {
-            count += 1;
-            name = format!("{plain}.{count}");
-        }
-        let file = format!("kernels/{name}.wgsl");
-        self.texts
-            .insert(file.clone(), format!("// {name}\n\n{text}"));
-        self.plan.insert(
-            name.clone(),
-            Kernel {
-                file,
-                workgroup_size: [workgroup, 1, 1],
-                bindings,
-            },
-        );
-        self.names.insert(text, name.clone());
-        name
-    }
 }

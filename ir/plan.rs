@@ -289,8 +289,9 @@ pub struct Variant {
 /// What a variant relies on whose launches have barriers across their grids: all
 /// workgroups of a launch run at the same time, and see what the others wrote
 /// before such a barrier. No API promises the first, so a runtime tries it out: it
-/// checks the driver, and runs the variant once, before it takes the variant for
-/// good. A workgroup waits for a bounded time and then gives up.
+/// checks the driver, and compares what the variant gives with what the first gives
+/// that has no grid, before it takes it for good. A workgroup waits for a bounded time
+/// and then gives up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grid {
     /// What the adapter must offer besides what the tier requires.

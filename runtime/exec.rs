@@ -130,13 +130,24 @@ impl Program {
 
     /// The first variant whose bounds hold.
     pub fn variant(&self, values: &Values) -> Result<usize> {
+        self.variant_of(values, |_| true)
+    }
+
+    /// The first variant of which `takes` holds, and whose bounds do.
+    pub fn variant_of(
+        &self,
+        values: &Values,
+        takes: impl Fn(&VariantProgram) -> bool,
+    ) -> Result<usize> {
         'variants: for (index, variant) in self.variants.iter().enumerate() {
             for (size, max) in &variant.bounds {
                 if size.eval(values)? > *max {
                     continue 'variants;
                 }
             }
-            return Ok(index);
+            if takes(variant) {
+                return Ok(index);
+            }
         }
         Err(Error::plan(format!(
             "no variant of `{}` takes these sizes",

@@ -231,18 +231,19 @@ impl Model {
         Ok(model)
     }
 
-    /// Runs each variant with a grid once, and drops those in which a workgroup
-    /// waited in vain: how many of its workgroups run at once depends on the kernel.
+    /// Runs each variant with a grid, and drops those in which a workgroup waited in
+    /// vain, since how many run at once depends on the kernel, and those that differ
+    /// from the variant that is run without them.
     fn try_grids(&mut self) -> Result<()> {
-        let mut stalled = Vec::new();
+        let mut unfit = Vec::new();
         for (name, program) in &self.entries {
             for variant in 0..program.variants.len() {
-                if program.variants[variant].grid.is_some() && self.stalls(program, variant)? {
-                    stalled.push((name.clone(), variant));
+                if program.variants[variant].grid.is_some() && !self.is_fit(program, variant)? {
+                    unfit.push((name.clone(), variant));
                 }
             }
         }
-        for (name, variant) in stalled.into_iter().rev() {
+        for (name, variant) in unfit.into_iter().rev() {
             if let Some(program) = self.entries.get_mut(&name) {
                 program.variants.remove(variant);
             }
@@ -250,24 +251,60 @@ impl Model {
         Ok(())
     }
 
-    /// Whether workgroups of a variant wait in vain for others.
-    fn stalls(&self, program: &Program, variant: usize) -> Result<bool> {
+    /// Whether a variant with a grid gives, for some tokens one after the other, what
+    /// the first that has none gives.
+    fn is_fit(&self, program: &Program, variant: usize) -> Result<bool> {
+        const TOKENS: u64 = 4;
+        let context = TOKENS.min(self.plan.model.max_context);
         let mut values = self.slots.values();
-        for (symbol, value) in [("batch", 1), ("seq", 1), (PAST, 0), (CONTEXT, 1)] {
+        for (symbol, value) in [("batch", 1), ("seq", 1), (PAST, 0), (CONTEXT, context)] {
             values.set(&self.slots, symbol, value);
         }
+        let plain = program.variant_of(&values, |v| v.grid.is_none())?;
+        let Some(output) = program.outputs.first() else {
+            return Ok(false);
+        };
+        for port in &program.inputs {
+            if port.bytes(&values)? != 4 {
+                // Not a session's, which has ids and where sequences start.
+                return Ok(false);
+            }
+        }
+        let bytes = output.bytes(&values)?;
         let mut allocation = Allocation::new(self, program, &values)?;
-        let uniforms = allocation.push_uniforms(self, &values)?;
-        let staging = Staging::new(&self.device, GRID_STATE_BYTES)?;
-        let index = self.device.scoped("a trial", || {
-            let mut recorder = Recorder::new(self, None);
-            recorder.variant(program, &allocation, variant, &values, uniforms)?;
-            allocation.copy_grid_state(&mut recorder, &staging, 0);
-            Result::Ok(recorder.submit())
-        })??;
-        staging.read(&self.device, GRID_STATE_BYTES, index, |bytes| {
-            Ok(has_stalled(bytes))
-        })
+        let staging = Staging::new(&self.device, 2 * bytes + GRID_STATE_BYTES)?;
+        for past in 0..context {
+            values.set(&self.slots, PAST, past);
+            let id = (past * 7919 % self.plan.model.vocab_size.max(1)) as u32;
+            for port in &program.inputs {
+                let word = if port.name == "ids" { id } else { 0 };
+                let buffer = &allocation.buffers[port.buffer];
+                let given = Some(bytemuck::bytes_of(&word));
+                self.write_input(&port.name, given, port.bytes(&values)?, buffer)?;
+            }
+            let uniforms = allocation.push_uniforms(self, &values)?;
+            let index = self.device.scoped("a trial", || {
+                let mut recorder = Recorder::new(self, None);
+                let results = &allocation.buffers[output.buffer];
+                for (at, variant) in [(0, variant), (bytes, plain)] {
+                    recorder.variant(program, &allocation, variant, &values, uniforms)?;
+                    staging.copy_to(at, recorder.encoder(), results, 0, bytes);
+                }
+                allocation.copy_grid_state(&mut recorder, &staging, 2 * bytes);
+                Result::Ok(recorder.submit())
+            })??;
+            let all = 2 * bytes + GRID_STATE_BYTES;
+            let agrees = staging.read(&self.device, all, index, |all| {
+                let (results, state) = all.split_at(2 * bytes as usize);
+                let results: Vec<f32> = bytemuck::pod_collect_to_vec(results);
+                let (joined, plain) = results.split_at(results.len() / 2);
+                Ok(!has_stalled(state) && trust::agree(joined, plain))
+            })?;
+            if !agrees {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The plan it runs.

@@ -85,6 +85,22 @@ pub(crate) fn without_bad_grids(
     Ok(tier)
 }
 
+/// Whether two results are the same but for the order of sums: within a thousandth of
+/// their norm, where a wrong element of a layer would be far outside it.
+pub(crate) fn agree(a: &[f32], b: &[f32]) -> bool {
+    let (mut apart, mut norm) = (0.0, 0.0);
+    for (a, b) in a.iter().zip(b) {
+        // What is no number is so in both, or the sum is none.
+        if a.to_bits() != b.to_bits() {
+            apart += f64::from(a - b).powi(2);
+        }
+        if b.is_finite() {
+            norm += f64::from(*b).powi(2);
+        }
+    }
+    apart <= 1e-6 * norm
+}
+
 /// How many of a check's words are not 1 behind it.
 fn wrong_words(
     device: &Device,

@@ -63,7 +63,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 ";
 
-const NEXT: &str = "
+pub const NEXT: &str = "
 @group(0) @binding(1) var<storage, read> kept: array<i32>;
 @group(0) @binding(2) var<storage, read> start: array<i32>;
 @group(0) @binding(3) var<storage, read_write> logits: array<f32>;
