@@ -142,6 +142,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
         device: adapter.to_string(),
         driver: adapter.driver(),
         tier: model.tier().to_owned(),
+        joined: model.joins(),
         weight_bytes: model.weight_bytes(),
         peak_host_bytes: peak,
         start_up,

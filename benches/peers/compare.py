@@ -128,7 +128,7 @@ def kiln(args) -> dict:
         for what, asked in (("prefill", args.prompts), ("decode", args.contexts)):
             if case["length"] in asked and case[f"{what}_ms"] is not None:
                 times[what, case["batch"], case["length"]] = case[f"{what}_ms"]
-    about = {key: report[key] for key in ("model", "dtype", "device", "driver", "tier", "skipped")}
+    about = {key: report[key] for key in ("model", "dtype", "device", "driver", "tier", "joined", "skipped")}
     return {"about": about, "times": times}
 
 

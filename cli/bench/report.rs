@@ -17,6 +17,8 @@ pub struct Report {
     pub device: String,
     pub driver: String,
     pub tier: String,
+    /// Whether a layer of a single token is one launch.
+    pub joined: bool,
     pub weight_bytes: u64,
     /// `None` where the system does not tell.
     pub peak_host_bytes: Option<u64>,
@@ -71,8 +73,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} in {} on {}, tier {}",
-            self.model, self.dtype, self.device, self.tier
+            "{} in {} on {}, tier {}{}",
+            self.model,
+            self.dtype,
+            self.device,
+            self.tier,
+            if self.joined { ", layers joined" } else { "" }
         )?;
         writeln!(f, "driver {}", self.driver)?;
         write!(f, "weights {}", bytes(self.weight_bytes))?;

@@ -19,6 +19,7 @@ fn a_benchmark_tells_times_launches_and_what_was_left_out() {
     assert_eq!(skipped.len(), 2);
     assert_eq!(skipped[0]["reason"], "the context is 256");
     assert!(report["ceilings"]["bytes_per_s"].as_f64() > Some(1e8));
+    assert!(report["joined"].is_boolean());
     let launches = report["decode"]["launches"].as_u64().unwrap();
     let groups = report["decode"]["groups"].as_array().unwrap();
     let counted: u64 = groups.iter().map(|g| g["count"].as_u64().unwrap()).sum();
