@@ -49,7 +49,8 @@ impl Pool {
     /// The buffer `name` of `bytes`, which no local shares: the same whenever it is
     /// asked for.
     pub fn state(&mut self, name: &str, bytes: u64) -> usize {
-        let known = self.buffers.iter().position(|b| b.name == name);
+        let mut known = self.states.iter().copied();
+        let known = known.find(|b| self.buffers[*b].name == name);
         known.unwrap_or_else(|| {
             self.states.push(self.buffers.len());
             self.buffers.push(Buffer {

@@ -250,7 +250,7 @@ impl<'m> Session<'m> {
         })
     }
 
-    /// Bytes that a read-back takes besides results, and the recording of it.
+    /// The buffers that steps run in.
     pub(crate) fn allocation(&self) -> &Allocation {
         &self.allocation
     }
