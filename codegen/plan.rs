@@ -436,7 +436,8 @@ impl Placed {
 
         let state = pool.state("grid", 8);
         let mut launches = Vec::new();
-        let (mut memory, mut bindings) = (0, 0);
+        // By name: most layers have the same one.
+        let mut joined: BTreeMap<String, usize> = BTreeMap::new();
         for group in groups {
             let members = &lowered.launches[group];
             if let [alone] = members {
@@ -444,10 +445,12 @@ impl Placed {
                 continue;
             }
             let launch = kernels.joined(members, (grid, state), &assigned)?;
-            memory = memory.max(kernels.workgroup_memory(&launch.kernel));
-            bindings = bindings.max(launch.bindings.len() as u64);
+            joined.insert(launch.kernel.clone(), launch.bindings.len());
             launches.push(launch);
         }
+        let memory = joined.keys().map(|name| kernels.workgroup_memory(name));
+        let memory = memory.max().unwrap_or(0);
+        let bindings = joined.values().copied().max().unwrap_or(0) as u64;
         let check = Check {
             kernel: kernels.kernel(&join::check(grid), vec![Access::ReadWrite; 2]),
             workgroups: grid,
