@@ -218,17 +218,18 @@ pub(crate) fn join(
     })
 }
 
-/// Whether the epilogue of a stage reads what the stage before it writes.
+/// Whether a stage reads what the stage before it writes in another hook than
+/// `load_x`: in `operands`, or in a function that it calls.
 fn reads_late(stage: &Stage<'_>, before: &Stage<'_>) -> bool {
     let written = |buffer: &Binding| {
         let mut own = before.launch.kernel.bindings().iter().zip(&before.buffers);
         own.any(|(b, written)| b.access == Access::ReadWrite && written == buffer)
     };
     let text = stage.launch.kernel.functions("");
-    let operands = text.split_once("fn operands(").map_or("", |(_, rest)| rest);
-    let operands = operands.split_once("\n}").map_or("", |(body, _)| body);
+    let others = text.split("\n\n").filter(|f| !f.starts_with("fn load_x("));
+    let others: String = others.collect();
     let mut own = stage.launch.kernel.bindings().iter().zip(&stage.buffers);
-    own.any(|(b, buffer)| written(buffer) && operands.contains(&format!("{}[", b.name)))
+    own.any(|(b, buffer)| written(buffer) && others.contains(&format!("{}[", b.name)))
 }
 
 /// What a stage's entry point gets in place of a builtin.
@@ -308,17 +309,24 @@ struct Shared {
 impl Shared {
     /// Takes the arrays out of a stage's text.
     fn take(&mut self, text: &str) -> String {
+        // Those of one name and another type are no others' and keep their prefix.
+        let is_free = |plain: &str, element: &str, arrays: &BTreeMap<(String, String), _>| {
+            let mut same = arrays.keys().filter(|(name, _)| name == plain);
+            same.all(|(_, known)| known == element)
+        };
         let mut names: BTreeMap<String, String> = BTreeMap::new();
         let mut kept = String::new();
         for line in text.lines() {
             match array(line) {
-                Some((name, element, length)) => {
-                    let plain = name.split_once('_').map_or(name, |(_, plain)| plain);
+                Some((name, element, length))
+                    if let Some((_, plain)) = name.split_once('_')
+                        && is_free(plain, element, &self.arrays) =>
+                {
                     let key = (plain.to_owned(), element.to_owned());
                     self.arrays.entry(key).or_default().push(length.to_owned());
                     names.insert(name.to_owned(), format!("shared_{plain}"));
                 }
-                None => {
+                _ => {
                     kept.push_str(line);
                     kept.push('\n');
                 }
@@ -382,4 +390,30 @@ pub(crate) fn check(grid: u32) -> Draft {
 /// The words of that check's buffer.
 pub(crate) fn check_words(grid: u32) -> u64 {
     3 + u64::from(grid) * WORKGROUP
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_of_one_type_are_shared_and_others_are_not() {
+        let mut shared = Shared::default();
+        let stage = |prefix: &str, element: &str| {
+            format!(
+                "var<workgroup> {prefix}_row: array<{element}, {prefix}_N>;\n\
+                 fn {prefix}_f() {{\n    {prefix}_row[0] = 1.0;\n}}\n"
+            )
+        };
+        let of =
+            |prefix: &str, name: &str| format!("fn {prefix}_f() {{\n    {name}[0] = 1.0;\n}}\n");
+        assert_eq!(shared.take(&stage("s0", "f32")), of("s0", "shared_row"));
+        assert_eq!(shared.take(&stage("s1", "f32")), of("s1", "shared_row"));
+        let other = stage("s2", "vec4<f32>");
+        assert_eq!(shared.take(&other), other);
+        assert_eq!(
+            shared.declarations(),
+            "var<workgroup> shared_row: array<f32, max(s0_N, s1_N)>;\n\n"
+        );
+    }
 }
