@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_ir::plan::{Check, Tier};
+use kiln_ir::plan::{Check, Grid, Tier, Variant};
 use wgpu::BufferUsages as Usage;
 
 use crate::artifact::Artifact;
@@ -64,23 +64,22 @@ pub(crate) fn without_bad_grids(
     on: &Capabilities,
     options: &LoadOptions,
 ) -> Result<Tier> {
-    let mut checked: BTreeMap<&str, bool> = BTreeMap::new();
+    // Variants share a check, and may want different things besides.
+    let wanted = |grid: &Grid| options.join && takes_grid(grid, on);
+    let mut passed: BTreeMap<&str, bool> = BTreeMap::new();
     let grids = tier.entries.values().flat_map(|e| &e.variants);
-    for grid in grids.filter_map(|v| v.grid.as_ref()) {
+    for grid in grids.filter_map(|v| v.grid.as_ref()).filter(|g| wanted(g)) {
         let check = &grid.check;
-        if !checked.contains_key(check.kernel.as_str()) {
-            let is_good = options.join
-                && takes_grid(grid, on)
-                && reason(device, artifact, check, options)?.is_none();
-            checked.insert(&check.kernel, is_good);
+        if !passed.contains_key(check.kernel.as_str()) {
+            let reason = reason(device, artifact, check, options)?;
+            passed.insert(&check.kernel, reason.is_none());
         }
     }
+    let is_good = |grid: &Grid| wanted(grid) && passed.get(&*grid.check.kernel) == Some(&true);
     let mut tier = tier.clone();
     for entry in tier.entries.values_mut() {
-        entry.variants.retain(|v| match &v.grid {
-            Some(grid) => checked.get(grid.check.kernel.as_str()) == Some(&true),
-            None => true,
-        });
+        let grids = |v: &Variant| v.grid.as_ref().is_none_or(is_good);
+        entry.variants.retain(grids);
     }
     Ok(tier)
 }
