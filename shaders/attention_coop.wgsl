@@ -1,10 +1,10 @@
 // Attention of many queries on cooperative matrices: f16 in, f32 accumulated, scores never written.
 //
 // A workgroup takes 16 * SUBGROUPS queries of a head, a subgroup 16 of them. Keys and values come to
-// workgroup memory 32 at a time, rounded to f16; the next are fetched meanwhile. Scores go through it to the lanes, two to a query,
-// which mask them and keep the softmax online, in f32, with a finite sentinel; the weights return as
-// f16. Their product with the values goes to the lanes the same way, which hold the sums: those have
-// to be scaled row by row, and a cooperative matrix can't be.
+// workgroup memory 32 at a time, rounded to f16; the next are fetched meanwhile. Scores go through it to
+// the lanes, two to a query, which mask them and keep the softmax online, in f32, with a finite
+// sentinel; the weights return as f16. Their product with the values goes to the lanes the same way,
+// which hold the sums: those have to be scaled row by row, and a cooperative matrix can't be.
 //
 // Subgroups must have SUBGROUP invocations: the tier that has this body asks for it.
 //
