@@ -104,7 +104,9 @@ pub fn run(args: &Args, began: Instant) -> Result {
     let compile = clock.elapsed();
 
     let clock = Instant::now();
-    let model = args.device.load(&adapter, &artifact, &["step"])?;
+    let model = args
+        .device
+        .load(&adapter, &artifact, &args.device.options(&["step"]))?;
     let load = clock.elapsed();
     let bench = Bench {
         args,

@@ -64,16 +64,25 @@ impl DeviceArgs {
         }
     }
 
-    /// Loads entries of an artifact on an adapter.
-    pub fn load(&self, adapter: &Adapter, artifact: &Artifact, entries: &[&str]) -> Result<Model> {
+    /// How to load entries of an artifact.
+    pub fn options(&self, entries: &[&str]) -> LoadOptions {
         let options = LoadOptions {
             tier: self.tier.clone(),
             join: !self.no_join,
             ..LoadOptions::default()
         };
+        options.entries(entries)
+    }
+
+    /// Loads an artifact on an adapter.
+    pub fn load(
+        &self,
+        adapter: &Adapter,
+        artifact: &Artifact,
+        options: &LoadOptions,
+    ) -> Result<Model> {
         let bars = LoadBars::new();
-        let options = options.entries(entries);
-        Ok(Model::open(adapter, artifact, &options, &mut |p| {
+        Ok(Model::open(adapter, artifact, options, &mut |p| {
             bars.set(p)
         })?)
     }

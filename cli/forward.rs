@@ -85,7 +85,8 @@ pub fn run(args: &Args) -> Result {
     let written = match target {
         Target::Adapter(adapter) => {
             let artifact = opened.into_artifact(name, &[entry], batch, dtype)?;
-            let model = args.device.load(&adapter, &artifact, &[entry])?;
+            let options = args.device.options(&[entry]);
+            let model = args.device.load(&adapter, &artifact, &options)?;
             on_adapter(args, entry, &artifact, &model, &ids)?
         }
         Target::Interpreter => {

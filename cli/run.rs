@@ -189,7 +189,10 @@ pub fn run(args: &Args, began: Instant) -> Result {
         Target::Adapter(adapter) => {
             let artifact = opened.into_artifact(name, &entries, batch, dtype)?;
             refuse_headless(name, has_logits(&artifact))?;
-            let model = args.device.load(&adapter, &artifact, &entries)?;
+            let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
+            let load = args.device.options(&entries);
+            let load = load.session(batch as u64, longest as u64);
+            let model = args.device.load(&adapter, &artifact, &load)?;
             // The session needs no more than the model has on the device.
             drop(artifact);
             let mut session = Session::new(&model, batch, context)?;

@@ -29,6 +29,9 @@ struct Late {
     error: Option<wgpu::Error>,
 }
 
+/// Bytes of the blocks that small buffers share; the least that wgpu takes.
+const BLOCK_BYTES: u64 = 4 << 20;
+
 /// Features that are used wherever they are offered.
 fn optional_features() -> Features {
     Features::TIMESTAMP_QUERY | Features::PIPELINE_CACHE
@@ -55,9 +58,11 @@ impl Device {
             } else {
                 wgpu::ExperimentalFeatures::disabled()
             },
-            // Weights, states and buffers are few and large; pooling would only
-            // round them up.
-            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            // Weights, states and buffers are few and large: each has its own memory,
+            // since blocks that they share would be rounded up by a fifth.
+            memory_hints: wgpu::MemoryHints::Manual {
+                suballocated_device_memory_block_size: BLOCK_BYTES..BLOCK_BYTES,
+            },
             trace: wgpu::Trace::Off,
         };
         let opened = pollster::block_on(adapter.inner.request_device(&descriptor));

@@ -60,6 +60,14 @@ pub(crate) struct StreamProgram {
     pub launches: Vec<LaunchProgram>,
 }
 
+/// The inclusive maxima of an entry's symbols.
+pub(crate) fn maxima(plan: &Plan, entry: &Entry) -> BTreeMap<String, u64> {
+    let declared = plan.symbols.iter().chain(&entry.symbols);
+    declared
+        .map(|s| (s.name.name().to_owned(), s.max))
+        .collect()
+}
+
 impl Program {
     /// `kernels` maps a kernel's name to its index.
     pub fn new(
@@ -110,8 +118,6 @@ impl Program {
             let sizes = buffer.bytes.iter().map(|d| slots.compile(d));
             buffers.push((buffer.name.clone(), sizes.collect::<Result<_>>()?));
         }
-        let declared = plan.symbols.iter().chain(&entry.symbols);
-        let maxima = declared.map(|s| (s.name.name().to_owned(), s.max));
         let stateful = variants.iter().any(|v: &VariantProgram| {
             let streamed = v.streams.iter().flat_map(|s| &s.launches);
             let mut all = v.launches.iter().chain(streamed);
@@ -119,7 +125,7 @@ impl Program {
         });
         Ok(Program {
             name: name.to_owned(),
-            maxima: maxima.collect(),
+            maxima: maxima(plan, entry),
             inputs: ports(&entry.inputs)?,
             outputs: ports(&entry.outputs)?,
             buffers,

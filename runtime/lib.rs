@@ -59,6 +59,7 @@ mod run;
 mod sampler;
 pub mod sampling;
 mod session;
+mod sizes;
 pub mod tier;
 mod trust;
 mod weights;
@@ -72,6 +73,7 @@ pub use model::{LoadOptions, LoadProgress, Model};
 pub use profile::{Clock, LaunchTime, Profile};
 pub use run::{Output, OutputData, Piece, RunOptions};
 pub use session::Session;
+pub use sizes::SessionSize;
 pub use weights::{WeightFn, WeightSource};
 
 /// The graphics API, some of whose types this crate's own contain.

@@ -1,5 +1,6 @@
 //! A model on a device: weights uploaded, pipelines created.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use kiln_ir::plan::{Binding, CONTEXT, Kernel, Launch, PAST, Plan, Tier};
+use kiln_ir::plan::{Binding, CONTEXT, Kernel, Launch, PAST, Plan, Tier, Variant};
 use wgpu::BufferUsages as Usage;
 
 use crate::adapter::Adapter;
@@ -15,12 +16,12 @@ use crate::artifact::{Artifact, wrong_size};
 use crate::device::Device;
 use crate::dims::{SlotDim, Slots};
 use crate::error::{Error, Result};
-use crate::exec::{Allocation, GRID_STATE_BYTES, Program, Recorder, has_stalled};
-
+use crate::exec::{Allocation, GRID_STATE_BYTES, Program, Recorder, has_stalled, maxima};
 use crate::pipelines::{CacheFile, Compiled, Compiler, user_cache_dir};
 use crate::readback::Staging;
 use crate::sampler;
 use crate::session::STEP;
+use crate::sizes::{SessionSize, keep_needed};
 use crate::tier;
 use crate::trust;
 
@@ -35,6 +36,11 @@ pub struct LoadOptions {
     /// The entries to load; all of the tier's if absent. Weights and kernels that
     /// none of them uses stay out.
     pub entries: Option<Vec<String>>,
+    /// What the model's sessions are for, if that is known: launches that none of
+    /// them needs stay out, which makes loading faster. Sessions of more sequences
+    /// than these may then be refused, and longer prompts take smaller pieces. All
+    /// launches are loaded if it is empty.
+    pub sessions: Vec<SessionSize>,
     /// Where compiled pipelines are kept, if the driver allows it.
     pub cache_dir: Option<PathBuf>,
     /// Whether variants with a [`Grid`](kiln_ir::plan::Grid) are taken that the
@@ -50,6 +56,7 @@ impl Default for LoadOptions {
             tier: None,
             checked: false,
             entries: None,
+            sessions: Vec::new(),
             cache_dir: user_cache_dir(),
             join: true,
         }
@@ -61,6 +68,14 @@ impl LoadOptions {
     #[must_use]
     pub fn entries(mut self, names: &[&str]) -> Self {
         self.entries = Some(names.iter().map(|n| (*n).to_owned()).collect());
+        self
+    }
+
+    /// Loads for sessions of `batch` sequences whose longest prompt has `prompt`
+    /// tokens, besides those named before.
+    #[must_use]
+    pub fn session(mut self, batch: u64, prompt: u64) -> Self {
+        self.sessions.push(SessionSize { batch, prompt });
         self
     }
 }
@@ -89,6 +104,8 @@ pub struct Model {
     /// Bytes of each state.
     pub(crate) states: Vec<SlotDim>,
     pub(crate) kernels: Vec<Compiled>,
+    /// What its sessions are for, if it was loaded for some alone.
+    pub(crate) sessions: Vec<SessionSize>,
     /// For choosing tokens on the device, where that can be done.
     pub(crate) sampler: Option<sampler::Kernels>,
     entries: BTreeMap<String, Program>,
@@ -160,12 +177,16 @@ impl Model {
         let mut on = tier::Capabilities::from(device.adapter());
         on.features = device.features();
         let tier = tier::choose(plan, &on, options.tier.as_deref())?;
-        let tier = &trust::without_bad_grids(&device, artifact, tier, &on, options)?;
+        let mut tier = trust::without_bad_grids(&device, artifact, tier, &on, options)?;
+        if let (Some(step), false) = (tier.entries.get_mut(STEP), options.sessions.is_empty()) {
+            let most = maxima(plan, step).get("seq").copied().unwrap_or(1);
+            keep_needed(step, most, &options.sessions)?;
+        }
+        let tier = &tier;
         let names = entry_names(tier, options)?;
 
         let launches = || names.iter().flat_map(|name| launches_of(tier, name));
         let kernels: BTreeSet<&str> = launches().map(|l| l.kernel.as_str()).collect();
-        let kernels: Vec<&str> = kernels.into_iter().collect();
         let weights: BTreeSet<usize> = launches()
             .flat_map(|l| &l.bindings)
             .filter_map(|b| match b {
@@ -181,7 +202,7 @@ impl Model {
 
         let slots = Slots::new(plan);
         let uniform_bytes = uniform_bytes(plan);
-        let sources = sources(artifact, &kernels, &sampling)?;
+        let sources = sources(artifact, &kernels, &needed(tier, &names), &sampling)?;
         let cache = options.cache_dir.as_deref().and_then(|dir| {
             let key = kernels_key(&sources, options.checked);
             CacheFile::open(&device, dir, &key)
@@ -199,18 +220,34 @@ impl Model {
             compilers: [&compiler, &of_sampler],
             weights: &weights,
         };
-        let (weights, mut compiled) = loader.run(progress)?;
+        let (weights, compiled) = loader.run(progress)?;
         if let (Some(file), Some(cache)) = (cache_file, compiler.cache()) {
             file.save(cache);
         }
         drop((compiler, of_sampler));
-        let sampler = sampler::Kernels::new(plan, tier, compiled.split_off(kernels.len()));
+        let mut index = BTreeMap::new();
+        let (mut pipelines, mut of_sampler) = (Vec::new(), Vec::new());
+        for (source, compiled) in sources.iter().zip(compiled) {
+            match compiled {
+                Some(compiled) if source.samples => of_sampler.push(compiled),
+                Some(compiled) => {
+                    index.insert(source.name, pipelines.len());
+                    pipelines.push(compiled);
+                }
+                // Only variants do without it that can be left out.
+                None => {}
+            }
+        }
+        let sampler = sampler::Kernels::new(plan, tier, of_sampler);
 
-        let index = kernels.iter().enumerate().map(|(i, k)| (*k, i)).collect();
         let mut entries = BTreeMap::new();
         for name in names {
-            let entry = &tier.entries[name];
-            let program = Program::new(plan, name, entry, &slots, &index)?;
+            let mut entry = Cow::Borrowed(&tier.entries[name]);
+            let runs = |v: &Variant| launches_in(v).all(|l| index.contains_key(l.kernel.as_str()));
+            if !entry.variants.iter().all(runs) {
+                entry.to_mut().variants.retain(runs);
+            }
+            let program = Program::new(plan, name, &entry, &slots, &index)?;
             entries.insert(name.to_owned(), program);
         }
         let states = plan.states.iter().map(|s| slots.compile(&s.bytes));
@@ -219,10 +256,11 @@ impl Model {
             uniform_slots: uniforms.collect(),
             states: states.collect::<Result<_>>()?,
             tier: tier.name.clone(),
+            sessions: options.sessions.clone(),
             plan: plan.clone(),
             slots,
             weights,
-            kernels: compiled,
+            kernels: pipelines,
             sampler,
             entries,
             device,
@@ -232,13 +270,20 @@ impl Model {
     }
 
     /// Runs each variant with a grid, and drops those in which a workgroup waited in
-    /// vain, since how many run at once depends on the kernel, and those that differ
-    /// from the variant that is run without them.
+    /// vain, since how many run at once depends on the kernel, those that differ from
+    /// the variant that is run without them, and those that the driver refuses.
     fn try_grids(&mut self) -> Result<()> {
         let mut unfit = Vec::new();
         for (name, program) in &self.entries {
             for variant in 0..program.variants.len() {
-                if program.variants[variant].grid.is_some() && !self.is_fit(program, variant)? {
+                if program.variants[variant].grid.is_none() {
+                    continue;
+                }
+                let fit = match self.is_fit(program, variant) {
+                    Err(error) if trust::is_verdict(&error) => false,
+                    outcome => outcome?,
+                };
+                if !fit {
                     unfit.push((name.clone(), variant));
                 }
             }
@@ -378,16 +423,27 @@ fn entry_names<'t>(tier: &'t Tier, options: &LoadOptions) -> Result<Vec<&'t str>
 }
 
 fn launches_of<'t>(tier: &'t Tier, entry: &str) -> impl Iterator<Item = &'t Launch> + use<'t> {
-    let variants = tier
-        .entries
-        .get(entry)
+    let entry = tier.entries.get(entry);
+    entry
         .into_iter()
-        .flat_map(|e| &e.variants);
-    variants.flat_map(|v| {
-        v.launches
-            .iter()
-            .chain(v.streams.iter().flat_map(|s| &s.launches))
-    })
+        .flat_map(|e| &e.variants)
+        .flat_map(launches_in)
+}
+
+fn launches_in(variant: &Variant) -> impl Iterator<Item = &Launch> {
+    let streamed = variant.streams.iter().flat_map(|s| &s.launches);
+    variant.launches.iter().chain(streamed)
+}
+
+/// The kernels of variants without a grid, which nothing stands in for.
+fn needed<'t>(tier: &'t Tier, entries: &[&str]) -> BTreeSet<&'t str> {
+    let entries = entries.iter().filter_map(|name| tier.entries.get(*name));
+    let variants = entries.flat_map(|e| &e.variants);
+    let plain = variants.filter(|v| v.grid.is_none());
+    plain
+        .flat_map(launches_in)
+        .map(|l| l.kernel.as_str())
+        .collect()
 }
 
 /// What is compiled when a model is loaded.
@@ -397,12 +453,15 @@ struct Source<'s> {
     text: &'s str,
     /// Whether it belongs to the sampler and not to the plan.
     samples: bool,
+    /// Whether the model cannot be run without it.
+    needed: bool,
 }
 
 /// The plan's kernels, then the sampler's.
 fn sources<'s>(
     artifact: &'s Artifact,
-    kernels: &[&'s str],
+    kernels: &BTreeSet<&'s str>,
+    needed: &BTreeSet<&str>,
     sampling: &'s [sampler::Source],
 ) -> Result<Vec<Source<'s>>> {
     let mut out = Vec::new();
@@ -415,6 +474,7 @@ fn sources<'s>(
             kernel,
             text,
             samples: false,
+            needed: needed.contains(name),
         });
     }
     out.extend(sampling.iter().map(|source| Source {
@@ -422,6 +482,7 @@ fn sources<'s>(
         kernel: &source.kernel,
         text: &source.text,
         samples: true,
+        needed: true,
     }));
     Ok(out)
 }
@@ -436,8 +497,9 @@ fn kernels_key(sources: &[Source<'_>], checked: bool) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
-/// The largest piece of a weight that is staged at a time.
-const UPLOAD_PIECE: usize = 4 << 20;
+/// The largest piece of a weight that is staged at a time. Two of them share one of
+/// the blocks that small buffers have.
+const UPLOAD_PIECE: usize = 2 << 20;
 
 struct Loader<'a> {
     device: &'a Device,
@@ -448,18 +510,24 @@ struct Loader<'a> {
     weights: &'a BTreeSet<usize>,
 }
 
-type Loaded = (Vec<Option<wgpu::Buffer>>, Vec<Compiled>);
+/// The weights, and the kernels by source, without those that the driver refused and
+/// that are not needed.
+type Loaded = (Vec<Option<wgpu::Buffer>>, Vec<Option<Compiled>>);
 
 /// What has been loaded so far.
 struct Gather<'p> {
     state: LoadProgress,
+    sources: &'p [Source<'p>],
     compiled: Vec<Option<Compiled>>,
     progress: &'p mut dyn FnMut(LoadProgress),
 }
 
 impl Gather<'_> {
     fn kernel(&mut self, index: usize, outcome: Result<Compiled>) -> Result<()> {
-        self.compiled[index] = Some(outcome?);
+        self.compiled[index] = match outcome {
+            Err(error) if !self.sources[index].needed && trust::is_verdict(&error) => None,
+            outcome => Some(outcome?),
+        };
         self.state.kernels += 1;
         (self.progress)(self.state);
         Ok(())
@@ -482,6 +550,7 @@ impl Loader<'_> {
         progress(state);
         let mut gather = Gather {
             state,
+            sources: self.sources,
             compiled: self.sources.iter().map(|_| None).collect(),
             progress,
         };
@@ -496,9 +565,8 @@ impl Loader<'_> {
                 Ok(())
             })?
         };
-        let compiled: Vec<Compiled> = gather.compiled.into_iter().flatten().collect();
-        match compiled.len() == self.sources.len() {
-            true => Ok((uploaded, compiled)),
+        match gather.state.kernels == self.sources.len() {
+            true => Ok((uploaded, gather.compiled)),
             false => Err(Error::other("a thread that compiles kernels ended early")),
         }
     }

@@ -11,13 +11,10 @@ use crate::model::Model;
 use crate::profile::{Profile, Timer};
 use crate::readback::Staging;
 use crate::sampler::DeviceSampler;
+use crate::sizes::longest_piece;
 
 /// The entry that runs with states.
 pub(crate) const STEP: &str = "step";
-
-/// The most rows (sequences times tokens) of one piece of a prompt: enough to
-/// keep a large device busy, and a bound on what is allocated.
-const PIECE_ROWS: u64 = 1024;
 
 /// A batch of sequences that grow together.
 ///
@@ -78,15 +75,23 @@ impl<'m> Session<'m> {
         let slots = &model.slots;
         capacity.set(slots, CONTEXT, context);
 
-        // The longest piece that some variant takes.
-        let most = program.maxima.get("seq").copied().unwrap_or(1);
-        let mut piece = most.min(context).min((PIECE_ROWS / batch as u64).max(1));
+        let most = program.maxima.get("seq").copied().unwrap_or(1).min(context);
+        let piece = longest_piece(batch as u64, most, |seq| {
+            capacity.set(slots, "seq", seq);
+            Ok(program.variant(&capacity).is_ok())
+        })?;
         capacity.set(slots, "seq", piece);
-        while piece > 1 && program.variant(&capacity).is_err() {
-            piece -= 1;
-            capacity.set(slots, "seq", piece);
+        if let (Err(error), loaded_for) = (program.variant(&capacity), &model.sessions) {
+            return Err(match loaded_for.iter().map(|s| s.batch).max() {
+                Some(max) => Error::Size {
+                    symbol: "batch".to_owned(),
+                    value: batch as u64,
+                    max,
+                    advice: "load the model for sessions of this size",
+                },
+                None => error,
+            });
         }
-        program.variant(&capacity)?;
         capacity.set(slots, "past", context - 1);
 
         let [output, ..] = program.outputs.as_slice() else {

@@ -47,9 +47,15 @@ fn reason(
             "{wrong} of {} results are wrong",
             check.words
         ))),
-        Err(error @ (Error::Plan(_) | Error::DeviceLost { .. })) => Err(error),
-        Err(error) => Ok(Some(error.to_string())),
+        Err(error) if is_verdict(&error) => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
     }
+}
+
+/// Whether an error says that a driver cannot do what was tried, and not that nothing
+/// can be tried.
+pub(crate) fn is_verdict(error: &Error) -> bool {
+    !matches!(error, Error::Plan(_) | Error::DeviceLost { .. })
 }
 
 /// The tier without the variants whose grids the device cannot have or `options` do

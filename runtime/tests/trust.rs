@@ -186,6 +186,11 @@ fn a_variant_with_a_grid_is_taken_where_it_can_be() {
             false,
             with_grid("1u", &["telepathy"], "0.0", "false", &options()),
         ),
+        // One that the driver refuses.
+        (
+            false,
+            with_grid("1u", &[], "telepathy()", "false", &options()),
+        ),
         // Seen in the trial: workgroups that wait in vain, the first time or later, and
         // a logit that is not what the plain kernel makes it.
         (false, with_grid("1u", &[], "0.0", "true", &options())),
