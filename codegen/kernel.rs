@@ -94,6 +94,11 @@ impl Draft {
         }
     }
 
+    /// The declarations of the constants, one a line.
+    pub fn constants(&self) -> &str {
+        &self.constants
+    }
+
     pub fn constant_u32(&mut self, name: &str, value: impl std::fmt::Display) {
         let _ = writeln!(self.constants, "const {name}: u32 = {value}u;");
     }

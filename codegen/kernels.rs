@@ -73,7 +73,7 @@ impl<'o> Kernels<'o> {
         for launch in launches {
             stages.push(Stage {
                 launch,
-                body: wgsl::unroll(self.body(launch.kernel.body)),
+                body: self.body(&launch.kernel),
                 buffers: buffers(launch, assigned),
                 tiles: launch.workgroups.eval(&Bindings::new())?,
             });
@@ -103,16 +103,16 @@ impl<'o> Kernels<'o> {
             .unwrap_or(0)
     }
 
-    /// The text of a body.
-    fn body(&self, name: &str) -> &'o str {
-        let own = || kiln_shaders::body(name).unwrap_or_default();
-        self.bodies.get(name).map_or_else(own, String::as_str)
+    /// The text of a draft's body, with loops written out.
+    fn body(&self, draft: &kernel::Draft) -> String {
+        let own = || kiln_shaders::body(draft.body).unwrap_or_default();
+        let text = self.bodies.get(draft.body).map_or_else(own, String::as_str);
+        wgsl::unroll(text, draft.constants())
     }
 
     /// The name of a draft's kernel.
     pub fn kernel(&mut self, draft: &kernel::Draft, bindings: Vec<Access>) -> String {
-        let body = wgsl::unroll(self.body(draft.body));
-        let text = draft.text(&self.symbols, &body);
+        let text = draft.text(&self.symbols, &self.body(draft));
         self.named(&draft.name(), text, draft.workgroup, bindings)
     }
 

@@ -11,7 +11,7 @@ use crate::join::{AWAITS, GridSize};
 use crate::kernel::{Draft, Element, Launch};
 use crate::place::{Part, describe};
 use crate::tier::Tier;
-use crate::tile::{COOP, COOP_STEP, RowKernel, STREAM};
+use crate::tile::{COOP, COOP_STEP, RowKernel, STREAM, Tile};
 use crate::view::{Base, View};
 use crate::weights::{Matrix, MatrixPart, ROW_PADDING};
 use crate::wgsl;
@@ -34,8 +34,6 @@ pub(crate) struct Linear<'a> {
     pub norm: Option<Norm>,
     /// Whether the input's elements are f16, two in a word.
     pub halves: bool,
-    /// Whether there is one row, or so few as a rule that each is taken by itself.
-    pub single: bool,
     /// Workgroups of the launch that it will be a part of.
     pub grid: Option<GridSize>,
     /// The parts that the input is to be joined from, if attention left such.
@@ -64,7 +62,7 @@ impl Linear<'_> {
         let (k, n) = (matrix.k, part.rows);
         let tile = self.tile(matrix, n);
         let body = tile.body;
-        let mut d = Draft::new(body, self.detail(matrix, part), tile.workgroup);
+        let mut d = Draft::new(body, self.detail(matrix, part, &tile), tile.workgroup);
 
         let wv = tile.wv;
         let groups =
@@ -120,7 +118,7 @@ impl Linear<'_> {
     }
 
     /// What the kernel's name says besides its archetype.
-    fn detail(&self, matrix: &Matrix, part: &MatrixPart) -> String {
+    fn detail(&self, matrix: &Matrix, part: &MatrixPart, tile: &Tile) -> String {
         let mut detail = format!("{}.{}x{}", matrix.packing.name(), matrix.k, part.rows);
         match self.norm {
             Some(Norm::Layer { .. }) => detail.push_str(".layer_norm"),
@@ -137,9 +135,11 @@ impl Linear<'_> {
                 });
             }
         }
-        if let RowKernel::Matvec(rows) | RowKernel::Tiled(rows) = self.rows
-            && rows > 1
-        {
+        let rows = match self.rows {
+            RowKernel::Matvec(_) => tile.rows,
+            RowKernel::Tiled(rows) => rows,
+        };
+        if rows > 1 {
             detail.push_str(&format!(".rows{rows}"));
         }
         if self.halves {

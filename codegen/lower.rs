@@ -206,7 +206,6 @@ impl<'a> Lowering<'a> {
                     input: x.clone(),
                     norm: *norm,
                     halves: false,
-                    single: self.is_one(&x.rows()) || self.is_last(&x.rows()),
                     grid,
                     split: value
                         .inputs
@@ -452,6 +451,8 @@ impl<'a> Lowering<'a> {
             (Some(n), _) => Some(n),
             (None, _) if self.is_last(rows) && self.tier.has_subgroups() => Some(1),
             (None, Some(n)) => Some(n),
+            // A token of each of many sequences.
+            (None, None) if self.shape.queries == Some(1) => Some(SEQUENCES),
             // Few, as a rule, whatever the shape.
             (None, None) if *rows == Dim::symbol(BATCH) => Some(4),
             (None, None) => None,
@@ -459,6 +460,9 @@ impl<'a> Lowering<'a> {
         RowKernel::choose(self.tier, at_most)
     }
 }
+
+/// About as many sequences as decode together where there are many.
+const SEQUENCES: u64 = 32;
 
 /// The symbols that are 1 when `rows`, a product of them, is.
 fn ones(rows: &Dim) -> Bindings {

@@ -108,15 +108,14 @@ impl Tier {
             Tier::Coop | Tier::Subgroup | Tier::Base => {
                 let mut shapes = vec![
                     shape("decode", Some(1), Some(1)),
-                    shape("few", Some(4), Some(4)),
-                    shape("eight", Some(8), Some(8)),
+                    shape("few", Some(8), Some(8)),
                     shape("batch", None, Some(1)),
                     shape("prefill", None, None),
                 ];
                 if self == Tier::Coop {
                     // Before large tiles, small ones: a card wants many of them.
-                    shapes.insert(4, shape("short", Some(128), None));
-                    shapes.insert(5, shape("middle", Some(512), None));
+                    shapes.insert(3, shape("short", Some(128), None));
+                    shapes.insert(4, shape("middle", Some(512), None));
                 }
                 shapes
             }

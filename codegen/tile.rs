@@ -4,7 +4,7 @@ use kiln_ir::Packing;
 
 use crate::join::{self, GridSize};
 use crate::linear::Linear;
-use crate::tier::{COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
+use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
 use crate::weights::Matrix;
 
 /// How a linear layer's rows are taken.
@@ -73,10 +73,8 @@ impl Linear<'_> {
                     ("THREAD_N", 4),
                 ],
             },
-            (tier, RowKernel::Matvec(1))
-                if tier.has_subgroups()
-                    && self.single
-                    && let Some(tile) = stream(matrix, n, self.grid) =>
+            (tier, RowKernel::Matvec(rows))
+                if let Some(tile) = stream(tier, matrix, (rows, n), self.grid) =>
             {
                 tile
             }
@@ -252,25 +250,42 @@ fn unit(packing: Packing) -> u64 {
 /// Whether a kernel for one row brings the row to workgroup memory, and so reads
 /// each element but once.
 pub(crate) fn brings_row(tier: Tier, matrix: &Matrix, grid: Option<GridSize>) -> bool {
-    tier.has_subgroups() && stream(matrix, matrix.rows, grid).is_some()
+    stream(tier, matrix, (1, matrix.rows), grid).is_some()
 }
 
-/// `linear_stream_subgroup` for `n` outputs, if the row fits in workgroup memory.
-/// Sizes are those that were fastest on an H100 (docs/performance.md).
-fn stream(matrix: &Matrix, n: u64, grid: Option<GridSize>) -> Option<Tile> {
+/// `linear_stream_subgroup` for up to `rows` rows at a time and `n` outputs, if the
+/// tier has subgroups and a row fits in workgroup memory. Sizes for one row are those
+/// that were fastest on an H100 (docs/performance.md).
+fn stream(
+    tier: Tier,
+    matrix: &Matrix,
+    (rows, n): (u64, u64),
+    grid: Option<GridSize>,
+) -> Option<Tile> {
     const WORKGROUP: u64 = join::WORKGROUP;
     let packing = matrix.packing;
     let uv = unit(packing);
     let row = packing.groups(matrix.k as usize) as u64 * packing.group() as u64 / 4;
-    let memory = grid.map_or(WORKGROUP_MEMORY, |grid| grid.row_memory);
-    if 16 * row + 2 * WORKGROUP > memory {
+    let memory = match (grid, tier) {
+        (Some(grid), _) => grid.row_memory,
+        (None, Tier::Coop) if rows > 1 => COOP_MEMORY,
+        (None, _) => WORKGROUP_MEMORY,
+    };
+    let bytes = 16 * row + 2 * WORKGROUP;
+    if bytes > memory || !tier.has_subgroups() {
         return None;
     }
+    // Rows that do not fit beside these find their weights in a cache.
+    let rows = match memory / bytes {
+        0 | 1 => 1,
+        fit => 1 << rows.min(fit).ilog2(),
+    };
     // In a grid, a part for each workgroup. About 400 workgroups fill a card; more
     // outputs each make up for the row that each has to bring, until the last ones
     // to finish are felt.
     let columns = match (grid, n) {
         (Some(grid), _) => n.div_ceil(grid.workgroups),
+        (None, ..=2048) if rows > 1 => 8,
         (None, ..=2048) => 4,
         (None, _) => (n.div_ceil(400).next_multiple_of(8)).min(48),
     };
@@ -279,6 +294,8 @@ fn stream(matrix: &Matrix, n: u64, grid: Option<GridSize>) -> Option<Tile> {
     let large = grid.is_some() && columns >= 12;
     let (tile_cols, batch) = match packing {
         Packing::F16 if large && row / uv > 128 => (2, 7),
+        // What is read of several rows serves two outputs.
+        Packing::F32 | Packing::F16 if rows > 1 => (2, 2),
         Packing::F32 | Packing::F16 => (1, 4),
         Packing::Q8 if large && row / uv > 64 => (4, 2),
         Packing::Q8 | Packing::Q4 => (2, 2),
@@ -287,13 +304,14 @@ fn stream(matrix: &Matrix, n: u64, grid: Option<GridSize>) -> Option<Tile> {
     Some(Tile {
         body: STREAM,
         workgroup: WORKGROUP as u32,
-        rows: 1,
+        rows,
         columns,
         wv: uv,
         constants: vec![
             ("UV", uv),
             ("UNITS", row / uv),
             ("WORKGROUP", WORKGROUP),
+            ("TILE_ROWS", rows),
             ("TILE_COLS", tile_cols),
             ("BATCH", batch),
             ("COLUMNS", columns),

@@ -186,14 +186,16 @@ pub(crate) fn rename(text: &str, names: &BTreeMap<&str, String>) -> String {
 }
 
 /// The text with loops written out: behind a line `// unroll 0u 4u`, the body of the
-/// `for` that follows once for each of these values of its variable. A loop ends at
-/// the first bracket that is indented as it is.
-pub(crate) fn unroll(text: &str) -> String {
+/// `for` that follows once for each of these values of its variable, and behind
+/// `// unroll COUNT` once for each value below one of `constants`. A loop ends at the
+/// first bracket that is indented as it is.
+pub(crate) fn unroll(text: &str, constants: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
         let indent = &line[..line.len() - line.trim_start().len()];
         let values = line.trim_start().strip_prefix("// unroll ");
+        let values = values.and_then(|values| values_of(values, constants));
         let variable = lines.peek().and_then(|next| {
             let declared = next.trim_start().strip_prefix("for (var ")?;
             Some(declared.split_once(' ')?.0)
@@ -206,12 +208,24 @@ pub(crate) fn unroll(text: &str) -> String {
         let end = format!("{indent}}}");
         let body: Vec<&str> = lines.by_ref().skip(1).take_while(|l| *l != end).collect();
         let body = body.join("\n");
-        for value in values.split_whitespace() {
-            let names = [(variable, value.to_owned())].into();
+        for value in values {
+            let names = [(variable, value)].into();
             let _ = writeln!(out, "{indent}{{\n{}\n{end}", rename(&body, &names));
         }
     }
     out
+}
+
+/// Values that are listed, or those below a constant.
+fn values_of(text: &str, constants: &str) -> Option<Vec<String>> {
+    if text.starts_with(|c: char| c.is_ascii_digit()) {
+        return Some(text.split_whitespace().map(str::to_owned).collect());
+    }
+    let declared = constants
+        .lines()
+        .find_map(|l| l.strip_prefix(&format!("const {text}: u32 = ")))?;
+    let count: u32 = declared.strip_suffix("u;")?.parse().ok()?;
+    Some((0..count).map(|i| format!("{i}u")).collect())
 }
 
 /// A compute entry point that was made a function.
@@ -319,6 +333,13 @@ mod tests {
             )
         };
         let wanted = format!("fn f() {{\n{}{}    h();\n}}\n", copy("0u"), copy("4u"));
-        assert_eq!(unroll(text), wanted);
+        assert_eq!(unroll(text, ""), wanted);
+        let text = text.replace("0u 4u\n", "COUNT\n");
+        let wanted = format!("fn f() {{\n{}{}    h();\n}}\n", copy("0u"), copy("1u"));
+        assert_eq!(
+            unroll(&text, "const X: u32 = 1u;\nconst COUNT: u32 = 2u;\n"),
+            wanted
+        );
+        assert_eq!(unroll(&text, "const COUNTER: u32 = 2u;\n"), text);
     }
 }

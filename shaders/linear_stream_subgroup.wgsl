@@ -1,22 +1,20 @@
-// y[rows, N] = x[rows, K] * W[N, K]^T: one row as a rule, or a few, each by itself; bound by the bytes
-// of W.
+// y[rows, N] = x[rows, K] * W[N, K]^T: one row, or a few, TILE_ROWS at a time; bound by the bytes of W.
 //
-// A workgroup brings the row to workgroup memory once, normalised where asked, and computes COLUMNS
-// outputs from there; a subgroup takes TILE_COLS of them at a time, its lanes 16 bytes of a row of
-// weights each (a unit), BATCH units in flight. What is fetched next is under way while the last is
-// summed up, across outputs too. The first weights are fetched before the row is there, and what the
+// A workgroup brings its rows to workgroup memory once, normalised where asked, and computes COLUMNS
+// outputs of each from there; a subgroup takes TILE_COLS of them at a time, its lanes 16 bytes of a row
+// of weights each (a unit), BATCH units in flight. What is fetched next is under way while the last is
+// summed up, across outputs too. The first weights are fetched before the rows are there, and what the
 // epilogue reads as soon as it is: where other workgroups have to finish first, they are waited for
-// behind that. The row lies transposed, so that neighbouring lanes, which read
-// UV vec4s each, find them in neighbouring places, whatever the weights' type. Works for every subgroup
-// size.
+// behind that. The rows lie transposed, so that neighbouring lanes, which read UV vec4s each, find them
+// in neighbouring places, whatever the weights' type. Works for every subgroup size.
 //
-// Constants: K, K4, N, UNITS (units of a row of weights), UV (vec4s of a unit), WORKGROUP, TILE_COLS,
-//            BATCH, COLUMNS (a multiple of TILE_COLS), NORM, CENTER, EPSILON.
+// Constants: K, K4, N, UNITS (units of a row of weights), UV (vec4s of a unit), WORKGROUP, TILE_ROWS,
+//            TILE_COLS, BATCH, COLUMNS (a multiple of TILE_COLS), NORM, CENTER, EPSILON.
 // Hooks: rows, load_x, norm_gain and norm_bias (with NORM), Unit, fetch_unit, unit_weights, unit_scale,
 //        Operands, operands, finish, workgroup_index; await_operands and await_input, which return, to
 //        all invocations, once operands and once load_x may be called.
-// Grid: ceil(N / COLUMNS) * rows workgroups.
-// Workgroup memory: 16 * UNITS * UV + 2 * WORKGROUP bytes.
+// Grid: ceil(N / COLUMNS) * ceil(rows / TILE_ROWS) workgroups.
+// Workgroup memory: TILE_ROWS * (16 * UNITS * UV + 2 * WORKGROUP) bytes.
 
 const ROW: u32 = UNITS * UV;
 // vec4s of the row that an invocation holds while it is normalised.
@@ -24,8 +22,8 @@ const HELD: u32 = (ROW + WORKGROUP - 1u) / WORKGROUP;
 // Subgroups have four invocations at the least.
 const MAX_SUBGROUPS: u32 = WORKGROUP / 4u;
 
-var<workgroup> x_row: array<vec4<f32>, ROW>;
-var<workgroup> partial: array<f32, 2u * MAX_SUBGROUPS>;
+var<workgroup> x_rows: array<vec4<f32>, TILE_ROWS * ROW>;
+var<workgroup> partial: array<f32, 2u * TILE_ROWS * MAX_SUBGROUPS>;
 
 // To be called by all, each time with another slot: the sum over the workgroup.
 fn workgroup_sum(value: f32, slot: u32, subgroup: u32, subgroups: u32) -> f32 {
@@ -39,15 +37,16 @@ fn workgroup_sum(value: f32, slot: u32, subgroup: u32, subgroups: u32) -> f32 {
     return sum;
 }
 
-// Where vec4 k4 of the row lies.
-fn place(k4: u32) -> u32 {
-    return (k4 % UV) * UNITS + k4 / UV;
+// Where vec4 k4 of the workgroup's row r lies.
+fn place(r: u32, k4: u32) -> u32 {
+    return r * ROW + (k4 % UV) * UNITS + k4 / UV;
 }
 
-fn bring_row(row: u32, lane: u32, subgroup: u32, subgroups: u32) {
+// The workgroup's row r, which is `row` of all.
+fn bring_row(r: u32, row: u32, lane: u32, subgroup: u32, subgroups: u32) {
     if !NORM {
         for (var k4 = lane; k4 < ROW; k4 += WORKGROUP) {
-            x_row[place(k4)] = load_x(row, k4);
+            x_rows[place(r, k4)] = load_x(row, k4);
         }
         return;
     }
@@ -66,7 +65,7 @@ fn bring_row(row: u32, lane: u32, subgroup: u32, subgroups: u32) {
     }
     var mean = 0.0;
     if CENTER {
-        mean = workgroup_sum(sum, 0u, subgroup, subgroups) / f32(K);
+        mean = workgroup_sum(sum, 2u * r, subgroup, subgroups) / f32(K);
     }
     var squares = 0.0;
     for (var i = 0u; i < HELD; i++) {
@@ -74,13 +73,24 @@ fn bring_row(row: u32, lane: u32, subgroup: u32, subgroups: u32) {
         let d = select(vec4<f32>(0.0), held[i] - mean, k < vec4<u32>(K));
         squares += dot(d, d);
     }
-    let rstd = inverseSqrt(workgroup_sum(squares, 1u, subgroup, subgroups) / f32(K) + EPSILON);
+    let rstd = inverseSqrt(workgroup_sum(squares, 2u * r + 1u, subgroup, subgroups) / f32(K) + EPSILON);
     for (var i = 0u; i < HELD; i++) {
         let k4 = i * WORKGROUP + lane;
         if k4 < ROW {
-            x_row[place(k4)] = (held[i] - mean) * rstd * gain[i] + bias[i];
+            x_rows[place(r, k4)] = (held[i] - mean) * rstd * gain[i] + bias[i];
         }
     }
+}
+
+fn is_row(row: u32) -> bool {
+    return TILE_ROWS == 1u || row < rows();
+}
+
+fn tile_row(row: u32) -> u32 {
+    if TILE_ROWS == 1u {
+        return row;
+    }
+    return min(row, rows() - 1u);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -95,8 +105,9 @@ fn main(
 ) {
     let index = workgroup_index(workgroup_id, num_workgroups);
     // Rows side by side read the same weights.
-    let row = index % rows();
-    let first = index / rows() * COLUMNS;
+    let row_tiles = (rows() + TILE_ROWS - 1u) / TILE_ROWS;
+    let row = (index % row_tiles) * TILE_ROWS;
+    let first = index / row_tiles * COLUMNS;
     if first >= N {
         await_input(lane);
         return;
@@ -119,15 +130,21 @@ fn main(
     }
     // Lane c of the subgroup finishes output c.
     await_operands(lane);
-    var extra: Operands;
+    var extra: array<Operands, TILE_ROWS>;
     if subgroup_lane < TILE_COLS {
-        extra = operands(row, min(n + subgroup_lane, N - 1u));
+        // unroll TILE_ROWS
+        for (var r = 0u; r < TILE_ROWS; r++) {
+            extra[r] = operands(tile_row(row + r), min(n + subgroup_lane, N - 1u));
+        }
     }
     await_input(lane);
-    bring_row(row, lane, subgroup, subgroups);
+    // unroll TILE_ROWS
+    for (var r = 0u; r < TILE_ROWS; r++) {
+        bring_row(r, tile_row(row + r), lane, subgroup, subgroups);
+    }
     workgroupBarrier();
 
-    var acc: array<f32, TILE_COLS>;
+    var acc: array<array<f32, TILE_COLS>, TILE_ROWS>;
     for (var step = 0u; step < steps; step++) {
         let is_last = batch + 1u == batches;
         let next_batch = select(batch + 1u, 0u, is_last);
@@ -144,32 +161,38 @@ fn main(
         for (var i = 0u; i < BATCH; i++) {
             let unit = (batch * BATCH + i) * subgroup_size + subgroup_lane;
             if unit < UNITS {
-                var x: array<vec4<f32>, UV>;
-                for (var j = 0u; j < UV; j++) {
-                    x[j] = x_row[j * UNITS + unit];
-                }
-                for (var c = 0u; c < TILE_COLS; c++) {
-                    var w = unit_weights(units[c][i]);
-                    var sum = 0.0;
+                // unroll TILE_ROWS
+                for (var r = 0u; r < TILE_ROWS; r++) {
+                    var x: array<vec4<f32>, UV>;
                     for (var j = 0u; j < UV; j++) {
-                        sum += dot(w[j], x[j]);
+                        x[j] = x_rows[r * ROW + j * UNITS + unit];
                     }
-                    acc[c] += sum * unit_scale(units[c][i], min(n + c, N - 1u), unit);
+                    for (var c = 0u; c < TILE_COLS; c++) {
+                        var w = unit_weights(units[c][i]);
+                        var sum = 0.0;
+                        for (var j = 0u; j < UV; j++) {
+                            sum += dot(w[j], x[j]);
+                        }
+                        acc[r][c] += sum * unit_scale(units[c][i], min(n + c, N - 1u), unit);
+                    }
                 }
             }
         }
         if is_last {
-            var value = 0.0;
-            for (var c = 0u; c < TILE_COLS; c++) {
-                let sum = subgroupAdd(acc[c]);
-                value = select(value, sum, subgroup_lane == c);
-                acc[c] = 0.0;
-            }
-            if subgroup_lane < TILE_COLS {
-                if n + subgroup_lane < end {
-                    finish(row, n + subgroup_lane, value, extra);
+            // unroll TILE_ROWS
+            for (var r = 0u; r < TILE_ROWS; r++) {
+                var value = 0.0;
+                for (var c = 0u; c < TILE_COLS; c++) {
+                    let sum = subgroupAdd(acc[r][c]);
+                    value = select(value, sum, subgroup_lane == c);
+                    acc[r][c] = 0.0;
                 }
-                extra = operands(row, min(next_n + subgroup_lane, N - 1u));
+                if subgroup_lane < TILE_COLS {
+                    if n + subgroup_lane < end && is_row(row + r) {
+                        finish(row + r, n + subgroup_lane, value, extra[r]);
+                    }
+                    extra[r] = operands(tile_row(row + r), min(next_n + subgroup_lane, N - 1u));
+                }
             }
         }
         batch = next_batch;

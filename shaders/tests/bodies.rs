@@ -68,11 +68,12 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
                 )
             })
             .into(),
-        "linear_stream_subgroup" => [(1, 4, 8), (2, 2, 48)]
+        "linear_stream_subgroup" => [(1, 1, 4, 8), (1, 2, 2, 48), (4, 2, 2, 8)]
             .into_iter()
-            .flat_map(|(columns, batch, all)| {
+            .flat_map(|(rows, columns, batch, all)| {
                 linear(&[
                     ("WORKGROUP", 256),
+                    ("TILE_ROWS", rows),
                     ("TILE_COLS", columns),
                     ("BATCH", batch),
                     ("COLUMNS", all),
