@@ -52,6 +52,13 @@ PEERS = [
         {"gpu": ["vulkan"], "cpu": ["vulkan", "cpu"]},
         "pip install torch iree-base-compiler iree-base-runtime iree-turbine",
     ),
+    Peer(
+        "llama.cpp",
+        "llama_cpp.py",
+        ["gguf"],
+        {"gpu": ["vulkan"], "cpu": ["lavapipe"]},
+        "pip install gguf, and llama-bench built with -DGGML_VULKAN=ON, named by --flags",
+    ),
     # A program, not a script.
     Peer(
         "burn",
