@@ -1,6 +1,6 @@
 //! What a model runs on: an adapter, or the interpreter.
 
-use kiln_runtime::{Adapter, Artifact, Error, LoadOptions, Model};
+use kiln_runtime::{Adapter, Artifact, Error, LoadOptions, Model, Session};
 
 use crate::failure::{Failure, Result};
 use crate::output::warn;
@@ -85,6 +85,17 @@ impl DeviceArgs {
         Ok(Model::open(adapter, artifact, options, &mut |p| {
             bars.set(p)
         })?)
+    }
+}
+
+/// Says so where a session gave up launches with barriers across their grid.
+pub fn warn_of_barriers(model: &Model, session: &Session<'_>) {
+    if model.joins() && !session.joins() {
+        warn(
+            "the device no longer ran all workgroups of a launch at once, so each kernel \
+             became a launch; `--no-join` begins with that, and other work on the device may \
+             be the reason",
+        );
     }
 }
 

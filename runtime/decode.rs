@@ -4,7 +4,9 @@
 //! Several steps go into one submission, as many as keep it short, and while one
 //! is computed the tokens of the one before are read. A sequence that ends
 //! meanwhile is fed padding by the device; what was submitted beyond the end of
-//! the last is computed for nothing, and overwritten when the session goes on.
+//! the last is computed for nothing, and overwritten when the session goes on. So is
+//! what was submitted when barriers across a grid failed: the loop begins anew behind
+//! the last token that was right, without such barriers.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -39,11 +41,25 @@ impl<'m> Session<'m> {
         sampler: &mut DeviceSampler<'m>,
         generation: &mut Generation<'_>,
     ) -> Result<()> {
+        while !self.sample_on(sampler, generation)? {
+            self.leave_grids();
+        }
+        Ok(())
+    }
+
+    /// Goes on with a generation from where it is; the result is whether it came to
+    /// its end, and not to barriers that failed.
+    fn sample_on(
+        &mut self,
+        sampler: &mut DeviceSampler<'m>,
+        generation: &mut Generation<'_>,
+    ) -> Result<bool> {
         let device = &self.model.device;
-        let seq = self.check(generation.ids(), generation.start())?;
+        let ids = generation.next_ids();
+        let seq = self.check(&ids, generation.start())?;
         // The last token is not fed, so it needs no position.
         let room = self.context() - self.past() - seq + 1;
-        let steps = room.min(generation.options().max_new_tokens as u64);
+        let steps = room.min(generation.wanted());
         let prompt_end = self.past() + seq;
         // A software driver has nothing else to do while the host reads.
         let most_in_flight = if device.adapter().is_cpu() { 1 } else { 2 };
@@ -60,7 +76,7 @@ impl<'m> Session<'m> {
                 let staging = match spare.pop() {
                     Some(staging) => staging,
                     None => {
-                        let state = self.allocation().grid_state_bytes();
+                        let state = self.grid_state_bytes();
                         Staging::new(device, sampler.bytes(MAX_BURST) + state)?
                     }
                 };
@@ -69,7 +85,7 @@ impl<'m> Session<'m> {
                     for step in submitted..submitted + count {
                         if step == 0 {
                             sampler.begin(device, generation);
-                            self.feed(&mut recorder, generation.ids(), generation.start())?;
+                            self.feed(&mut recorder, &ids, generation.start())?;
                         } else {
                             self.record_step(&mut recorder, prompt_end + step - 1)?;
                         }
@@ -77,8 +93,7 @@ impl<'m> Session<'m> {
                     }
                     sampler.read_behind(&mut recorder, &staging, submitted, count);
                     let at = sampler.bytes(count);
-                    self.allocation()
-                        .copy_grid_state(&mut recorder, &staging, at);
+                    self.copy_grid_state(&mut recorder, &staging, at);
                     Result::Ok(recorder.submit())
                 })??;
                 submitted += count;
@@ -89,19 +104,22 @@ impl<'m> Session<'m> {
                 });
             }
             let Some(flight) = flights.pop_front() else {
-                return Ok(());
+                return Ok(true);
             };
             let bytes = sampler.bytes(flight.steps);
             let tokens = self.read(&flight.staging, bytes, flight.index, |bytes| {
                 bytemuck::pod_collect_to_vec::<u8, u32>(bytes)
             })?;
+            let Some(tokens) = tokens else {
+                return Ok(false);
+            };
             spare.push(flight.staging);
             for row in tokens.chunks_exact(self.batch()) {
                 check_tokens(generation, row)?;
                 self.set_past(prompt_end + accepted);
                 accepted += 1;
                 if !generation.accept(row) {
-                    return Ok(());
+                    return Ok(true);
                 }
             }
             let took = std::mem::replace(&mut last, Instant::now()).elapsed();

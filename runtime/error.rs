@@ -163,16 +163,6 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// Workgroups of one launch, which have to run at the same time, waited for each
-    /// other in vain; a trial run of the same launch went well.
-    #[error(
-        "{adapter} no longer runs all workgroups of a launch at once, so its results are lost; \
-         run with --no-join, and without other work on the device"
-    )]
-    Stalled {
-        /// The adapter.
-        adapter: String,
-    },
     /// Something needs more than the adapter offers.
     #[error("{what} needs {limit} = {wanted}, the adapter offers {offered}; {advice}")]
     Limit {

@@ -267,6 +267,25 @@ impl<'g> Generation<'g> {
         &self.ids
     }
 
+    /// What is to be fed next: the prompts, or the last token of each sequence, padding
+    /// for those that ended.
+    pub(crate) fn next_ids(&self) -> Vec<u32> {
+        if self.steps == 0 {
+            return self.ids.clone();
+        }
+        let pad = self.options.pad_token;
+        let last = |s: &Sequence| match s.finish {
+            Some(_) => pad,
+            None => s.history.last().copied().unwrap_or(pad),
+        };
+        self.sequences.iter().map(last).collect()
+    }
+
+    /// How many more tokens each sequence may get.
+    pub(crate) fn wanted(&self) -> u64 {
+        self.options.max_new_tokens.saturating_sub(self.steps) as u64
+    }
+
     /// How many tokens of each sequence are padding.
     pub fn start(&self) -> &[u32] {
         &self.start

@@ -290,7 +290,8 @@ impl<'m> DeviceSampler<'m> {
             if rule.penalty != 1.0 {
                 mark(row, generation.history(sequence));
             }
-            sequences.extend([generation.position(sequence) as u32, 0, 0, 0]);
+            let ended = u32::from(!generation.is_live(sequence));
+            sequences.extend([generation.position(sequence) as u32, 0, ended, 0]);
         }
         write(&self.marks, &marks);
         write(&self.sequences, &sequences);

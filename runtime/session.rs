@@ -34,6 +34,8 @@ pub struct Session<'m> {
     piece: u64,
     /// Bytes of the output.
     output_bytes: u64,
+    /// Whether variants with a grid are run.
+    join: bool,
     /// Made for the first generation, if the model's tokens can be chosen on the
     /// device.
     sampler: Option<DeviceSampler<'m>>,
@@ -102,9 +104,10 @@ impl<'m> Session<'m> {
         }
         let output_bytes = output.bytes(&capacity)?;
         let allocation = Allocation::new(model, program, &capacity)?;
-        let staged = output_bytes + allocation.grid_state_bytes();
+        let grid_state_bytes = allocation.grid_state_bytes();
         Ok(Session {
-            staging: Staging::new(&model.device, staged)?,
+            staging: Staging::new(&model.device, output_bytes + grid_state_bytes)?,
+            join: grid_state_bytes > 0,
             allocation,
             model,
             program,
@@ -132,6 +135,14 @@ impl<'m> Session<'m> {
         self.past
     }
 
+    /// Whether single tokens run the kernels of a layer in one launch: no more once
+    /// its workgroups, which have to run at the same time, waited for each other in
+    /// vain, as they may when other work takes the device. What was lost is computed
+    /// again, in launches of their own.
+    pub fn joins(&self) -> bool {
+        self.join
+    }
+
     /// Forgets everything; the states' memory is kept.
     pub fn reset(&mut self) {
         self.past = 0;
@@ -149,10 +160,7 @@ impl<'m> Session<'m> {
     /// When the ids are no batch, the context is full, or the device fails. The
     /// session is then as before.
     pub fn step(&mut self, ids: &[u32], start: &[u32]) -> Result<Vec<f32>> {
-        let model = self.model;
-        let (out, _) = model
-            .device
-            .scoped("a step", || self.timed_step(ids, start, None))??;
+        let (out, _) = self.sure_step(ids, start, || Ok(None))?;
         Ok(out)
     }
 
@@ -162,13 +170,34 @@ impl<'m> Session<'m> {
     /// As [`Session::step`].
     pub fn profile_step(&mut self, ids: &[u32], start: &[u32]) -> Result<Profile> {
         let model = self.model;
-        let timer = Timer::new(&model.device)?;
-        let run = || self.timed_step(ids, start, Some(timer));
-        let (_, timer) = model.device.scoped("a step", run)??;
-        match timer {
-            Some(timer) => timer.finish(model),
-            None => Ok(Profile::default()),
+        let timer = || Timer::new(&model.device).map(Some);
+        match self.sure_step(ids, start, timer)? {
+            (_, Some(timer)) => timer.finish(model),
+            _ => Ok(Profile::default()),
         }
+    }
+
+    /// A step, and once more if its barriers failed.
+    fn sure_step(
+        &mut self,
+        ids: &[u32],
+        start: &[u32],
+        timer: impl Fn() -> Result<Option<Timer>>,
+    ) -> Result<(Vec<f32>, Option<Timer>)> {
+        let device = &self.model.device;
+        loop {
+            let timer = timer()?;
+            let step = || self.timed_step(ids, start, timer);
+            if let Some(done) = device.scoped("a step", step)?? {
+                return Ok(done);
+            }
+            self.leave_grids();
+        }
+    }
+
+    /// Runs no more variants with a grid.
+    pub(crate) fn leave_grids(&mut self) {
+        self.join = false;
     }
 
     pub(crate) fn set_past(&mut self, past: u64) {
@@ -210,54 +239,61 @@ impl<'m> Session<'m> {
         }
     }
 
+    /// A step; nothing if its barriers failed.
     fn timed_step(
         &mut self,
         ids: &[u32],
         start: &[u32],
         timer: Option<Timer>,
-    ) -> Result<(Vec<f32>, Option<Timer>)> {
+    ) -> Result<Option<(Vec<f32>, Option<Timer>)>> {
         let seq = self.check(ids, start)?;
         let mut recorder = Recorder::new(self.model, timer);
         self.feed(&mut recorder, ids, start)?;
         let output = &self.allocation.buffers[self.program.outputs[0].buffer];
         let bytes = self.output_bytes;
         self.staging.copy(recorder.encoder(), output, 0, bytes);
-        self.allocation
-            .copy_grid_state(&mut recorder, &self.staging, bytes);
+        self.copy_grid_state(&mut recorder, &self.staging, bytes);
         let index = recorder.submit();
         let mut out = vec![0f32; (bytes / 4) as usize];
-        self.read(&self.staging, bytes, index, |bytes| {
+        let read = self.read(&self.staging, bytes, index, |bytes| {
             bytemuck::cast_slice_mut(&mut out).copy_from_slice(bytes);
         })?;
+        if read.is_none() {
+            return Ok(None);
+        }
         self.past += seq;
-        Ok((out, recorder.into_timer()))
+        Ok(Some((out, recorder.into_timer())))
     }
 
-    /// Gives `bytes` that were read back to `f`, unless the state of a grid's barriers
-    /// that stands behind them says that they are worth nothing.
+    /// Bytes of the state of a grid's barriers, if results depend on such.
+    pub(crate) fn grid_state_bytes(&self) -> u64 {
+        match self.join {
+            true => self.allocation.grid_state_bytes(),
+            false => 0,
+        }
+    }
+
+    /// Records the read-back of that state to the place `at` of `staging`.
+    pub(crate) fn copy_grid_state(&self, recorder: &mut Recorder<'_>, staging: &Staging, at: u64) {
+        if self.join {
+            self.allocation.copy_grid_state(recorder, staging, at);
+        }
+    }
+
+    /// Gives `bytes` that were read back to `f`; nothing if the state of a grid's
+    /// barriers that stands behind them says that they are worth nothing.
     pub(crate) fn read<T>(
         &self,
         staging: &Staging,
         bytes: u64,
         on: Option<wgpu::SubmissionIndex>,
         f: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T> {
-        let device = &self.model.device;
-        let all = bytes + self.allocation.grid_state_bytes();
-        staging.read(device, all, on, |all| {
+    ) -> Result<Option<T>> {
+        let all = bytes + self.grid_state_bytes();
+        staging.read(&self.model.device, all, on, |all| {
             let (results, state) = all.split_at(bytes as usize);
-            match has_stalled(state) {
-                true => Err(Error::Stalled {
-                    adapter: device.adapter().to_string(),
-                }),
-                false => Ok(f(results)),
-            }
+            Ok((!has_stalled(state)).then(|| f(results)))
         })
-    }
-
-    /// The buffers that steps run in.
-    pub(crate) fn allocation(&self) -> &Allocation {
-        &self.allocation
     }
 
     /// Records the launches for checked tokens. All pieces but the last are
@@ -311,7 +347,10 @@ impl<'m> Session<'m> {
     }
 
     fn record(&mut self, recorder: &mut Recorder<'_>, values: &Values) -> Result<()> {
-        let variant = self.program.variant(values)?;
+        let join = self.join;
+        let variant = self
+            .program
+            .variant_of(values, |v| join || v.grid.is_none())?;
         let uniforms = self.allocation.push_uniforms(self.model, values)?;
         recorder.variant(self.program, &self.allocation, variant, values, uniforms)
     }

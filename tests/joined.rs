@@ -78,8 +78,8 @@ fn logits(artifact: &Artifact, join: bool) -> Result<Vec<f32>, Error> {
 }
 
 /// In every packing a joined launch gives what the launches that it stands for give:
-/// in a grid of one workgroup, and of two, if the driver has a thread for each that is
-/// not kept from running. If it has not, that is said, and nothing wrong comes out.
+/// in a grid of one workgroup, and of two, whether or not the driver has a thread for
+/// each that is not kept from running.
 #[test]
 fn packings_agree_with_separate_launches() {
     for config in [GPT2, LLAMA] {
@@ -88,11 +88,8 @@ fn packings_agree_with_separate_launches() {
             let separate = logits(&artifact(&fixture, packing, 1), false).unwrap();
             for grid in [1, 2] {
                 let label = format!("{} in {}, {grid}", fixture.name, packing.name());
-                match logits(&artifact(&fixture, packing, grid), true) {
-                    Ok(joined) => assert_close(&label, &joined, &separate, F32),
-                    Err(Error::Stalled { .. }) if grid > 1 => {}
-                    Err(error) => panic!("{label}: {error}"),
-                }
+                let joined = logits(&artifact(&fixture, packing, grid), true).unwrap();
+                assert_close(&label, &joined, &separate, F32);
             }
         }
     }
