@@ -10,7 +10,7 @@ use crate::weights::Matrix;
 /// How a linear layer's rows are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowKernel {
-    /// Few rows, so many at a time.
+    /// Few rows, at most so many at a time.
     Matvec(u64),
     /// Many rows, in tiles: on a CPU of so many rows, on a GPU for about so many.
     Tiled(u64),
