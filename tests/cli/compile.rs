@@ -221,6 +221,36 @@ fn kernels_are_translated() {
     }
 }
 
+/// Of a grid of one workgroup, since a software driver has but few threads.
+#[test]
+fn grids_are_as_asked_for() {
+    let run = |grid: &str, more: &[&str]| {
+        let (_folder, out, text) = compiled(&["demo", "--grid", grid]);
+        let plan = std::fs::read_to_string(out.join("plan.json")).unwrap();
+        let out = out.to_str().unwrap();
+        let mut all = vec!["run", out, "--prompt", "A trait is", "-n", "6"];
+        all.extend(["--tier", "subgroup"]);
+        all.extend(more);
+        (text, plan.contains("\"grid\""), kiln(all).ok())
+    };
+    let (text, has_grid, wanted) = run("0", &[]);
+    assert!(!has_grid && !text.contains("step: joined"), "{text}");
+    let (text, has_grid, found) = run("1", &[]);
+    assert!(has_grid && text.contains("step: joined"), "{text}");
+    assert_eq!(found, wanted);
+    let (_, _, found) = run("1", &["--no-join"]);
+    assert_eq!(found, wanted);
+
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.kiln");
+    let out = out.to_str().unwrap();
+    let message = kiln(["compile", "demo", "-o", out, "--grid", "96"]).fails(1);
+    assert!(
+        message.contains("96") && message.contains("power of two"),
+        "{message}"
+    );
+}
+
 #[test]
 fn stages_are_printed_as_graphs() {
     let (_folder, _, text) = compiled(&[
