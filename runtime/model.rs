@@ -204,7 +204,7 @@ impl Model {
         let uniform_bytes = uniform_bytes(plan);
         let sources = sources(artifact, &kernels, &needed(tier, &names), &sampling)?;
         let cache = options.cache_dir.as_deref().and_then(|dir| {
-            let key = kernels_key(&sources, options.checked);
+            let key = kernels_key(artifact, options.checked);
             CacheFile::open(&device, dir, &key)
         });
         let (cache_file, cache) = match cache {
@@ -487,12 +487,13 @@ fn sources<'s>(
     Ok(out)
 }
 
-/// A name for a set of kernels, by their text.
-fn kernels_key(sources: &[Source<'_>], checked: bool) -> String {
+/// A name for an artifact's kernels, by their text: whatever is loaded of them shares a
+/// cache.
+fn kernels_key(artifact: &Artifact, checked: bool) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&[u8::from(checked)]);
-    for source in sources {
-        hasher.update(blake3::hash(source.text.as_bytes()).as_bytes());
+    for text in artifact.kernels().values() {
+        hasher.update(blake3::hash(text.as_bytes()).as_bytes());
     }
     hasher.finalize().to_hex()[..16].to_owned()
 }

@@ -201,7 +201,7 @@ pub(crate) struct CacheFile {
 }
 
 impl CacheFile {
-    /// Opens the cache of `device` in `dir`; `key` distinguishes sets of kernels.
+    /// Opens the cache of `device` in `dir`; `key` says whose kernels it is for.
     /// Any failure means no cache: it saves time and nothing else.
     pub fn open(
         device: &Device,

@@ -119,6 +119,11 @@ fn pipelines_are_kept_in_a_cache_that_damage_does_not_break() {
     fs::write(&file, &written[..written.len() / 2]).unwrap();
     let outputs = load().forward_collect(&[vec![1]], &RunOptions::default());
     assert!(outputs.is_ok());
+    // Parts of an artifact share its cache.
+    for part in [&["forward"], &["step"]] {
+        let part = with_cache.clone().entries(part).session(1, 1);
+        Model::open(&adapter("vulkan"), &artifact, &part, &mut |_| {}).unwrap();
+    }
     assert_eq!(files().len(), 1);
 }
 
