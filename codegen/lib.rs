@@ -283,11 +283,7 @@ impl Compiled {
                 if v.grid.as_ref().is_some_and(|g| g.check.kernel == kernel) {
                     return true;
                 }
-                let streamed = v.streams.iter().flat_map(|s| &s.launches);
-                v.launches
-                    .iter()
-                    .chain(streamed)
-                    .any(|l| l.kernel == kernel)
+                v.all_launches().any(|l| l.kernel == kernel)
             })
         };
         let using = self.plan.tiers.iter().filter(|t| uses(t));

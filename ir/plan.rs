@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dim::{Dim, SymbolDecl};
+use crate::dim::{Bindings, Dim, DimError, SymbolDecl};
 use crate::packing::Packing;
 use crate::types::{DType, TensorType};
 
@@ -284,6 +284,27 @@ pub struct Variant {
     /// Outputs too large to be held whole; run after the launches.
     #[serde(default)]
     pub streams: Vec<Stream>,
+}
+
+impl Variant {
+    /// Whether every bound holds at these sizes.
+    ///
+    /// # Errors
+    /// When a bound has no value there.
+    pub fn takes(&self, sizes: &Bindings) -> Result<bool, DimError> {
+        for bound in &self.bounds {
+            if bound.size.eval(sizes)? > bound.max {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// All launches, those of streams last.
+    pub fn all_launches(&self) -> impl Iterator<Item = &Launch> {
+        let streamed = self.streams.iter().flat_map(|s| &s.launches);
+        self.launches.iter().chain(streamed)
+    }
 }
 
 /// What a variant relies on whose launches have barriers across their grids: all

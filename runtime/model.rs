@@ -243,7 +243,8 @@ impl Model {
         let mut entries = BTreeMap::new();
         for name in names {
             let mut entry = Cow::Borrowed(&tier.entries[name]);
-            let runs = |v: &Variant| launches_in(v).all(|l| index.contains_key(l.kernel.as_str()));
+            let known = |l: &Launch| index.contains_key(l.kernel.as_str());
+            let runs = |v: &Variant| v.all_launches().all(known);
             if !entry.variants.iter().all(runs) {
                 entry.to_mut().variants.retain(runs);
             }
@@ -427,12 +428,7 @@ fn launches_of<'t>(tier: &'t Tier, entry: &str) -> impl Iterator<Item = &'t Laun
     entry
         .into_iter()
         .flat_map(|e| &e.variants)
-        .flat_map(launches_in)
-}
-
-fn launches_in(variant: &Variant) -> impl Iterator<Item = &Launch> {
-    let streamed = variant.streams.iter().flat_map(|s| &s.launches);
-    variant.launches.iter().chain(streamed)
+        .flat_map(Variant::all_launches)
 }
 
 /// The kernels of variants without a grid, which nothing stands in for.
@@ -441,7 +437,7 @@ fn needed<'t>(tier: &'t Tier, entries: &[&str]) -> BTreeSet<&'t str> {
     let variants = entries.flat_map(|e| &e.variants);
     let plain = variants.filter(|v| v.grid.is_none());
     plain
-        .flat_map(launches_in)
+        .flat_map(Variant::all_launches)
         .map(|l| l.kernel.as_str())
         .collect()
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kiln_ir::Bindings;
-use kiln_ir::plan::{CONTEXT, Entry, PAST, Variant};
+use kiln_ir::plan::{CONTEXT, Entry, PAST};
 
 use crate::error::Result;
 
@@ -67,7 +67,7 @@ fn taking(entry: &Entry, batch: u64, seq: u64) -> Result<Vec<usize>> {
         .with(CONTEXT, seq);
     let mut out = Vec::new();
     for (index, variant) in entry.variants.iter().enumerate() {
-        if holds(variant, &sizes)? {
+        if variant.takes(&sizes)? {
             out.push(index);
             if variant.grid.is_none() {
                 break;
@@ -75,13 +75,4 @@ fn taking(entry: &Entry, batch: u64, seq: u64) -> Result<Vec<usize>> {
         }
     }
     Ok(out)
-}
-
-fn holds(variant: &Variant, sizes: &Bindings) -> Result<bool> {
-    for bound in &variant.bounds {
-        if bound.size.eval(sizes)? > bound.max {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }

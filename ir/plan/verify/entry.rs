@@ -32,12 +32,6 @@ fn limit(tier: &Tier, grid: Option<&Grid>, name: &str) -> u64 {
     required.unwrap_or(default.map_or(u64::MAX, |(_, v)| *v))
 }
 
-/// All launches of a variant, those of streams last.
-fn launches(variant: &Variant) -> impl Iterator<Item = &Launch> {
-    let streamed = variant.streams.iter().flat_map(|s| &s.launches);
-    variant.launches.iter().chain(streamed)
-}
-
 /// Calls `f` with every size of an entry point.
 pub(super) fn dims(entry: &Entry, f: &mut dyn FnMut(&Dim)) {
     let ports = entry.inputs.iter().chain(&entry.outputs);
@@ -50,7 +44,7 @@ pub(super) fn dims(entry: &Entry, f: &mut dyn FnMut(&Dim)) {
     for variant in &entry.variants {
         variant.bounds.iter().for_each(|b| f(&b.size));
         variant.streams.iter().for_each(|s| f(&s.rows));
-        for launch in launches(variant) {
+        for launch in variant.all_launches() {
             f(&launch.workgroups);
             f(&launch.flops);
             f(&launch.bytes);
@@ -144,7 +138,7 @@ impl Checker<'_, '_> {
     /// States and weights that this entry point binds, each once.
     fn bound_buffers(&mut self) {
         let most = limit(self.tier, None, BINDING_SIZE);
-        let all = self.entry.variants.iter().flat_map(launches);
+        let all = self.entry.variants.iter().flat_map(Variant::all_launches);
         let bound: BTreeSet<Binding> = all.flat_map(|l| l.bindings.iter().copied()).collect();
         for binding in bound {
             match binding {
@@ -172,7 +166,7 @@ impl Checker<'_, '_> {
     fn kernels(&mut self) {
         let mut names: BTreeMap<&str, Option<&Grid>> = BTreeMap::new();
         for variant in &self.entry.variants {
-            for launch in launches(variant) {
+            for launch in variant.all_launches() {
                 let grid = names.entry(&launch.kernel).or_insert(variant.grid.as_ref());
                 if variant.grid.is_none() {
                     *grid = None;
@@ -216,7 +210,7 @@ impl Checker<'_, '_> {
             return;
         }
         for (when, sizes) in self.sizes.both() {
-            if variants().any(|v| holds(v, sizes)) {
+            if variants().any(|v| v.takes(sizes) == Ok(true)) {
                 continue;
             }
             let bounds = variants().map(|v| {
@@ -238,7 +232,7 @@ impl Checker<'_, '_> {
         }
         let max = within(variant, &self.sizes.max);
         // A variant that does not take the least sizes is never run with them.
-        let min = if holds(variant, &self.sizes.min) {
+        let min = if variant.takes(&self.sizes.min) == Ok(true) {
             self.sizes.min.clone()
         } else {
             max.clone()
@@ -291,13 +285,13 @@ impl Checker<'_, '_> {
         let own = Binding::Buffer(grid.state);
         for other in &self.entry.variants {
             let shares = other.grid.as_ref().is_some_and(|g| g.state == grid.state);
-            if !shares && launches(other).any(|l| l.bindings.contains(&own)) {
+            if !shares && other.all_launches().any(|l| l.bindings.contains(&own)) {
                 let found = format!("a launch of variant `{}`, which has none", other.name);
                 self.report
                     .error(24, &subject, "launches with this grid", found);
             }
         }
-        for launch in launches(variant).filter(|l| l.bindings.contains(&own)) {
+        for launch in variant.all_launches().filter(|l| l.bindings.contains(&own)) {
             let count = launch.workgroups.as_const();
             if !count.is_some_and(u64::is_power_of_two) {
                 self.report.place.launch.clone_from(&launch.label);
@@ -432,12 +426,6 @@ fn port_bytes(port: &Port, stream: Option<&Stream>, sizes: &Bindings) -> Option<
     let rows = stream.map_or(rows, |s| rows.min(s.rows_per_block));
     let elements = rows.saturating_mul(last);
     Some(elements.saturating_mul(port.dtype().device_bytes()))
-}
-
-/// Whether every bound of a variant holds.
-fn holds(variant: &Variant, sizes: &Bindings) -> bool {
-    let mut bounds = variant.bounds.iter();
-    bounds.all(|b| b.size.eval(sizes).is_ok_and(|size| size <= b.max))
 }
 
 /// The maxima within a variant: a bound on a product of symbols bounds each of
