@@ -76,7 +76,7 @@ impl<'m> Session<'m> {
                 let staging = match spare.pop() {
                     Some(staging) => staging,
                     None => {
-                        let state = self.grid_state_bytes();
+                        let state = self.allocation().grid_state_bytes();
                         Staging::new(device, sampler.bytes(MAX_BURST) + state)?
                     }
                 };
@@ -93,7 +93,8 @@ impl<'m> Session<'m> {
                     }
                     sampler.read_behind(&mut recorder, &staging, submitted, count);
                     let at = sampler.bytes(count);
-                    self.copy_grid_state(&mut recorder, &staging, at);
+                    self.allocation()
+                        .copy_grid_state(&mut recorder, &staging, at);
                     Result::Ok(recorder.submit())
                 })??;
                 submitted += count;

@@ -207,7 +207,7 @@ pub(crate) struct Allocation {
         reason = "bind groups keep them alive; a profile may read them"
     )]
     pub states: Vec<wgpu::Buffer>,
-    /// The buffer of the barriers' state, if a variant has such.
+    /// The buffer of the barriers' state, if a variant is run that has such.
     grid: Option<usize>,
     /// For each variant: its launches' groups, and those of its streams.
     groups: Vec<VariantGroups>,
@@ -322,6 +322,16 @@ impl Allocation {
                 }))
         });
         groups.collect()
+    }
+
+    /// Whether variants with barriers across their grids are run.
+    pub fn has_grid(&self) -> bool {
+        self.grid.is_some()
+    }
+
+    /// Notes that they no longer are.
+    pub fn leave_grid(&mut self) {
+        self.grid = None;
     }
 
     /// Bytes that [`Allocation::copy_grid_state`] copies.

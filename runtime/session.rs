@@ -34,8 +34,6 @@ pub struct Session<'m> {
     piece: u64,
     /// Bytes of the output.
     output_bytes: u64,
-    /// Whether variants with a grid are run.
-    join: bool,
     /// Made for the first generation, if the model's tokens can be chosen on the
     /// device.
     sampler: Option<DeviceSampler<'m>>,
@@ -83,8 +81,10 @@ impl<'m> Session<'m> {
             Ok(program.variant(&capacity).is_ok())
         })?;
         capacity.set(slots, "seq", piece);
-        if let (Err(error), loaded_for) = (program.variant(&capacity), &model.sessions) {
-            return Err(match loaded_for.iter().map(|s| s.batch).max() {
+        let loaded_for = model.sessions.iter().map(|s| s.batch).max();
+        program
+            .variant(&capacity)
+            .map_err(|error| match loaded_for {
                 Some(max) => Error::Size {
                     symbol: "batch".to_owned(),
                     value: batch as u64,
@@ -92,8 +92,7 @@ impl<'m> Session<'m> {
                     advice: "load the model for sessions of this size",
                 },
                 None => error,
-            });
-        }
+            })?;
         capacity.set(slots, "past", context - 1);
 
         let [output, ..] = program.outputs.as_slice() else {
@@ -104,10 +103,9 @@ impl<'m> Session<'m> {
         }
         let output_bytes = output.bytes(&capacity)?;
         let allocation = Allocation::new(model, program, &capacity)?;
-        let grid_state_bytes = allocation.grid_state_bytes();
+        let staged = output_bytes + allocation.grid_state_bytes();
         Ok(Session {
-            staging: Staging::new(&model.device, output_bytes + grid_state_bytes)?,
-            join: grid_state_bytes > 0,
+            staging: Staging::new(&model.device, staged)?,
             allocation,
             model,
             program,
@@ -140,7 +138,7 @@ impl<'m> Session<'m> {
     /// vain, as they may when other work takes the device. What was lost is computed
     /// again, in launches of their own.
     pub fn joins(&self) -> bool {
-        self.join
+        self.allocation.has_grid()
     }
 
     /// Forgets everything; the states' memory is kept.
@@ -197,7 +195,7 @@ impl<'m> Session<'m> {
 
     /// Runs no more variants with a grid.
     pub(crate) fn leave_grids(&mut self) {
-        self.join = false;
+        self.allocation.leave_grid();
     }
 
     pub(crate) fn set_past(&mut self, past: u64) {
@@ -252,7 +250,8 @@ impl<'m> Session<'m> {
         let output = &self.allocation.buffers[self.program.outputs[0].buffer];
         let bytes = self.output_bytes;
         self.staging.copy(recorder.encoder(), output, 0, bytes);
-        self.copy_grid_state(&mut recorder, &self.staging, bytes);
+        self.allocation
+            .copy_grid_state(&mut recorder, &self.staging, bytes);
         let index = recorder.submit();
         let mut out = vec![0f32; (bytes / 4) as usize];
         let read = self.read(&self.staging, bytes, index, |bytes| {
@@ -265,19 +264,9 @@ impl<'m> Session<'m> {
         Ok(Some((out, recorder.into_timer())))
     }
 
-    /// Bytes of the state of a grid's barriers, if results depend on such.
-    pub(crate) fn grid_state_bytes(&self) -> u64 {
-        match self.join {
-            true => self.allocation.grid_state_bytes(),
-            false => 0,
-        }
-    }
-
-    /// Records the read-back of that state to the place `at` of `staging`.
-    pub(crate) fn copy_grid_state(&self, recorder: &mut Recorder<'_>, staging: &Staging, at: u64) {
-        if self.join {
-            self.allocation.copy_grid_state(recorder, staging, at);
-        }
+    /// The buffers that steps run in.
+    pub(crate) fn allocation(&self) -> &Allocation {
+        &self.allocation
     }
 
     /// Gives `bytes` that were read back to `f`; nothing if the state of a grid's
@@ -289,7 +278,7 @@ impl<'m> Session<'m> {
         on: Option<wgpu::SubmissionIndex>,
         f: impl FnOnce(&[u8]) -> T,
     ) -> Result<Option<T>> {
-        let all = bytes + self.grid_state_bytes();
+        let all = bytes + self.allocation.grid_state_bytes();
         staging.read(&self.model.device, all, on, |all| {
             let (results, state) = all.split_at(bytes as usize);
             Ok((!has_stalled(state)).then(|| f(results)))
@@ -347,7 +336,7 @@ impl<'m> Session<'m> {
     }
 
     fn record(&mut self, recorder: &mut Recorder<'_>, values: &Values) -> Result<()> {
-        let join = self.join;
+        let join = self.joins();
         let variant = self
             .program
             .variant_of(values, |v| join || v.grid.is_none())?;
