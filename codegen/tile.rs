@@ -276,10 +276,7 @@ fn stream(
         return None;
     }
     // Rows that do not fit beside these find their weights in a cache.
-    let rows = match memory / bytes {
-        0 | 1 => 1,
-        fit => 1 << rows.min(fit).ilog2(),
-    };
+    let rows = 1 << rows.min(memory / bytes).ilog2();
     // In a grid, a part for each workgroup. About 400 workgroups fill a card; more
     // outputs each make up for the row that each has to bring, until the last ones
     // to finish are felt.
