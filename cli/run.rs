@@ -166,7 +166,8 @@ pub fn run(args: &Args, began: Instant) -> Result {
     let info = opened.info();
     let prompts = prompts(args, tokenizer.as_ref())?;
     let batch = prompts.len();
-    let context = context(&prompts, args.max_new_tokens, info.max_context)?;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
+    let context = context(longest, args.max_new_tokens, info.max_context)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         sampling,
@@ -189,9 +190,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
         Target::Adapter(adapter) => {
             let artifact = opened.into_artifact(name, &entries, batch, dtype)?;
             refuse_headless(name, has_logits(&artifact))?;
-            let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
-            let load = args.device.options(&entries);
-            let load = load.session(batch as u64, longest as u64);
+            let load = args.device.options(&entries).session(batch as u64, longest);
             let model = args.device.load(&adapter, &artifact, &load)?;
             // The session needs no more than the model has on the device.
             drop(artifact);
@@ -269,8 +268,7 @@ pub fn no_tokenizer(name: &str, option: &str) -> Failure {
 
 /// The positions that a session needs: the longest prompt and what follows,
 /// as far as the model goes.
-fn context(prompts: &[Ids], new: usize, max: u64) -> Result<u64> {
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
+fn context(longest: u64, new: usize, max: u64) -> Result<u64> {
     if longest > max {
         return Err(Failure::failed(format!(
             "the prompt has {longest} tokens, the model takes {max} at most; shorten it, or compile \
