@@ -304,6 +304,11 @@ pub(crate) fn binding(
     let access = match access {
         Access::Read => "read",
         Access::ReadWrite => "read_write",
+        Access::Texels => {
+            return format!(
+                "@group(0) @binding({at}) var {name}: texture_storage_2d<rgba32uint, read>;\n"
+            );
+        }
     };
     format!("@group(0) @binding({at}) {coherent}var<storage, {access}> {name}: array<{element}>;\n")
 }

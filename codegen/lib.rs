@@ -47,6 +47,7 @@ mod place;
 mod plan;
 mod row_norm;
 mod table;
+mod texels;
 mod tier;
 mod tile;
 mod trust;

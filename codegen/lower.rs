@@ -112,6 +112,7 @@ impl<'a> Lowering<'a> {
                 graph,
                 placement,
                 weights,
+                texels: tier.reads_texels(),
                 table_parts: None,
             },
             tier,

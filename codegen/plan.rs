@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::plan::{
-    Access, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
-    StateBuffer, Stream, Variant,
+    Access, BLOCK, Binding, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan,
+    Port, StateBuffer, Stream, Variant, texel_rows,
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
@@ -77,7 +77,7 @@ pub(crate) fn make(
         name: name.clone(),
         bytes: &Dim::product(&capacity_shape(&ty.shape)) * &Dim::constant(ty.dtype.device_bytes()),
     });
-    let plan = Plan {
+    let mut plan = Plan {
         version: PLAN_VERSION,
         compiler: concat!("kiln ", env!("CARGO_PKG_VERSION")).to_owned(),
         model: ModelInfo {
@@ -93,6 +93,11 @@ pub(crate) fn make(
         tiers: of_tiers,
         files: BTreeMap::new(),
     };
+    let of_textures = |tier| texture_limits(&plan, tier);
+    let limits: Vec<_> = plan.tiers.iter().map(of_textures).collect();
+    for (tier, limits) in plan.tiers.iter_mut().zip(limits) {
+        tier.requires.limits.extend(limits);
+    }
     Ok(Made {
         plan,
         kernels: kernels.texts,
@@ -107,6 +112,32 @@ fn required_limits(binding_limit: u64) -> impl Iterator<Item = (String, u64)> {
     let buffer = (binding_limit > DEFAULT_BUFFER_LIMIT).then_some("max_buffer_size");
     let names = binding.into_iter().chain(buffer);
     names.map(move |name| (name.to_owned(), binding_limit))
+}
+
+/// What the textures of a tier need of an adapter, where WebGPU has less.
+fn texture_limits(plan: &Plan, tier: &kiln_ir::plan::Tier) -> Vec<(String, u64)> {
+    let variants = tier.entries.values().flat_map(|e| &e.variants);
+    let (mut most, mut rows) = (0, 0);
+    for launch in variants.flat_map(Variant::all_launches) {
+        let mut count = 0;
+        for (binding, access) in plan.bound(launch) {
+            if let (Binding::Weight(i), Access::Texels) = (binding, access) {
+                count += 1;
+                rows = rows.max(plan.weights.get(i).map_or(0, |w| texel_rows(w.bytes)));
+            }
+        }
+        most = most.max(count);
+    }
+    let wanted = [
+        ("max_storage_textures_per_shader_stage", most, 4),
+        ("max_texture_dimension_2d", rows, 8192),
+    ];
+    let above = wanted
+        .into_iter()
+        .filter(|(_, wanted, default)| wanted > default);
+    above
+        .map(|(name, wanted, _)| (name.to_owned(), wanted))
+        .collect()
 }
 
 /// The states of all graphs.

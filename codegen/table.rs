@@ -1,34 +1,33 @@
 //! Rows of a packed matrix, read where they are used: embedding tables.
 
-use kiln_ir::Packing;
-
 use crate::error::CodegenError;
 use crate::kernel::{Draft, Element};
+use crate::texels::Data;
 use crate::view::Base;
 use crate::weights::{Matrix, MatrixPart};
 
-/// Adds a function `(row, k4) -> vec4<f32>` that reads parts of a packed matrix,
-/// scales and all, and returns its name.
+/// Adds a function `(row, k4) -> vec4<f32>` that reads parts of a packed matrix, as
+/// texels or not, scales and all, and returns its name.
 pub(crate) fn load_rows(
     matrix: &Matrix,
     parts: &[MatrixPart],
+    texels: bool,
     k: &mut Draft,
 ) -> Result<String, CodegenError> {
     let packing = matrix.packing;
     let wide = packing.group() as u64 / 4;
     let groups = packing.groups(matrix.k as usize).to_string() + "u";
-    let data = match packing {
-        Packing::F32 => Element::F32x4,
-        _ => Element::U32x4,
-    };
     let prelude = format!("weights_{}", packing.name());
     let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
     let blocks: Vec<&str> = text.split("\n\n").collect();
     let mut branches = String::new();
-    let first = parts.first().map_or(0, |p| p.data);
-    let tag = k.read("table", Base::Weight(first), data);
+    let mut name = String::new();
     for (i, part) in parts.iter().enumerate() {
-        let table = k.read("table", Base::Weight(part.data), data);
+        let data = Data::bind("table", part.data, packing, texels, k);
+        let table = &data.name;
+        if i == 0 {
+            name = format!("rows_of_{table}");
+        }
         let scales = match part.scales {
             Some(s) => k.read("table_scales", Base::Weight(s), Element::U32),
             None => String::new(),
@@ -49,7 +48,7 @@ pub(crate) fn load_rows(
                 .any(|f| block.contains(f))
                 || (packing.has_scales() && block.contains("fn w_scale("));
             if used {
-                k.hook(rename(block, &names));
+                k.hook(data.loads(&rename(block, &names)));
             }
         }
         let row = match part.first_row {
@@ -67,7 +66,6 @@ pub(crate) fn load_rows(
             format!("    if row < {end}u {{\n        return {value};\n    }}\n")
         });
     }
-    let name = format!("rows_of_{tag}");
     k.hook(format!(
         "fn {name}(row: u32, k4: u32) -> vec4<f32> {{\n{branches}}}\n"
     ));

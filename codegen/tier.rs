@@ -67,6 +67,12 @@ impl Tier {
         matches!(self, Tier::Coop | Tier::Subgroup)
     }
 
+    /// Whether kernels read the matrices of linear layers as texels: from an image
+    /// Mesa's CPU driver loads at twice the rate (shaders/MEASUREMENTS.md).
+    pub fn reads_texels(self) -> bool {
+        self == Tier::Software
+    }
+
     /// What naga may accept in the tier's kernels.
     pub fn capabilities(self) -> Capabilities {
         // `unpack2x16float`, which every WebGPU implementation has.

@@ -51,6 +51,9 @@ const MANY_ROWS: u64 = 1024;
 /// row in workgroup memory, of which there are 16 KiB.
 const SOFTWARE_NORM_ROW: u64 = 3584;
 
+/// Bytes of a page of memory.
+const PAGE: usize = 4096;
+
 impl Linear<'_> {
     /// The kernel's body, and its tile for `n` outputs.
     pub fn tile(&self, matrix: &Matrix, n: u64) -> Tile {
@@ -85,17 +88,28 @@ impl Linear<'_> {
     fn software_tile(&self, matrix: &Matrix, rows: RowKernel) -> Tile {
         // With a norm, more lanes share the work of it.
         let workgroup = if self.norm.is_some() { 32 } else { 8 };
-        let columns = 8;
-        let (body, rows) = match rows {
-            RowKernel::Matvec(rows) => ("linear_software_matvec", rows),
-            RowKernel::Tiled(rows) => ("linear_software_tile", rows),
+        let packing = matrix.packing;
+        let packed = packing.groups(matrix.k as usize) as u64 * packing.group() as u64 / 4;
+        // Two cache lines of f32 at a time, where a row has whole pairs of them.
+        let wv = match packing.has_scales() || !packed.is_multiple_of(8) {
+            true => packing.group() as u64 / 4,
+            false => 8,
+        };
+        // A processor fetches ahead along so many rows, if each is in a page of its own.
+        let columns = match packing.data_bytes(1, matrix.k as usize) {
+            0..=PAGE => 8,
+            _ => 4,
+        };
+        let (body, rows, columns, wv) = match rows {
+            RowKernel::Matvec(rows) => ("linear_software_matvec", rows, columns, wv),
+            RowKernel::Tiled(rows) => ("linear_software_tile", rows, 8, packing.group() as u64 / 4),
         };
         Tile {
             body,
             workgroup,
             rows,
             columns: u64::from(workgroup) * columns,
-            wv: matrix.packing.group() as u64 / 4,
+            wv,
             constants: vec![
                 ("TILE_ROWS", rows),
                 ("TILE_COLS", columns),

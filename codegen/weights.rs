@@ -31,6 +31,8 @@ pub(crate) struct Matrix {
     pub packing: Packing,
     pub rows: u64,
     pub k: u64,
+    /// Whether a linear layer contracts with it.
+    pub is_linear: bool,
     pub parts: Vec<MatrixPart>,
 }
 
@@ -125,12 +127,14 @@ pub(crate) fn plan(
     }
     for name in matrices {
         let shape = static_shape(&name, &params[&name])?;
+        let is_linear = linear.contains(&name);
         let packing = match packing {
-            p if linear.contains(&name) => p,
+            p if is_linear => p,
             Packing::F32 => Packing::F32,
             _ => Packing::F16,
         };
-        let matrix = weights.matrix_buffers(&name, &shape, packing, limit)?;
+        let mut matrix = weights.matrix_buffers(&name, &shape, packing, limit)?;
+        matrix.is_linear = is_linear;
         weights.matrices.insert(name, matrix);
     }
     for buffer in buffers_of_groups(&groups) {
@@ -270,6 +274,7 @@ impl Weights {
             packing,
             rows,
             k,
+            is_linear: false,
             parts,
         })
     }

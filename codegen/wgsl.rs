@@ -216,6 +216,32 @@ pub(crate) fn unroll(text: &str, constants: &str) -> String {
     out
 }
 
+/// `text` with each `name[i]` as `function(i)`.
+pub(crate) fn call_in_place_of_index(text: &str, name: &str, function: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let indexed = format!("{name}[");
+    while let Some(at) = rest.find(&indexed) {
+        let (before, after) = (&rest[..at], &rest[at + indexed.len()..]);
+        let within_a_word = before.ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let mut depth = 1;
+        let end = after.find(|c| {
+            depth += i32::from(c == '[') - i32::from(c == ']');
+            depth == 0
+        });
+        let (false, Some(end)) = (within_a_word, end) else {
+            out.push_str(&rest[..at + indexed.len()]);
+            rest = after;
+            continue;
+        };
+        let index = call_in_place_of_index(&after[..end], name, function);
+        let _ = write!(out, "{before}{function}({index})");
+        rest = &after[end + 1..];
+    }
+    out.push_str(rest);
+    out
+}
+
 /// Values that are listed, or those below a constant.
 fn values_of(text: &str, constants: &str) -> Option<Vec<String>> {
     if text.starts_with(|c: char| c.is_ascii_digit()) {
@@ -321,6 +347,15 @@ mod tests {
         assert!(entry.text.contains("\nfn main(id: vec3<u32>, x: u32) {\n"));
         assert!(!entry.text.contains('@'), "{}", entry.text);
         assert!(Entry::take("fn main() {}").is_none());
+    }
+
+    #[test]
+    fn an_index_becomes_a_call() {
+        let text = "let v = w[n * w[0u] + a[1u]][k % 4u] + my_w[2u] + w.x + w[";
+        assert_eq!(
+            call_in_place_of_index(text, "w", "at"),
+            "let v = at(n * at(0u) + a[1u])[k % 4u] + my_w[2u] + w.x + w["
+        );
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //!
 //! Each kernel has the uniform block [`Plan::uniforms`] at binding 0 of group 0
 //! (`u32` values in that order, padded to 16 bytes), and the launch's
-//! [`Launch::bindings`] at bindings 1, 2, ... in order. A grid is the number of
+//! [`Launch::bindings`] at bindings 1, 2, ... in order, each as the kernel's
+//! [`Access`] says. A grid is the number of
 //! workgroups; a flat count over 65,535 is folded by the *runner*: it dispatches
 //! `(x, y, 1)` with `x <= 65535`, and kernels return beyond their count.
 //!
@@ -34,7 +35,7 @@ use crate::packing::Packing;
 use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 2;
+pub const PLAN_VERSION: u32 = 3;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -72,6 +73,16 @@ pub struct Plan {
     /// BLAKE3 hash (hex) of every other file of the artifact, by path relative
     /// to its folder.
     pub files: BTreeMap<String, String>,
+}
+
+impl Plan {
+    /// What a launch binds and how its kernel uses it; nothing if there is no such
+    /// kernel.
+    pub fn bound(&self, launch: &Launch) -> impl Iterator<Item = (Binding, Access)> {
+        let kernel = self.kernels.get(&launch.kernel);
+        let accesses = kernel.into_iter().flat_map(|k| &k.bindings);
+        launch.bindings.iter().copied().zip(accesses.copied())
+    }
 }
 
 /// What was compiled.
@@ -172,6 +183,20 @@ pub enum Access {
     Read,
     /// `var<storage, read_write>`
     ReadWrite,
+    /// `texture_storage_2d<rgba32uint, read>`: a weight as an image, whose texels are
+    /// its bytes, 16 each, in rows of [`TEXELS_IN_ROW`], the last filled up with zeros.
+    Texels,
+}
+
+/// Bytes of a texel.
+pub const TEXEL_BYTES: u64 = 16;
+
+/// Texels in a row of a weight that is bound as [`Access::Texels`].
+pub const TEXELS_IN_ROW: u64 = 4096;
+
+/// The rows of texels that so many bytes take.
+pub const fn texel_rows(bytes: u64) -> u64 {
+    bytes.div_ceil(TEXEL_BYTES * TEXELS_IN_ROW)
 }
 
 /// A set of launches for one class of adapters.

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kiln_ir::plan::TEXELS_IN_ROW;
 use wgpu::{ErrorFilter, Features, Limits};
 
 use crate::adapter::Adapter;
@@ -28,6 +29,9 @@ struct Late {
     lost: Option<String>,
     error: Option<wgpu::Error>,
 }
+
+/// The format of weights that are images.
+pub(crate) const TEXEL_FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba32Uint;
 
 /// Bytes of the blocks that small buffers share; the least that wgpu takes.
 const BLOCK_BYTES: u64 = 4 << 20;
@@ -201,6 +205,45 @@ impl Device {
                 size,
                 usage,
                 mapped_at_creation: false,
+            })
+        })
+    }
+
+    /// An image of at least so many rows of texels, after checking the limits; see
+    /// [`Access::Texels`](kiln_ir::plan::Access::Texels).
+    pub(crate) fn texels(
+        &self,
+        label: &str,
+        rows: u64,
+        usage: wgpu::TextureUsages,
+        advice: &'static str,
+    ) -> Result<wgpu::Texture> {
+        let most = self.limits.max_texture_dimension_2d;
+        let wanted = rows.max(TEXELS_IN_ROW);
+        if wanted > most.into() {
+            return Err(Error::Limit {
+                what: format!("`{label}`"),
+                limit: "max_texture_dimension_2d",
+                wanted,
+                offered: most.into(),
+                advice,
+            });
+        }
+        let what = format!("the texture `{label}` of {rows} rows");
+        self.scoped(&what, || {
+            self.inner.create_texture(&wgpu::TextureDescriptor {
+                label: Some(label),
+                size: wgpu::Extent3d {
+                    width: TEXELS_IN_ROW as u32,
+                    height: rows.max(1) as u32,
+                    depth_or_array_layers: 1,
+                },
+                mip_level_count: 1,
+                sample_count: 1,
+                dimension: wgpu::TextureDimension::D2,
+                format: TEXEL_FORMAT,
+                usage,
+                view_formats: &[],
             })
         })
     }

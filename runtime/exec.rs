@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::DType;
-use kiln_ir::plan::{Binding, Entry, Launch, Plan, Port};
+use kiln_ir::plan::{Access, Binding, Entry, Launch, Plan, Port};
 use wgpu::BufferUsages as Usage;
 
 use crate::device::Device;
@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::profile::Timer;
 use crate::readback::Staging;
+use crate::resident::{Form, Resident};
 
 /// An [`Entry`] with its dimensions compiled.
 pub(crate) struct Program {
@@ -48,7 +49,7 @@ pub(crate) struct LaunchProgram {
     /// Index into [`Model::kernels`].
     pub kernel: usize,
     pub workgroups: SlotDim,
-    pub bindings: Vec<Binding>,
+    pub bindings: Vec<(Binding, Access)>,
     pub flops: SlotDim,
     pub bytes: SlotDim,
 }
@@ -83,7 +84,7 @@ impl Program {
                 label: l.label.clone(),
                 kernel: kernel.ok_or_else(|| Error::plan(format!("no kernel `{}`", l.kernel)))?,
                 workgroups: slots.compile(&l.workgroups)?,
-                bindings: l.bindings.clone(),
+                bindings: plan.bound(l).collect(),
                 flops: slots.compile(&l.flops)?,
                 bytes: slots.compile(&l.bytes)?,
             })
@@ -121,7 +122,11 @@ impl Program {
         let stateful = variants.iter().any(|v: &VariantProgram| {
             let streamed = v.streams.iter().flat_map(|s| &s.launches);
             let mut all = v.launches.iter().chain(streamed);
-            all.any(|l| l.bindings.iter().any(|b| matches!(b, Binding::State(_))))
+            all.any(|l| {
+                l.bindings
+                    .iter()
+                    .any(|(b, _)| matches!(b, Binding::State(_)))
+            })
         });
         Ok(Program {
             name: name.to_owned(),
@@ -300,16 +305,20 @@ impl Allocation {
                     size: wgpu::BufferSize::new(model.uniform_bytes()),
                 }),
             }];
-            for (i, binding) in launch.bindings.iter().enumerate() {
-                let buffer = match *binding {
-                    Binding::Weight(i) => model.weights[i].as_ref(),
-                    Binding::State(i) => self.states.get(i),
-                    Binding::Buffer(i) => self.buffers.get(i),
+            for (at, (binding, access)) in (1..).zip(&launch.bindings) {
+                let whole = wgpu::Buffer::as_entire_binding;
+                let resource = match *binding {
+                    Binding::Weight(i) => {
+                        let weight = model.weights.get(&(i, Form::from(*access)));
+                        weight.map(Resident::binding)
+                    }
+                    Binding::State(i) => self.states.get(i).map(whole),
+                    Binding::Buffer(i) => self.buffers.get(i).map(whole),
                 };
                 let absent = || Error::plan(format!("`{}`: no {binding:?}", launch.label));
                 entries.push(wgpu::BindGroupEntry {
-                    binding: i as u32 + 1,
-                    resource: buffer.ok_or_else(absent)?.as_entire_binding(),
+                    binding: at,
+                    resource: resource.ok_or_else(absent)?,
                 });
             }
             Ok(model

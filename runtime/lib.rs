@@ -55,6 +55,7 @@ mod params;
 mod pipelines;
 mod profile;
 mod readback;
+mod resident;
 mod run;
 mod sampler;
 pub mod sampling;

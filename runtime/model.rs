@@ -9,7 +9,6 @@ use std::sync::mpsc;
 use std::thread;
 
 use kiln_ir::plan::{Binding, CONTEXT, Kernel, Launch, PAST, Plan, Tier, Variant};
-use wgpu::BufferUsages as Usage;
 
 use crate::adapter::Adapter;
 use crate::artifact::{Artifact, wrong_size};
@@ -19,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Allocation, GRID_STATE_BYTES, Program, Recorder, has_stalled, maxima};
 use crate::pipelines::{CacheFile, Compiled, Compiler, user_cache_dir};
 use crate::readback::Staging;
+use crate::resident::{Form, Resident};
 use crate::sampler;
 use crate::session::STEP;
 use crate::sizes::{SessionSize, keep_needed};
@@ -100,7 +100,7 @@ pub struct Model {
     pub(crate) slots: Slots,
     /// The slot of each member of the uniform block.
     pub(crate) uniform_slots: Vec<usize>,
-    pub(crate) weights: Vec<Option<wgpu::Buffer>>,
+    pub(crate) weights: Weights,
     /// Bytes of each state.
     pub(crate) states: Vec<SlotDim>,
     pub(crate) kernels: Vec<Compiled>,
@@ -187,10 +187,10 @@ impl Model {
 
         let launches = || names.iter().flat_map(|name| launches_of(tier, name));
         let kernels: BTreeSet<&str> = launches().map(|l| l.kernel.as_str()).collect();
-        let weights: BTreeSet<usize> = launches()
-            .flat_map(|l| &l.bindings)
-            .filter_map(|b| match b {
-                Binding::Weight(i) => Some(*i),
+        let weights: BTreeSet<(usize, Form)> = launches()
+            .flat_map(|l| plan.bound(l))
+            .filter_map(|(binding, access)| match binding {
+                Binding::Weight(i) => Some((i, access.into())),
                 _ => None,
             })
             .collect();
@@ -377,7 +377,8 @@ impl Model {
 
     /// Bytes of the weights on the device.
     pub fn weight_bytes(&self) -> u64 {
-        self.weights.iter().flatten().map(wgpu::Buffer::size).sum()
+        let weights = self.weights.keys();
+        weights.map(|(i, _)| self.plan.weights[*i].bytes).sum()
     }
 
     pub(crate) fn uniform_bytes(&self) -> u64 {
@@ -504,12 +505,15 @@ struct Loader<'a> {
     sources: &'a [Source<'a>],
     /// For the plan's kernels and for the sampler's.
     compilers: [&'a Compiler<'a>; 2],
-    weights: &'a BTreeSet<usize>,
+    weights: &'a BTreeSet<(usize, Form)>,
 }
 
 /// The weights, and the kernels by source, without those that the driver refused and
 /// that are not needed.
-type Loaded = (Vec<Option<wgpu::Buffer>>, Vec<Option<Compiled>>);
+type Loaded = (Weights, Vec<Option<Compiled>>);
+
+/// Weights by their place in the plan.
+type Weights = BTreeMap<(usize, Form), Resident>;
 
 /// What has been loaded so far.
 struct Gather<'p> {
@@ -538,7 +542,7 @@ impl Gather<'_> {
 
 impl Loader<'_> {
     fn run(&self, progress: &mut dyn FnMut(LoadProgress)) -> Result<Loaded> {
-        let sizes = self.weights.iter().map(|i| self.weight(*i).bytes);
+        let sizes = self.weights.iter().map(|(i, _)| self.weight(*i).bytes);
         let state = LoadProgress {
             weight_bytes_total: sizes.sum(),
             kernels_total: self.sources.len(),
@@ -569,7 +573,7 @@ impl Loader<'_> {
     }
 
     /// Compiles kernels on threads of their own while this one uploads weights.
-    fn side_by_side(&self, gather: &mut Gather<'_>) -> Result<Vec<Option<wgpu::Buffer>>> {
+    fn side_by_side(&self, gather: &mut Gather<'_>) -> Result<Weights> {
         let next = AtomicUsize::new(0);
         let (sender, receiver) = mpsc::channel::<(usize, Result<Compiled>)>();
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
@@ -626,41 +630,33 @@ impl Loader<'_> {
 
     /// Uploads in pieces, with two in flight at most, so that the host never
     /// holds more than those besides the source's own.
-    fn upload(
-        &self,
-        uploaded: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<Vec<Option<wgpu::Buffer>>> {
-        const ADVICE: &str = "choose a smaller --dtype, or compile with smaller bindings";
-        let mut out: Vec<Option<wgpu::Buffer>> = Vec::new();
+    fn upload(&self, uploaded: &mut dyn FnMut(u64) -> Result<()>) -> Result<Weights> {
+        let mut out = Weights::new();
         let mut previous = None;
-        for index in 0..self.artifact.plan().weights.len() {
-            if !self.weights.contains(&index) {
-                out.push(None);
-                continue;
-            }
+        for &(index, form) in self.weights {
             let weight = self.weight(index);
-            let usage = Usage::STORAGE | Usage::COPY_DST;
-            let buffer = self
-                .device
-                .buffer(&weight.name, weight.bytes, usage, ADVICE)?;
+            let resident = Resident::new(self.device, weight, form)?;
+            let queue = &self.device.queue;
+            let mut filling = resident.filling(queue);
             let mut done: u64 = 0;
             let source = self.artifact.weights();
             source.visit(&weight.name, &mut |bytes| {
                 for piece in bytes.chunks(UPLOAD_PIECE) {
-                    let end = done + piece.len() as u64;
-                    if end > weight.bytes || piece.len() % 4 != 0 {
-                        return Err(wrong_size(&weight.name, end, weight.bytes));
+                    done += piece.len() as u64;
+                    if done > weight.bytes || piece.len() % 4 != 0 {
+                        return Err(wrong_size(&weight.name, done, weight.bytes));
                     }
                     let what = format!("the upload of `{}`", weight.name);
-                    let queue = &self.device.queue;
                     let index = self.device.scoped(&what, || {
-                        queue.write_buffer(&buffer, done, piece);
+                        filling.push(piece);
+                        if done == weight.bytes {
+                            filling.finish();
+                        }
                         queue.submit([])
                     })?;
                     if let Some(previous) = previous.replace(index) {
                         self.device.wait(&what, Some(previous))?;
                     }
-                    done = end;
                     uploaded(piece.len() as u64)?;
                 }
                 Ok(())
@@ -668,7 +664,7 @@ impl Loader<'_> {
             if done != weight.bytes {
                 return Err(wrong_size(&weight.name, done, weight.bytes));
             }
-            out.push(Some(buffer));
+            out.insert((index, form), resident);
         }
         self.device.wait("the weights", None)?;
         Ok(out)

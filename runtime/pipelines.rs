@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 
 use kiln_ir::plan::{Access, KERNEL_ENTRY, Kernel};
 
-use crate::device::Device;
+use crate::device::{Device, TEXEL_FORMAT};
 use crate::error::{Error, Result};
 
 /// A kernel that is ready to be bound and dispatched.
@@ -102,11 +102,18 @@ impl<'d> Compiler<'d> {
         let limits = self.device.limits();
         let [x, y, z] = kernel.workgroup_size;
         let invocations = u64::from(x) * u64::from(y) * u64::from(z);
-        let rows: [(&'static str, u64, u32); 5] = [
+        let textures = kernel.bindings.iter().filter(|a| **a == Access::Texels);
+        let textures = textures.count() as u64;
+        let rows: [(&'static str, u64, u32); 6] = [
             (
                 "max_storage_buffers_per_shader_stage",
-                kernel.bindings.len() as u64,
+                kernel.bindings.len() as u64 - textures,
                 limits.max_storage_buffers_per_shader_stage,
+            ),
+            (
+                "max_storage_textures_per_shader_stage",
+                textures,
+                limits.max_storage_textures_per_shader_stage,
             ),
             (
                 "max_compute_invocations_per_workgroup",
@@ -155,12 +162,19 @@ impl<'d> Compiler<'d> {
             .map(|(i, access)| wgpu::BindGroupLayoutEntry {
                 binding: i as u32 + 1,
                 visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage {
-                        read_only: *access == Access::Read,
+                ty: match access {
+                    Access::Read | Access::ReadWrite => wgpu::BindingType::Buffer {
+                        ty: wgpu::BufferBindingType::Storage {
+                            read_only: *access == Access::Read,
+                        },
+                        has_dynamic_offset: false,
+                        min_binding_size: None,
                     },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
+                    Access::Texels => wgpu::BindingType::StorageTexture {
+                        access: wgpu::StorageTextureAccess::ReadOnly,
+                        format: TEXEL_FORMAT,
+                        view_dimension: wgpu::TextureViewDimension::D2,
+                    },
                 },
                 count: None,
             });

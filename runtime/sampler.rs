@@ -142,12 +142,8 @@ fn takes_its_tokens(plan: &Plan, entry: &Entry) -> bool {
 
 fn is_written(plan: &Plan, entry: &Entry, buffer: usize) -> bool {
     let launches = entry.variants.iter().flat_map(|v| &v.launches);
-    launches.into_iter().any(|launch| {
-        let kernel = plan.kernels.get(&launch.kernel);
-        let accesses = kernel.into_iter().flat_map(|k| &k.bindings);
-        let mut bound = launch.bindings.iter().zip(accesses);
-        bound.any(|(b, access)| *b == Binding::Buffer(buffer) && *access == Access::ReadWrite)
-    })
+    let mut bound = launches.flat_map(|launch| plan.bound(launch));
+    bound.any(|b| b == (Binding::Buffer(buffer), Access::ReadWrite))
 }
 
 /// The kernels, compiled: for each way of choosing, what is launched in order.

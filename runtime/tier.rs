@@ -166,6 +166,8 @@ pub fn limit(limits: &Limits, name: &str) -> Option<u64> {
         max_bindings_per_bind_group,
         max_dynamic_uniform_buffers_per_pipeline_layout,
         max_storage_buffers_per_shader_stage,
+        max_storage_textures_per_shader_stage,
+        max_texture_dimension_2d,
         max_uniform_buffers_per_shader_stage,
         max_uniform_buffer_binding_size,
         max_storage_buffer_binding_size,

@@ -153,6 +153,7 @@ impl Lowered {
         let letter = |access: &Access| match access {
             Access::Read => 'r',
             Access::ReadWrite => 'w',
+            Access::Texels => 't',
         };
         self.kernels.push(Kernel {
             name: name.to_owned(),

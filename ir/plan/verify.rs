@@ -29,7 +29,8 @@
 //! References
 //!
 //! 9. Every kernel, weight, state, buffer and output that is referred to exists.
-//! 10. A launch has as many bindings as its kernel.
+//! 10. A launch has as many bindings as its kernel, and weights where that reads
+//!     texels.
 //!
 //! Sizes
 //!
@@ -39,12 +40,13 @@
 //! 12. Every size has a value, not negative and below 2^63, at the maxima and at
 //!     the least sizes.
 //! 13. At the maxima, every buffer, and every state and weight that is bound, has
-//!     a multiple of 4 bytes and is no larger than a storage binding may be.
+//!     a multiple of 4 bytes and is no larger than a storage binding may be, or as
+//!     texels than a texture may be.
 //! 14. Inputs and outputs fit their buffers; of an output that is streamed, a
 //!     block does.
 //! 15. A grid at the maxima folds into two dimensions.
-//! 16. A kernel that a tier launches has no more storage bindings, and no larger
-//!     workgroups, than the tier's adapters offer.
+//! 16. A kernel that a tier launches has no more storage bindings and textures, and no
+//!     larger workgroups, than the tier's adapters offer.
 //! 17. An entry point has variants without a grid, which a runtime may leave out;
 //!     one of them takes the maxima, and one the least sizes.
 //!

@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
 use crate::dim::{Atom, Bindings, Dim};
 use crate::plan::{
-    BLOCK, Binding, CONTEXT, Entry, Grid, Launch, PAST, Plan, Port, Stream, Tier, Variant,
+    Access, BLOCK, Binding, CONTEXT, Entry, Grid, Launch, PAST, Plan, Port, Stream, TEXELS_IN_ROW,
+    Tier, Variant, texel_rows,
 };
 
 /// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
 const DEFAULT_LIMITS: &[(&str, u64)] = &[
     (BINDING_SIZE, 128 << 20),
     (STORAGE_BUFFERS, 8),
+    (STORAGE_TEXTURES, 4),
+    (TEXTURE_SIZE, 8192),
     (INVOCATIONS, 256),
     (WORKGROUPS, 65_535),
     ("max_compute_workgroup_size_x", 256),
@@ -20,6 +23,8 @@ const DEFAULT_LIMITS: &[(&str, u64)] = &[
 ];
 const BINDING_SIZE: &str = "max_storage_buffer_binding_size";
 const STORAGE_BUFFERS: &str = "max_storage_buffers_per_shader_stage";
+const STORAGE_TEXTURES: &str = "max_storage_textures_per_shader_stage";
+const TEXTURE_SIZE: &str = "max_texture_dimension_2d";
 const INVOCATIONS: &str = "max_compute_invocations_per_workgroup";
 const WORKGROUPS: &str = "max_compute_workgroups_per_dimension";
 
@@ -135,13 +140,33 @@ impl Checker<'_, '_> {
         }
     }
 
-    /// States and weights that this entry point binds, each once.
+    fn fits_texture(&mut self, subject: &str, bytes: u64) {
+        let most = limit(self.tier, None, TEXTURE_SIZE);
+        let rows = texel_rows(bytes);
+        if rows.max(TEXELS_IN_ROW) > most {
+            let expected =
+                format!("at most {most} rows, and as many texels in a row (`{TEXTURE_SIZE}`)");
+            let found = format!("{rows} of {TEXELS_IN_ROW}");
+            self.report.error(13, subject, expected, found);
+        }
+    }
+
+    /// States and weights that this entry point binds, each once as a buffer and once
+    /// as texels.
     fn bound_buffers(&mut self) {
         let most = limit(self.tier, None, BINDING_SIZE);
         let all = self.entry.variants.iter().flat_map(Variant::all_launches);
-        let bound: BTreeSet<Binding> = all.flat_map(|l| l.bindings.iter().copied()).collect();
-        for binding in bound {
+        let bound = all.flat_map(|l| self.plan.bound(l));
+        let bound: BTreeSet<(Binding, bool)> = bound
+            .map(|(binding, access)| (binding, access == Access::Texels))
+            .collect();
+        for (binding, texels) in bound {
             match binding {
+                Binding::Weight(i) if texels => {
+                    if let Some(weight) = self.plan.weights.get(i) {
+                        self.fits_texture(&format!("weight `{}`", weight.name), weight.bytes);
+                    }
+                }
                 Binding::Weight(i) => {
                     if let Some(weight) = self.plan.weights.get(i) {
                         let subject = format!("weight `{}`", weight.name);
@@ -185,8 +210,11 @@ impl Checker<'_, '_> {
                     self.report.error(16, subject.clone(), expected, found);
                 }
             };
-            let bindings = kernel.bindings.len() as u64;
-            at_most("storage bindings", STORAGE_BUFFERS, bindings);
+            let textures = kernel.bindings.iter().filter(|a| **a == Access::Texels);
+            let textures = textures.count() as u64;
+            let buffers = kernel.bindings.len() as u64 - textures;
+            at_most("storage bindings", STORAGE_BUFFERS, buffers);
+            at_most("storage textures", STORAGE_TEXTURES, textures);
             let sizes = kernel.workgroup_size.map(u64::from);
             let invocations = sizes.iter().fold(1, |a: u64, b| a.saturating_mul(*b));
             at_most("invocations", INVOCATIONS, invocations);
@@ -373,6 +401,17 @@ impl Checker<'_, '_> {
                     .error(10, "bindings", expected, launch.bindings.len());
             }
             Some(_) => {}
+        }
+        for (at, (binding, access)) in (1..).zip(self.plan.bound(launch)) {
+            if access == Access::Texels && !matches!(binding, Binding::Weight(_)) {
+                let found = format!("{binding:?}");
+                self.report.error(
+                    10,
+                    format!("binding {at}"),
+                    "a weight, for its texels",
+                    found,
+                );
+            }
         }
         for (at, binding) in launch.bindings.iter().enumerate() {
             let (kind, index, count) = match *binding {

@@ -94,25 +94,22 @@ fn trace(
 ) -> Trace {
     let mut out = Trace::default();
     for launch in launches {
-        let Some(kernel) = plan.kernels.get(&launch.kernel) else {
-            continue;
-        };
         report.place.launch.clone_from(&launch.label);
         let mut writes = BTreeSet::new();
         let mut reads = BTreeSet::new();
-        for (binding, access) in launch.bindings.iter().zip(&kernel.bindings) {
+        for (binding, access) in plan.bound(launch) {
             let repeated = match access {
-                Access::Read => {
-                    reads.insert(*binding);
-                    writes.contains(binding)
+                Access::Read | Access::Texels => {
+                    reads.insert(binding);
+                    writes.contains(&binding)
                 }
                 Access::ReadWrite => {
-                    let again = !writes.insert(*binding);
-                    (again && !joins) || reads.contains(binding)
+                    let again = !writes.insert(binding);
+                    (again && !joins) || reads.contains(&binding)
                 }
             };
             if repeated {
-                let subject = describe(plan, entry, *binding);
+                let subject = describe(plan, entry, binding);
                 let expected = "to be bound once, as it is written";
                 report.error(18, subject, expected, "another binding of it");
             }

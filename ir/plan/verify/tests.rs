@@ -34,7 +34,7 @@ fn all_errors_are_collected() {
         lines,
         [
             "the plan is not valid:",
-            "  version: expected 2, found 99",
+            "  version: expected 3, found 99",
             "  weight `wte.part0`: expected a positive multiple of 16 bytes, found 2050",
             "  tier `base`, entry `forward`: weight `wte.part0`: expected a multiple of 4 bytes at \
              the symbols' maxima, found 2050",
@@ -46,7 +46,7 @@ fn all_errors_are_collected() {
 
 #[test]
 fn invariant_1_version() {
-    breaks(1, "version: expected 2, found 3", |p| p.version = 3);
+    breaks(1, "version: expected 3, found 4", |p| p.version = 4);
 }
 
 #[test]
@@ -198,6 +198,10 @@ fn invariant_10_bindings_of_a_kernel() {
     let text = "tier `base`, entry `forward`, variant `all`, launch `embed`: bindings: expected 3, \
                 as kernel `embed` has, found 4";
     breaks(10, text, |p| forward_of(p).launches[0].bindings.push(W(0)));
+    let texels = "tier `base`, entry `forward`, variant `all`, launch `embed`: binding 1: expected \
+                  a weight, for its texels, found Buffer(0)";
+    breaks(10, texels, |p| texels_of(p, "embed", 0));
+    assert_eq!(errors_of(|p| texels_of(p, "embed", 1)), []);
 }
 
 #[test]
@@ -261,6 +265,15 @@ fn invariant_13_binding_sizes() {
     let weight = "tier `base`, entry `step`: weight `vectors`: expected at most 134217728 bytes \
                   (`max_storage_buffer_binding_size`) at the symbols' maxima, found 134217744";
     breaks(13, weight, |p| p.weights[2].bytes = (128 << 20) + 16);
+    // As texels it may have more.
+    let with_texels = |p: &mut Plan, bytes| {
+        texels_of(p, "embed", 1);
+        p.weights[2].bytes = bytes;
+    };
+    assert_eq!(errors_of(|p| with_texels(p, 512 << 20)), []);
+    let texels = "tier `base`, entry `step`: weight `vectors`: expected at most 8192 rows, and as \
+                  many texels in a row (`max_texture_dimension_2d`), found 8193 of 4096";
+    breaks(13, texels, |p| with_texels(p, (512 << 20) + 16));
     let state = "tier `base`, entry `step`: state `kept`: expected at most 134217728 bytes \
                  (`max_storage_buffer_binding_size`) at the symbols' maxima, found 201326592";
     breaks(13, state, |p| {
@@ -327,6 +340,16 @@ fn invariant_16_limits_of_kernels() {
     let fewer = ("max_storage_buffers_per_shader_stage".to_owned(), 3);
     breaks(16, &bindings, |p| {
         p.tiers[0].requires.limits.extend([fewer])
+    });
+    let textures = format!(
+        "{entry}: expected at most 1 storage textures \
+         (`max_storage_textures_per_shader_stage`), found 2"
+    );
+    breaks(16, &textures, |p| {
+        let fewer = ("max_storage_textures_per_shader_stage".to_owned(), 1);
+        p.tiers[0].requires.limits.extend([fewer]);
+        texels_of(p, "linear", 1);
+        texels_of(p, "linear", 2);
     });
     let size = |p: &mut Plan, size| p.kernels.get_mut("linear").unwrap().workgroup_size = size;
     let invocations = format!(

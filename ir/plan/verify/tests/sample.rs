@@ -211,3 +211,8 @@ pub fn forward_of(plan: &mut Plan) -> &mut Variant {
 pub fn decode_of(plan: &mut Plan) -> &mut Variant {
     &mut entry(plan, "step").variants[0]
 }
+
+/// Has a kernel read a binding, the first of which is 0, as texels.
+pub fn texels_of(plan: &mut Plan, kernel: &str, binding: usize) {
+    plan.kernels.get_mut(kernel).unwrap().bindings[binding] = Access::Texels;
+}

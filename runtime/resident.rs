@@ -1,0 +1,148 @@
+//! Weights on the device, and their way there.
+
+use kiln_ir::plan::{Access, TEXEL_BYTES, TEXELS_IN_ROW, WeightBuffer, texel_rows};
+use wgpu::{BufferUsages, TextureUsages};
+
+use crate::device::Device;
+use crate::error::Result;
+
+/// What a weight is to the kernels that bind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Form {
+    Buffer,
+    Texels,
+}
+
+impl From<Access> for Form {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Read | Access::ReadWrite => Form::Buffer,
+            Access::Texels => Form::Texels,
+        }
+    }
+}
+
+/// A weight on the device.
+pub(crate) enum Resident {
+    Buffer(wgpu::Buffer),
+    Texels(wgpu::Texture, wgpu::TextureView),
+}
+
+const ADVICE: &str = "choose a smaller --dtype, or compile with smaller bindings";
+
+/// Bytes of a row of texels.
+const ROW: usize = (TEXEL_BYTES * TEXELS_IN_ROW) as usize;
+
+impl Resident {
+    /// A place for `weight`.
+    ///
+    /// # Errors
+    /// When it exceeds a limit, or memory runs out.
+    pub fn new(device: &Device, weight: &WeightBuffer, form: Form) -> Result<Self> {
+        Ok(match form {
+            Form::Buffer => {
+                let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST;
+                Resident::Buffer(device.buffer(&weight.name, weight.bytes, usage, ADVICE)?)
+            }
+            Form::Texels => {
+                let usage = TextureUsages::STORAGE_BINDING | TextureUsages::COPY_DST;
+                let rows = texel_rows(weight.bytes);
+                let texture = device.texels(&weight.name, rows, usage, ADVICE)?;
+                let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
+                Resident::Texels(texture, view)
+            }
+        })
+    }
+
+    pub fn binding(&self) -> wgpu::BindingResource<'_> {
+        match self {
+            Resident::Buffer(buffer) => buffer.as_entire_binding(),
+            Resident::Texels(_, view) => wgpu::BindingResource::TextureView(view),
+        }
+    }
+
+    /// Begins to fill it.
+    pub fn filling<'a>(&'a self, queue: &'a wgpu::Queue) -> Filling<'a> {
+        Filling {
+            to: self,
+            queue,
+            done: 0,
+            row: Vec::new(),
+        }
+    }
+}
+
+/// A weight that is being filled.
+pub(crate) struct Filling<'a> {
+    to: &'a Resident,
+    queue: &'a wgpu::Queue,
+    /// Bytes that are written.
+    done: u64,
+    /// The start of a row of texels that is not whole yet.
+    row: Vec<u8>,
+}
+
+impl Filling<'_> {
+    /// Appends bytes; pieces have multiples of 4.
+    pub fn push(&mut self, piece: &[u8]) {
+        match self.to {
+            Resident::Buffer(buffer) => {
+                self.queue.write_buffer(buffer, self.done, piece);
+                self.done += piece.len() as u64;
+            }
+            Resident::Texels(texture, _) => {
+                let mut rest = piece;
+                if !self.row.is_empty() {
+                    let (first, others) = rest.split_at(rest.len().min(ROW - self.row.len()));
+                    self.row.extend_from_slice(first);
+                    rest = others;
+                    if self.row.len() == ROW {
+                        let row = std::mem::take(&mut self.row);
+                        self.rows(texture, &row);
+                    }
+                }
+                let (whole, start) = rest.split_at(rest.len() / ROW * ROW);
+                self.rows(texture, whole);
+                self.row.extend_from_slice(start);
+            }
+        }
+    }
+
+    /// Ends it, with zeros up to the end of a row of texels.
+    pub fn finish(&mut self) {
+        if let Resident::Texels(texture, _) = self.to
+            && !self.row.is_empty()
+        {
+            let mut row = std::mem::take(&mut self.row);
+            row.resize(ROW, 0);
+            self.rows(texture, &row);
+        }
+    }
+
+    fn rows(&mut self, texture: &wgpu::Texture, bytes: &[u8]) {
+        let height = (bytes.len() / ROW) as u32;
+        if height == 0 {
+            return;
+        }
+        let destination = wgpu::TexelCopyTextureInfo {
+            origin: wgpu::Origin3d {
+                x: 0,
+                y: (self.done / ROW as u64) as u32,
+                z: 0,
+            },
+            ..texture.as_image_copy()
+        };
+        let layout = wgpu::TexelCopyBufferLayout {
+            offset: 0,
+            bytes_per_row: Some(ROW as u32),
+            rows_per_image: None,
+        };
+        let size = wgpu::Extent3d {
+            width: TEXELS_IN_ROW as u32,
+            height,
+            depth_or_array_layers: 1,
+        };
+        self.queue.write_texture(destination, bytes, layout, size);
+        self.done += bytes.len() as u64;
+    }
+}
