@@ -7,6 +7,7 @@ use kiln_ir::Dim;
 use kiln_ir::plan::Access;
 
 use crate::place::Part;
+use crate::texels::AsImage;
 use crate::view::Base;
 use crate::wgsl;
 
@@ -231,6 +232,26 @@ impl Draft {
         &self.bindings
     }
 
+    /// How many images are bound.
+    pub fn images(&self) -> u64 {
+        let images = self.bindings.iter().filter(|b| b.access.is_image());
+        images.count() as u64
+    }
+
+    /// Binds the buffer `base` as an image.
+    pub fn make_image(&mut self, base: Base) {
+        let Some(bound) = self.bindings.iter_mut().find(|b| b.base == base) else {
+            return;
+        };
+        if let Some(image) = AsImage::of(bound) {
+            bound.access = image.access;
+            for hook in &mut self.hooks {
+                *hook = image.calls(hook, &bound.name);
+            }
+            self.hooks.push(image.text);
+        }
+    }
+
     /// Whether workgroups count from 0.
     pub fn counts_from_zero(&self) -> bool {
         self.first_workgroup.is_none()
@@ -304,9 +325,10 @@ pub(crate) fn binding(
     let access = match access {
         Access::Read => "read",
         Access::ReadWrite => "read_write",
-        Access::Texels => {
+        Access::Texels | Access::WriteTexels => {
+            let access = if access.writes() { "write" } else { "read" };
             return format!(
-                "@group(0) @binding({at}) var {name}: texture_storage_2d<rgba32uint, read>;\n"
+                "@group(0) @binding({at}) var {name}: texture_storage_2d<rgba32uint, {access}>;\n"
             );
         }
     };

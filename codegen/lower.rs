@@ -387,6 +387,7 @@ impl<'a> Lowering<'a> {
             elements: Dim::constant(split.elements()),
             dtype: kiln_ir::DType::F32,
             role: Role::Scratch,
+            image: false,
         });
         out.splits.insert(id, split);
         Some(split)
@@ -422,6 +423,7 @@ impl<'a> Lowering<'a> {
             },
             dtype: kiln_ir::DType::F32,
             role: Role::Scratch,
+            image: false,
         });
         let scratch = Base::Local(out.locals.len() - 1);
         let output = View::contiguous(scratch, &x.shape);

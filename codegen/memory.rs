@@ -35,6 +35,7 @@ impl Pool {
                 pool.buffers.push(Buffer {
                     name: local.name.clone(),
                     bytes: vec![bytes(local)],
+                    image: false,
                 });
             }
         }
@@ -56,6 +57,7 @@ impl Pool {
             self.buffers.push(Buffer {
                 name: name.to_owned(),
                 bytes: vec![Dim::constant(bytes)],
+                image: false,
             });
             self.buffers.len() - 1
         })
@@ -77,13 +79,13 @@ impl Pool {
         let is_scratch = |b: &usize| *b >= self.fixed.len() && !self.states.contains(b);
         let mut free: Vec<usize> = (0..self.buffers.len()).filter(is_scratch).collect();
         for (at, touched) in uses.iter().enumerate() {
-            for local in touched {
-                if assigned.contains_key(local) {
+            for id in touched {
+                if assigned.contains_key(id) {
                     continue;
                 }
-                let size = bytes(&locals[*local]);
-                let buffer = self.take(&mut free, &size, maxima)?;
-                assigned.insert(*local, buffer);
+                let local = &locals[*id];
+                let buffer = self.take(&mut free, local, maxima)?;
+                assigned.insert(*id, buffer);
             }
             for local in touched {
                 let done = last.get(local) == Some(&at) && !self.fixed.contains_key(local);
@@ -98,23 +100,27 @@ impl Pool {
         Ok(assigned)
     }
 
-    /// A free scratch buffer for `size` bytes: one that has this size already,
+    /// A free scratch buffer, or image, for `local`: one that has its size already,
     /// else the one that needs to grow the least, else a new one.
     fn take(
         &mut self,
         free: &mut Vec<usize>,
-        size: &Dim,
+        local: &Local,
         maxima: &Bindings,
     ) -> Result<usize, CodegenError> {
+        let size = bytes(local);
         let wanted = size.eval(maxima)?;
         let mut best: Option<(u64, usize)> = None;
         for (place, buffer) in free.iter().enumerate() {
+            if self.buffers[*buffer].image != local.image {
+                continue;
+            }
             let sizes = &self.buffers[*buffer].bytes;
             let mut largest = 0;
             for s in sizes {
                 largest = largest.max(s.eval(maxima)?);
             }
-            let cost = if sizes.contains(size) {
+            let cost = if sizes.contains(&size) {
                 0
             } else {
                 1 + largest.abs_diff(wanted)
@@ -127,13 +133,14 @@ impl Pool {
             let scratch = self.buffers.len() - self.fixed.len() - self.states.len();
             self.buffers.push(Buffer {
                 name: format!("scratch.{scratch}"),
-                bytes: vec![size.clone()],
+                bytes: vec![size],
+                image: local.image,
             });
             return Ok(self.buffers.len() - 1);
         };
         let buffer = free.remove(place);
-        if !self.buffers[buffer].bytes.contains(size) {
-            self.buffers[buffer].bytes.push(size.clone());
+        if !self.buffers[buffer].bytes.contains(&size) {
+            self.buffers[buffer].bytes.push(size);
         }
         Ok(buffer)
     }
@@ -198,6 +205,7 @@ mod tests {
             elements: elements.parse().unwrap(),
             dtype: DType::F32,
             role,
+            image: false,
         }
     }
 

@@ -29,6 +29,8 @@ pub(crate) struct Local {
     pub elements: Dim,
     pub dtype: DType,
     pub role: Role,
+    /// Whether it is an image in place of a buffer.
+    pub image: bool,
 }
 
 /// What a local buffer is to the entry point.
@@ -175,6 +177,7 @@ impl Placer<'_> {
             elements: value.ty.elements(),
             dtype: value.ty.dtype,
             role,
+            image: false,
         });
         self.out.locals.len() - 1
     }

@@ -15,6 +15,7 @@ use crate::kernels::Kernels;
 use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
 use crate::place::{Local, Placement, Role, States, capacity_shape, place};
+use crate::texels::{DEFAULT_IMAGES, DEFAULT_ROWS, make_images};
 use crate::tier::Tier;
 use crate::trust;
 use crate::view::Base;
@@ -121,16 +122,20 @@ fn texture_limits(plan: &Plan, tier: &kiln_ir::plan::Tier) -> Vec<(String, u64)>
     for launch in variants.flat_map(Variant::all_launches) {
         let mut count = 0;
         for (binding, access) in plan.bound(launch) {
+            count += u64::from(access.is_image());
             if let (Binding::Weight(i), Access::Texels) = (binding, access) {
-                count += 1;
                 rows = rows.max(plan.weights.get(i).map_or(0, |w| texel_rows(w.bytes)));
             }
         }
         most = most.max(count);
     }
     let wanted = [
-        ("max_storage_textures_per_shader_stage", most, 4),
-        ("max_texture_dimension_2d", rows, 8192),
+        (
+            "max_storage_textures_per_shader_stage",
+            most,
+            DEFAULT_IMAGES,
+        ),
+        ("max_texture_dimension_2d", rows, DEFAULT_ROWS),
     ];
     let above = wanted
         .into_iter()
@@ -293,7 +298,10 @@ impl Placed {
                     ..joined
                 });
             }
-            let lowered = lowering.run()?;
+            let mut lowered = lowering.run()?;
+            if tier.reads_texels() {
+                make_images(&mut lowered, &self.maxima)?;
+            }
             let unbounded = bounds.is_empty();
             let mut variant = self.variant(&lowered, &mut pool, kernels)?;
             shape.name.clone_into(&mut variant.name);

@@ -107,7 +107,6 @@ impl Tier {
             Tier::Software => vec![
                 shape("decode", Some(1), Some(1)),
                 shape("few", Some(4), Some(4)),
-                shape("eight", Some(8), Some(7)),
                 shape("batch", None, Some(1)),
                 shape("prefill", None, None),
             ],

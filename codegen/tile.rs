@@ -5,7 +5,7 @@ use kiln_ir::Packing;
 use crate::join::{self, GridSize};
 use crate::linear::Linear;
 use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
-use crate::weights::Matrix;
+use crate::weights::{Matrix, ROW_PADDING};
 
 /// How a linear layer's rows are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +21,8 @@ impl RowKernel {
     pub fn choose(tier: Tier, rows: Option<u64>) -> Self {
         match (tier, rows) {
             (_, Some(1)) => RowKernel::Matvec(1),
-            (Tier::Software, Some(rows @ ..=15)) => RowKernel::Tiled(rows.next_power_of_two()),
-            (Tier::Software, _) => RowKernel::Tiled(16),
+            (Tier::Software, Some(rows @ ..=4)) => RowKernel::Tiled(rows.next_power_of_two()),
+            (Tier::Software, _) => RowKernel::Tiled(8),
             (_, Some(..=8)) => RowKernel::Matvec(4),
             (Tier::Coop, rows) => RowKernel::Tiled(rows.unwrap_or(MANY_ROWS)),
             _ => RowKernel::Tiled(64),
@@ -37,8 +37,8 @@ impl RowKernel {
         match self {
             RowKernel::Matvec(1) if tier == Tier::Software => k <= SOFTWARE_NORM_ROW,
             RowKernel::Matvec(_) => tier != Tier::Software,
-            // Its tiles take rows as they are, rounded to f16.
-            RowKernel::Tiled(_) if tier == Tier::Coop => false,
+            // These tiles take rows as they are, rounded to f16 or side by side as texels.
+            RowKernel::Tiled(_) if matches!(tier, Tier::Coop | Tier::Software) => false,
             RowKernel::Tiled(_) => n <= 3 * k,
         }
     }
@@ -58,7 +58,7 @@ impl Linear<'_> {
     /// The kernel's body, and its tile for `n` outputs.
     pub fn tile(&self, matrix: &Matrix, n: u64) -> Tile {
         match (self.tier, self.rows) {
-            (Tier::Software, rows) => self.software_tile(matrix, rows),
+            (Tier::Software, rows) => software_tile(matrix, rows, n, self.norm.is_some()),
             (_, RowKernel::Tiled(rows)) if self.has_matrices(matrix.packing) => {
                 CoopTile::choose(rows, n).tile(matrix)
             }
@@ -82,39 +82,6 @@ impl Linear<'_> {
                 tile
             }
             (_, RowKernel::Matvec(rows)) => self.matvec_tile(matrix, rows, n),
-        }
-    }
-
-    fn software_tile(&self, matrix: &Matrix, rows: RowKernel) -> Tile {
-        // With a norm, more lanes share the work of it.
-        let workgroup = if self.norm.is_some() { 32 } else { 8 };
-        let packing = matrix.packing;
-        let packed = packing.groups(matrix.k as usize) as u64 * packing.group() as u64 / 4;
-        // Two cache lines of f32 at a time, where a row has whole pairs of them.
-        let wv = match packing.has_scales() || !packed.is_multiple_of(8) {
-            true => packing.group() as u64 / 4,
-            false => 8,
-        };
-        // A processor fetches ahead along so many rows, if each is in a page of its own.
-        let columns = match packing.data_bytes(1, matrix.k as usize) {
-            0..=PAGE => 8,
-            _ => 4,
-        };
-        let (body, rows, columns, wv) = match rows {
-            RowKernel::Matvec(rows) => ("linear_software_matvec", rows, columns, wv),
-            RowKernel::Tiled(rows) => ("linear_software_tile", rows, 8, packing.group() as u64 / 4),
-        };
-        Tile {
-            body,
-            workgroup,
-            rows,
-            columns: u64::from(workgroup) * columns,
-            wv,
-            constants: vec![
-                ("TILE_ROWS", rows),
-                ("TILE_COLS", columns),
-                ("WORKGROUP", u64::from(workgroup)),
-            ],
         }
     }
 
@@ -163,6 +130,51 @@ impl Linear<'_> {
     pub fn has_matrices(&self, packing: Packing) -> bool {
         let many = matches!(self.rows, RowKernel::Tiled(_));
         self.tier == Tier::Coop && many && packing != Packing::F32
+    }
+}
+
+/// The tile of a CPU driver for `n` outputs, with or without a norm.
+fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64, norm: bool) -> Tile {
+    let packing = matrix.packing;
+    let group = packing.group() as u64 / 4;
+    let (body, rows, columns, wv) = match rows {
+        RowKernel::Matvec(rows) => {
+            // As many streams of weights at a time as a processor fetches ahead
+            // of: fewer if each has pages of its own.
+            let columns = match packing.data_bytes(1, matrix.k as usize) {
+                0..=PAGE => 8,
+                _ => 4,
+            };
+            // Two cache lines of f32, where a row consists of such pairs.
+            let row = packing.groups(matrix.k as usize) as u64 * group;
+            let wv = match packing.has_scales() || !row.is_multiple_of(8) {
+                true => group,
+                false => 8,
+            };
+            ("linear_software_matvec", rows, columns, wv)
+        }
+        RowKernel::Tiled(rows) => {
+            let stored = n.next_multiple_of(ROW_PADDING);
+            let columns = match rows {
+                8 if stored.is_multiple_of(16) => 16,
+                _ => 8,
+            };
+            ("linear_software_tile", rows, columns, group)
+        }
+    };
+    // With a norm, more lanes share the work of it.
+    let workgroup = if norm { 32 } else { 8 };
+    Tile {
+        body,
+        workgroup,
+        rows,
+        columns: u64::from(workgroup) * columns,
+        wv,
+        constants: vec![
+            ("TILE_ROWS", rows),
+            ("TILE_COLS", columns),
+            ("WORKGROUP", u64::from(workgroup)),
+        ],
     }
 }
 

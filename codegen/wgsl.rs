@@ -217,29 +217,47 @@ pub(crate) fn unroll(text: &str, constants: &str) -> String {
 }
 
 /// `text` with each `name[i]` as `function(i)`.
-pub(crate) fn call_in_place_of_index(text: &str, name: &str, function: &str) -> String {
+pub(crate) fn call_for_load(text: &str, name: &str, function: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    let indexed = format!("{name}[");
-    while let Some(at) = rest.find(&indexed) {
-        let (before, after) = (&rest[..at], &rest[at + indexed.len()..]);
-        let within_a_word = before.ends_with(|c: char| c.is_alphanumeric() || c == '_');
-        let mut depth = 1;
-        let end = after.find(|c| {
-            depth += i32::from(c == '[') - i32::from(c == ']');
-            depth == 0
-        });
-        let (false, Some(end)) = (within_a_word, end) else {
-            out.push_str(&rest[..at + indexed.len()]);
-            rest = after;
-            continue;
-        };
-        let index = call_in_place_of_index(&after[..end], name, function);
+    while let Some((before, index, after)) = indexed(rest, name) {
+        let index = call_for_load(index, name, function);
         let _ = write!(out, "{before}{function}({index})");
-        rest = &after[end + 1..];
+        rest = after;
     }
     out.push_str(rest);
     out
+}
+
+/// `text` with each `name[i] = v;` as `function(i, v);`.
+pub(crate) fn call_for_store(text: &str, name: &str, function: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, index, after)) = indexed(rest, name) {
+        let stored = after.strip_prefix(" = ").and_then(|v| v.split_once(';'));
+        let Some((value, after)) = stored else {
+            break;
+        };
+        let _ = write!(out, "{before}{function}({index}, {value});");
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// What stands before the first `name[i]` of `text`, `i`, and what stands behind.
+fn indexed<'t>(text: &'t str, name: &str) -> Option<(&'t str, &'t str, &'t str)> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+    let pattern = format!("{name}[");
+    let mut places = text.match_indices(&pattern);
+    let (at, _) = places.find(|(at, _)| !text[..*at].ends_with(is_part))?;
+    let after = &text[at + pattern.len()..];
+    let mut depth = 1;
+    let end = after.find(|c| {
+        depth += i32::from(c == '[') - i32::from(c == ']');
+        depth == 0
+    })?;
+    Some((&text[..at], &after[..end], &after[end + 1..]))
 }
 
 /// Values that are listed, or those below a constant.
@@ -350,11 +368,17 @@ mod tests {
     }
 
     #[test]
-    fn an_index_becomes_a_call() {
-        let text = "let v = w[n * w[0u] + a[1u]][k % 4u] + my_w[2u] + w.x + w[";
+    fn loads_and_stores_become_calls() {
+        let text = "let v = w[n * w[0u] + a[1u]][k % 4u] + my_w[2u] + o.w[1u] + w.x + w[";
         assert_eq!(
-            call_in_place_of_index(text, "w", "at"),
-            "let v = at(n * at(0u) + a[1u])[k % 4u] + my_w[2u] + w.x + w["
+            call_for_load(text, "w", "at"),
+            "let v = at(n * at(0u) + a[1u])[k % 4u] + my_w[2u] + o.w[1u] + w.x + w["
+        );
+        let text =
+            "    if a {\n        y[i + o[1u]] = v[0u];\n    } else {\n        y[i] = w;\n    }\n";
+        assert_eq!(
+            call_for_store(text, "y", "put"),
+            "    if a {\n        put(i + o[1u], v[0u]);\n    } else {\n        put(i, w);\n    }\n"
         );
     }
 

@@ -183,15 +183,29 @@ pub enum Access {
     Read,
     /// `var<storage, read_write>`
     ReadWrite,
-    /// `texture_storage_2d<rgba32uint, read>`: a weight as an image, whose texels are
-    /// its bytes, 16 each, in rows of [`TEXELS_IN_ROW`], the last filled up with zeros.
+    /// `texture_storage_2d<rgba32uint, read>`: a weight or a buffer as an image, whose
+    /// texels are its bytes, 16 each, in rows of [`TEXELS_IN_ROW`].
     Texels,
+    /// `texture_storage_2d<rgba32uint, write>`: such a buffer.
+    WriteTexels,
+}
+
+impl Access {
+    /// Whether a kernel may write what it binds so.
+    pub const fn writes(self) -> bool {
+        matches!(self, Access::ReadWrite | Access::WriteTexels)
+    }
+
+    /// Whether an image is bound.
+    pub const fn is_image(self) -> bool {
+        matches!(self, Access::Texels | Access::WriteTexels)
+    }
 }
 
 /// Bytes of a texel.
 pub const TEXEL_BYTES: u64 = 16;
 
-/// Texels in a row of a weight that is bound as [`Access::Texels`].
+/// Texels in a row of an image.
 pub const TEXELS_IN_ROW: u64 = 4096;
 
 /// The rows of texels that so many bytes take.
@@ -291,6 +305,9 @@ pub struct Buffer {
     pub name: String,
     /// Its bytes: the largest of these at a session's maxima.
     pub bytes: Vec<Dim>,
+    /// Whether it is an image, which is bound as texels alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub image: bool,
 }
 
 /// The launches of an entry for sizes within bounds.

@@ -30,7 +30,7 @@ struct Late {
     error: Option<wgpu::Error>,
 }
 
-/// The format of weights that are images.
+/// The format of images.
 pub(crate) const TEXEL_FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba32Uint;
 
 /// Bytes of the blocks that small buffers share; the least that wgpu takes.
@@ -209,9 +209,9 @@ impl Device {
         })
     }
 
-    /// An image of at least so many rows of texels, after checking the limits; see
+    /// An image of at least so many rows of texels, zeroed, after checking the limits; see
     /// [`Access::Texels`](kiln_ir::plan::Access::Texels).
-    pub(crate) fn texels(
+    pub(crate) fn image(
         &self,
         label: &str,
         rows: u64,

@@ -22,10 +22,17 @@ pub(crate) struct Program {
     pub maxima: BTreeMap<String, u64>,
     pub inputs: Vec<PortProgram>,
     pub outputs: Vec<PortProgram>,
-    pub buffers: Vec<(String, Vec<SlotDim>)>,
+    pub buffers: Vec<BufferProgram>,
     pub variants: Vec<VariantProgram>,
     /// Whether any launch binds a state.
     pub stateful: bool,
+}
+
+pub(crate) struct BufferProgram {
+    pub name: String,
+    /// It has the most of these.
+    pub bytes: Vec<SlotDim>,
+    pub form: Form,
 }
 
 pub(crate) struct PortProgram {
@@ -117,7 +124,14 @@ impl Program {
         let mut buffers = Vec::new();
         for buffer in &entry.buffers {
             let sizes = buffer.bytes.iter().map(|d| slots.compile(d));
-            buffers.push((buffer.name.clone(), sizes.collect::<Result<_>>()?));
+            buffers.push(BufferProgram {
+                name: buffer.name.clone(),
+                bytes: sizes.collect::<Result<_>>()?,
+                form: match buffer.image {
+                    true => Form::Image,
+                    false => Form::Buffer,
+                },
+            });
         }
         let stateful = variants.iter().any(|v: &VariantProgram| {
             let streamed = v.streams.iter().flat_map(|s| &s.launches);
@@ -206,12 +220,12 @@ pub(crate) const UNIFORM_SLOTS: u64 = 64;
 
 /// The buffers and bind groups of one entry at one capacity.
 pub(crate) struct Allocation {
-    pub buffers: Vec<wgpu::Buffer>,
+    buffers: Vec<Resident>,
     #[allow(
         dead_code,
         reason = "bind groups keep them alive; a profile may read them"
     )]
-    pub states: Vec<wgpu::Buffer>,
+    pub states: Vec<Resident>,
     /// The buffer of the barriers' state, if a variant is run that has such.
     grid: Option<usize>,
     /// For each variant: its launches' groups, and those of its streams.
@@ -232,14 +246,15 @@ impl Allocation {
     /// Allocates for sizes up to `capacity`.
     pub fn new(model: &Model, program: &Program, capacity: &Values) -> Result<Self> {
         let device = &model.device;
-        let storage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
         let mut buffers = Vec::new();
-        for (name, sizes) in &program.buffers {
-            let mut bytes = 0;
-            for size in sizes {
-                bytes = bytes.max(size.eval(capacity)?);
+        let mut held = Vec::new();
+        for BufferProgram { name, bytes, form } in &program.buffers {
+            let mut most = 0;
+            for size in bytes {
+                most = most.max(size.eval(capacity)?);
             }
-            buffers.push(device.buffer(name, bytes, storage, ADVICE)?);
+            held.push(most);
+            buffers.push(Resident::new(device, name, most, *form, ADVICE)?);
         }
         for port in program.inputs.iter().chain(&program.outputs) {
             let streamed = |v: &VariantProgram| {
@@ -247,20 +262,18 @@ impl Allocation {
                 streams.any(|s| program.outputs[s.output].name == port.name)
             };
             let wanted = port.bytes(capacity)?;
-            if buffers[port.buffer].size() < wanted && !program.variants.iter().all(streamed) {
+            if held[port.buffer] < wanted && !program.variants.iter().all(streamed) {
                 return Err(Error::plan(format!(
                     "`{}` of `{}` takes {wanted} bytes, its buffer has {}",
-                    port.name,
-                    program.name,
-                    buffers[port.buffer].size()
+                    port.name, program.name, held[port.buffer]
                 )));
             }
         }
         let mut states = Vec::new();
         if program.stateful {
             for (state, bytes) in model.plan.states.iter().zip(&model.states) {
-                let bytes = bytes.eval(capacity)?;
-                states.push(device.buffer(&state.name, bytes, storage, ADVICE)?);
+                let (name, bytes) = (&state.name, bytes.eval(capacity)?);
+                states.push(Resident::new(device, name, bytes, Form::Buffer, ADVICE)?);
             }
         }
         let alignment = u64::from(device.limits().min_uniform_buffer_offset_alignment);
@@ -306,19 +319,15 @@ impl Allocation {
                 }),
             }];
             for (at, (binding, access)) in (1..).zip(&launch.bindings) {
-                let whole = wgpu::Buffer::as_entire_binding;
-                let resource = match *binding {
-                    Binding::Weight(i) => {
-                        let weight = model.weights.get(&(i, Form::from(*access)));
-                        weight.map(Resident::binding)
-                    }
-                    Binding::State(i) => self.states.get(i).map(whole),
-                    Binding::Buffer(i) => self.buffers.get(i).map(whole),
+                let resident = match *binding {
+                    Binding::Weight(i) => model.weights.get(&(i, Form::from(*access))),
+                    Binding::State(i) => self.states.get(i),
+                    Binding::Buffer(i) => self.buffers.get(i),
                 };
                 let absent = || Error::plan(format!("`{}`: no {binding:?}", launch.label));
                 entries.push(wgpu::BindGroupEntry {
                     binding: at,
-                    resource: resource.ok_or_else(absent)?,
+                    resource: resident.ok_or_else(absent)?.binding(),
                 });
             }
             Ok(model
@@ -331,6 +340,15 @@ impl Allocation {
                 }))
         });
         groups.collect()
+    }
+
+    /// A buffer that is no image.
+    ///
+    /// # Errors
+    /// When there is no such.
+    pub fn buffer(&self, index: usize) -> Result<&wgpu::Buffer> {
+        let buffer = self.buffers.get(index).and_then(Resident::buffer);
+        buffer.ok_or_else(|| Error::plan(format!("buffer {index} is none")))
     }
 
     /// Whether variants with barriers across their grids are run.
@@ -351,7 +369,7 @@ impl Allocation {
     /// Records the read-back of the state of a grid's barriers, if there is one, to
     /// the place `at` of `staging`.
     pub fn copy_grid_state(&self, recorder: &mut Recorder<'_>, staging: &Staging, at: u64) {
-        if let Some(buffer) = self.grid.and_then(|grid| self.buffers.get(grid)) {
+        if let Some(Ok(buffer)) = self.grid.map(|grid| self.buffer(grid)) {
             staging.copy_to(at, recorder.encoder(), buffer, 0, GRID_STATE_BYTES);
         }
     }

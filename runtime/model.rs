@@ -324,14 +324,14 @@ impl Model {
             let id = (past * 7919 % self.plan.model.vocab_size.max(1)) as u32;
             for port in &program.inputs {
                 let word = if port.name == "ids" { id } else { 0 };
-                let buffer = &allocation.buffers[port.buffer];
+                let buffer = allocation.buffer(port.buffer)?;
                 let given = Some(bytemuck::bytes_of(&word));
                 self.write_input(&port.name, given, port.bytes(&values)?, buffer)?;
             }
             let uniforms = allocation.push_uniforms(self, &values)?;
             let index = self.device.scoped("a trial", || {
                 let mut recorder = Recorder::new(self, None);
-                let results = &allocation.buffers[output.buffer];
+                let results = allocation.buffer(output.buffer)?;
                 for (at, variant) in [(0, variant), (bytes, plain)] {
                     recorder.variant(program, &allocation, variant, &values, uniforms)?;
                     staging.copy_to(at, recorder.encoder(), results, 0, bytes);
@@ -631,11 +631,12 @@ impl Loader<'_> {
     /// Uploads in pieces, with two in flight at most, so that the host never
     /// holds more than those besides the source's own.
     fn upload(&self, uploaded: &mut dyn FnMut(u64) -> Result<()>) -> Result<Weights> {
+        const ADVICE: &str = "choose a smaller --dtype, or compile with smaller bindings";
         let mut out = Weights::new();
         let mut previous = None;
         for &(index, form) in self.weights {
             let weight = self.weight(index);
-            let resident = Resident::new(self.device, weight, form)?;
+            let resident = Resident::new(self.device, &weight.name, weight.bytes, form, ADVICE)?;
             let queue = &self.device.queue;
             let mut filling = resident.filling(queue);
             let mut done: u64 = 0;

@@ -102,7 +102,7 @@ impl<'d> Compiler<'d> {
         let limits = self.device.limits();
         let [x, y, z] = kernel.workgroup_size;
         let invocations = u64::from(x) * u64::from(y) * u64::from(z);
-        let textures = kernel.bindings.iter().filter(|a| **a == Access::Texels);
+        let textures = kernel.bindings.iter().filter(|a| a.is_image());
         let textures = textures.count() as u64;
         let rows: [(&'static str, u64, u32); 6] = [
             (
@@ -170,8 +170,11 @@ impl<'d> Compiler<'d> {
                         has_dynamic_offset: false,
                         min_binding_size: None,
                     },
-                    Access::Texels => wgpu::BindingType::StorageTexture {
-                        access: wgpu::StorageTextureAccess::ReadOnly,
+                    Access::Texels | Access::WriteTexels => wgpu::BindingType::StorageTexture {
+                        access: match access.writes() {
+                            true => wgpu::StorageTextureAccess::WriteOnly,
+                            false => wgpu::StorageTextureAccess::ReadOnly,
+                        },
                         format: TEXEL_FORMAT,
                         view_dimension: wgpu::TextureViewDimension::D2,
                     },

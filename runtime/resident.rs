@@ -1,63 +1,74 @@
-//! Weights on the device, and their way there.
+//! Weights and buffers on the device, and their way there.
 
-use kiln_ir::plan::{Access, TEXEL_BYTES, TEXELS_IN_ROW, WeightBuffer, texel_rows};
+use kiln_ir::plan::{Access, TEXEL_BYTES, TEXELS_IN_ROW, texel_rows};
 use wgpu::{BufferUsages, TextureUsages};
 
 use crate::device::Device;
 use crate::error::Result;
 
-/// What a weight is to the kernels that bind it.
+/// What a weight or a buffer of a plan is to the kernels that bind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Form {
     Buffer,
-    Texels,
+    Image,
 }
 
 impl From<Access> for Form {
     fn from(access: Access) -> Self {
-        match access {
-            Access::Read | Access::ReadWrite => Form::Buffer,
-            Access::Texels => Form::Texels,
+        match access.is_image() {
+            true => Form::Image,
+            false => Form::Buffer,
         }
     }
 }
 
-/// A weight on the device.
+/// It on the device.
 pub(crate) enum Resident {
     Buffer(wgpu::Buffer),
-    Texels(wgpu::Texture, wgpu::TextureView),
+    Image(wgpu::Texture, wgpu::TextureView),
 }
-
-const ADVICE: &str = "choose a smaller --dtype, or compile with smaller bindings";
 
 /// Bytes of a row of texels.
 const ROW: usize = (TEXEL_BYTES * TEXELS_IN_ROW) as usize;
 
 impl Resident {
-    /// A place for `weight`.
+    /// A place for `bytes`, zeroed.
     ///
     /// # Errors
     /// When it exceeds a limit, or memory runs out.
-    pub fn new(device: &Device, weight: &WeightBuffer, form: Form) -> Result<Self> {
+    pub fn new(
+        device: &Device,
+        name: &str,
+        bytes: u64,
+        form: Form,
+        advice: &'static str,
+    ) -> Result<Self> {
         Ok(match form {
             Form::Buffer => {
-                let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST;
-                Resident::Buffer(device.buffer(&weight.name, weight.bytes, usage, ADVICE)?)
+                let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+                Resident::Buffer(device.buffer(name, bytes, usage, advice)?)
             }
-            Form::Texels => {
+            Form::Image => {
                 let usage = TextureUsages::STORAGE_BINDING | TextureUsages::COPY_DST;
-                let rows = texel_rows(weight.bytes);
-                let texture = device.texels(&weight.name, rows, usage, ADVICE)?;
+                let texture = device.image(name, texel_rows(bytes), usage, advice)?;
                 let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
-                Resident::Texels(texture, view)
+                Resident::Image(texture, view)
             }
         })
+    }
+
+    /// The buffer, unless it is an image.
+    pub fn buffer(&self) -> Option<&wgpu::Buffer> {
+        match self {
+            Resident::Buffer(buffer) => Some(buffer),
+            Resident::Image(..) => None,
+        }
     }
 
     pub fn binding(&self) -> wgpu::BindingResource<'_> {
         match self {
             Resident::Buffer(buffer) => buffer.as_entire_binding(),
-            Resident::Texels(_, view) => wgpu::BindingResource::TextureView(view),
+            Resident::Image(_, view) => wgpu::BindingResource::TextureView(view),
         }
     }
 
@@ -72,7 +83,7 @@ impl Resident {
     }
 }
 
-/// A weight that is being filled.
+/// What is being filled.
 pub(crate) struct Filling<'a> {
     to: &'a Resident,
     queue: &'a wgpu::Queue,
@@ -90,7 +101,7 @@ impl Filling<'_> {
                 self.queue.write_buffer(buffer, self.done, piece);
                 self.done += piece.len() as u64;
             }
-            Resident::Texels(texture, _) => {
+            Resident::Image(texture, _) => {
                 let mut rest = piece;
                 if !self.row.is_empty() {
                     let (first, others) = rest.split_at(rest.len().min(ROW - self.row.len()));
@@ -110,7 +121,7 @@ impl Filling<'_> {
 
     /// Ends it, with zeros up to the end of a row of texels.
     pub fn finish(&mut self) {
-        if let Resident::Texels(texture, _) = self.to
+        if let Resident::Image(texture, _) = self.to
             && !self.row.is_empty()
         {
             let mut row = std::mem::take(&mut self.row);

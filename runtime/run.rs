@@ -287,7 +287,7 @@ impl Model {
                 &port.name,
                 bytes,
                 port.bytes(&values)?,
-                &allocation.buffers[port.buffer],
+                allocation.buffer(port.buffer)?,
             )?;
         }
         let mut shapes = Vec::new();
@@ -384,7 +384,7 @@ impl Run<'_> {
         self.recorder
             .variant(program, allocation, self.variant, &self.values, uniforms)?;
         for (output, bytes) in whole {
-            let buffer = &allocation.buffers[program.outputs[output].buffer];
+            let buffer = allocation.buffer(program.outputs[output].buffer)?;
             let mut offset = 0;
             while offset < bytes {
                 let part = Part {
@@ -412,10 +412,7 @@ impl Run<'_> {
                     offset: block * row,
                     bytes: row * stream.rows_per_block.min(rows - block),
                 };
-                let from = (
-                    &allocation.buffers[program.outputs[stream.output].buffer],
-                    0,
-                );
+                let from = (allocation.buffer(program.outputs[stream.output].buffer)?, 0);
                 reads.push(device, &mut self.recorder, from, part, sink)?;
                 block += stream.rows_per_block;
             }

@@ -210,12 +210,12 @@ impl<'m> DeviceSampler<'m> {
         let rule = device.buffer("sampling", UNIFORM_BYTES, usage, ADVICE)?;
         let bound = [
             &rule,
-            &allocation.buffers[logits.buffer],
+            allocation.buffer(logits.buffer)?,
             &scores,
             &bests,
             &marks,
             &sequences,
-            &allocation.buffers[ids.buffer],
+            allocation.buffer(ids.buffer)?,
             &tokens,
         ];
         let entries: Vec<_> = (0u32..)

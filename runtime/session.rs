@@ -247,7 +247,7 @@ impl<'m> Session<'m> {
         let seq = self.check(ids, start)?;
         let mut recorder = Recorder::new(self.model, timer);
         self.feed(&mut recorder, ids, start)?;
-        let output = &self.allocation.buffers[self.program.outputs[0].buffer];
+        let output = self.allocation.buffer(self.program.outputs[0].buffer)?;
         let bytes = self.output_bytes;
         self.staging.copy(recorder.encoder(), output, 0, bytes);
         self.allocation
@@ -309,7 +309,7 @@ impl<'m> Session<'m> {
                     "start" => Some(bytemuck::cast_slice(start)),
                     _ => None,
                 };
-                let buffer = &self.allocation.buffers[port.buffer];
+                let buffer = self.allocation.buffer(port.buffer)?;
                 self.model
                     .write_input(&port.name, bytes, port.bytes(&values)?, buffer)?;
             }

@@ -5,66 +5,13 @@
 // No barriers in the loop over K. The inner loops have constant trip counts; the driver unrolls
 // them and keeps the arrays in registers. Clamped indices cost a tenth of the time, because the
 // addresses of a tile then have no common base; so they are clamped only where they can be out of
-// range, and unscaled weights have one loop over K instead of two. With NORM, the workgroup finds the
-// statistics of its rows first.
+// range, and unscaled weights have one loop over K instead of two.
 //
 // Constants: K, N, N_STORED, WV, GROUPS, SCALED, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP,
 //            ROW_SLACK (load_x may be called for up to TILE_ROWS - 1 rows beyond the last; what it
-//            gives is not used), NORM, CENTER, EPSILON, K4.
-// Hooks: rows, load_x, norm_gain and norm_bias (with NORM), load_w4, w_scale, store4, workgroup_index.
+//            gives is not used).
+// Hooks: rows, load_x, load_w4, w_scale, store4, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
-// Workgroup memory: with NORM, 4 * TILE_ROWS * (WORKGROUP + 2) bytes.
-
-var<workgroup> partial: array<f32, select(1u, TILE_ROWS * WORKGROUP, NORM)>;
-var<workgroup> mean_of: array<f32, TILE_ROWS>;
-var<workgroup> rstd_of: array<f32, TILE_ROWS>;
-
-// The sums of all lanes' parts, for the rows that this lane looks after.
-fn part_sum(r: u32) -> f32 {
-    var sum = 0.0;
-    for (var i = 0u; i < WORKGROUP; i++) {
-        sum += partial[r * WORKGROUP + i];
-    }
-    return sum;
-}
-
-// Mean and 1 / standard deviation of the tile's rows; each lane takes a stretch of every row.
-fn find_statistics(row: u32, lane: u32) {
-    let stretch = (K4 + WORKGROUP - 1u) / WORKGROUP;
-    let begin = min(lane * stretch, K4);
-    let end = min(begin + stretch, K4);
-    if CENTER {
-        for (var r = 0u; r < TILE_ROWS; r++) {
-            var sum = vec4<f32>(0.0);
-            for (var k4 = begin; k4 < end; k4++) {
-                sum += load_x(tile_row(row + r), k4);
-            }
-            partial[r * WORKGROUP + lane] = sum.x + sum.y + sum.z + sum.w;
-        }
-        workgroupBarrier();
-    }
-    for (var r = lane; r < TILE_ROWS; r += WORKGROUP) {
-        mean_of[r] = 0.0;
-        if CENTER {
-            mean_of[r] = part_sum(r) / f32(K);
-        }
-    }
-    workgroupBarrier();
-    for (var r = 0u; r < TILE_ROWS; r++) {
-        let mean = mean_of[r];
-        var squares = vec4<f32>(0.0);
-        for (var k4 = begin; k4 < end; k4++) {
-            let d = load_x(tile_row(row + r), k4) - mean;
-            squares += select(vec4<f32>(0.0), d * d, k4 * 4u + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(K));
-        }
-        partial[r * WORKGROUP + lane] = squares.x + squares.y + squares.z + squares.w;
-    }
-    workgroupBarrier();
-    for (var r = lane; r < TILE_ROWS; r += WORKGROUP) {
-        rstd_of[r] = inverseSqrt(part_sum(r) / f32(K) + EPSILON);
-    }
-    workgroupBarrier();
-}
 
 // vec4s of a row of weights under one scale.
 const SPAN: u32 = select(GROUPS * WV, WV, SCALED);
@@ -96,15 +43,6 @@ fn main(
     if first >= N {
         return;
     }
-    var mean: array<f32, TILE_ROWS>;
-    var rstd: array<f32, TILE_ROWS>;
-    if NORM {
-        find_statistics(row, lane);
-        for (var r = 0u; r < TILE_ROWS; r++) {
-            mean[r] = mean_of[r];
-            rstd[r] = rstd_of[r];
-        }
-    }
     let n = first + lane * TILE_COLS;
     if n >= N {
         return;
@@ -122,17 +60,8 @@ fn main(
             for (var c = 0u; c < TILE_COLS; c++) {
                 w[c] = scale[c] * load_w4(tile_column(n + c), k4);
             }
-            var gain = vec4<f32>(1.0);
-            var bias = vec4<f32>(0.0);
-            if NORM {
-                gain = norm_gain(k4);
-                bias = norm_bias(k4);
-            }
             for (var r = 0u; r < TILE_ROWS; r++) {
-                var x = load_x(tile_row(row + r), k4);
-                if NORM {
-                    x = (x - mean[r]) * rstd[r] * gain + bias;
-                }
+                let x = load_x(tile_row(row + r), k4);
                 for (var c = 0u; c < TILE_COLS; c++) {
                     acc[r][c] += dot(x, w[c]);
                 }

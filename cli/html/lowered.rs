@@ -150,10 +150,9 @@ impl Lowered {
     fn kernel(&mut self, name: &str, kernel: &plan::Kernel, text: &str) {
         let lines = text.lines().map(|line| self.lines.number(line.to_owned()));
         let text = runs(lines);
-        let letter = |access: &Access| match access {
-            Access::Read => 'r',
-            Access::ReadWrite => 'w',
-            Access::Texels => 't',
+        let letter = |access: &Access| match access.writes() {
+            true => 'w',
+            false => 'r',
         };
         self.kernels.push(Kernel {
             name: name.to_owned(),

@@ -29,8 +29,7 @@
 //! References
 //!
 //! 9. Every kernel, weight, state, buffer and output that is referred to exists.
-//! 10. A launch has as many bindings as its kernel, and weights where that reads
-//!     texels.
+//! 10. A launch has as many bindings as its kernel.
 //!
 //! Sizes
 //!
@@ -40,8 +39,8 @@
 //! 12. Every size has a value, not negative and below 2^63, at the maxima and at
 //!     the least sizes.
 //! 13. At the maxima, every buffer, and every state and weight that is bound, has
-//!     a multiple of 4 bytes and is no larger than a storage binding may be, or as
-//!     texels than a texture may be.
+//!     a multiple of 4 bytes and is no larger than a storage binding may be, or an
+//!     image no larger than a texture.
 //! 14. Inputs and outputs fit their buffers; of an output that is streamed, a
 //!     block does.
 //! 15. A grid at the maxima folds into two dimensions.
@@ -77,6 +76,11 @@
 //!     no port's, and launches of variants with the same state alone bind it.
 //! 25. A launch that binds it has a constant number of workgroups, a power of two.
 //!
+//! Images
+//!
+//! 26. What is bound as texels is a weight or an image. An image is bound in no other
+//!     way, and is no port's.
+//!
 //! All errors are collected.
 //!
 //! Buffers are whole objects here: a plan does not say which values a buffer
@@ -93,7 +97,7 @@ mod weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::{Access, BLOCK, CONTEXT, Check, PAST, PLAN_VERSION, Plan};
+use super::{BLOCK, CONTEXT, Check, PAST, PLAN_VERSION, Plan};
 use crate::dim::{Bindings, Dim, DimError, SymbolDecl};
 use crate::verify::is_symbol_name;
 
@@ -359,7 +363,7 @@ fn header(plan: &Plan, report: &mut Report) {
             let found = format!("`{}`", kernel.file);
             report.error(4, format!("kernel `{name}`"), expected, found);
         }
-        if !kernel.bindings.contains(&Access::ReadWrite) {
+        if !kernel.bindings.iter().any(|a| a.writes()) {
             let subject = format!("kernel `{name}`");
             report.error(4, subject, "a binding that it writes", "none");
         }

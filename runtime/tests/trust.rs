@@ -132,6 +132,7 @@ fn with_grid(
     let step = plan.tiers[0].entries.get_mut("step").unwrap();
     let state = step.buffers.len();
     step.buffers.push(Buffer {
+        image: false,
         name: "grid".into(),
         bytes: vec![8.into()],
     });

@@ -40,9 +40,12 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
             vec![(constants(&sizes) + kiln_shaders::GRID, vec!["grid_check"])]
         }
         "linear_software_matvec" => linear(&[("TILE_ROWS", 1), ("TILE_COLS", 8), ("WORKGROUP", 8)]),
-        "linear_software_tile" => [2, 4, 8, 16]
+        "linear_software_tile" => [(2, 8), (4, 8), (8, 8), (8, 16)]
             .into_iter()
-            .flat_map(|rows| linear(&[("TILE_ROWS", rows), ("TILE_COLS", 8), ("WORKGROUP", 8)]))
+            .flat_map(|(rows, columns)| {
+                let tile = [("TILE_ROWS", rows), ("TILE_COLS", columns)];
+                linear(&[tile[0], tile[1], ("WORKGROUP", 8)])
+            })
             .collect(),
         "linear_matvec" => linear(&[
             ("LANES_K", 32),

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
 use crate::dim::{Atom, Bindings, Dim};
 use crate::plan::{
-    Access, BLOCK, Binding, CONTEXT, Entry, Grid, Launch, PAST, Plan, Port, Stream, TEXELS_IN_ROW,
-    Tier, Variant, texel_rows,
+    BLOCK, Binding, CONTEXT, Entry, Grid, Launch, PAST, Plan, Port, Stream, TEXELS_IN_ROW, Tier,
+    Variant, texel_rows,
 };
 
 /// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
@@ -100,36 +100,55 @@ impl Checker<'_, '_> {
                     let (allowed, at) = (self.sizes.with(&[]), self.sizes.both());
                     self.report.dim(&subject, dim, &allowed, &at);
                 }
-                if port.buffer >= entry.buffers.len() {
-                    let expected = format!("one of the {} buffers", entry.buffers.len());
-                    self.report.error(9, subject, expected, port.buffer);
+                match entry.buffers.get(port.buffer) {
+                    None => {
+                        let expected = format!("one of the {} buffers", entry.buffers.len());
+                        self.report.error(9, subject, expected, port.buffer);
+                    }
+                    Some(buffer) if buffer.image => {
+                        let found = format!("`{}`", buffer.name);
+                        self.report
+                            .error(26, subject, "a buffer that is no image", found);
+                    }
+                    Some(_) => {}
                 }
             }
         }
     }
 
     fn buffers(&mut self) {
-        let most = limit(self.tier, None, BINDING_SIZE);
         for (index, buffer) in self.entry.buffers.iter().enumerate() {
             let subject = format!("buffer {index} (`{}`)", buffer.name);
             for bytes in &buffer.bytes {
-                self.held(&subject, bytes, most);
+                self.held(&subject, bytes, buffer.image);
             }
         }
     }
 
     /// A size in bytes of something that is bound whole.
-    fn held(&mut self, subject: &str, bytes: &Dim, most: u64) {
+    fn held(&mut self, subject: &str, bytes: &Dim, image: bool) {
         let (allowed, at) = (self.sizes.with(&[CONTEXT]), self.sizes.both());
         if !self.report.dim(subject, bytes, &allowed, &at) {
             return;
         }
-        if let Ok(value) = bytes.eval(&self.sizes.max) {
-            self.fits_binding(subject, value, most);
+        if let Ok(bytes) = bytes.eval(&self.sizes.max) {
+            self.fits(subject, bytes, image);
         }
     }
 
-    fn fits_binding(&mut self, subject: &str, bytes: u64, most: u64) {
+    fn fits(&mut self, subject: &str, bytes: u64, image: bool) {
+        if image {
+            let most = limit(self.tier, None, TEXTURE_SIZE);
+            let rows = texel_rows(bytes);
+            if rows.max(TEXELS_IN_ROW) > most {
+                let expected =
+                    format!("at most {most} rows, and as many texels in a row (`{TEXTURE_SIZE}`)");
+                let found = format!("{rows} of {TEXELS_IN_ROW}");
+                self.report.error(13, subject, expected, found);
+            }
+            return;
+        }
+        let most = limit(self.tier, None, BINDING_SIZE);
         if !bytes.is_multiple_of(4) {
             let expected = format!("a multiple of 4 bytes at {AT_MAXIMA}");
             self.report.error(13, subject, expected, bytes);
@@ -140,44 +159,26 @@ impl Checker<'_, '_> {
         }
     }
 
-    fn fits_texture(&mut self, subject: &str, bytes: u64) {
-        let most = limit(self.tier, None, TEXTURE_SIZE);
-        let rows = texel_rows(bytes);
-        if rows.max(TEXELS_IN_ROW) > most {
-            let expected =
-                format!("at most {most} rows, and as many texels in a row (`{TEXTURE_SIZE}`)");
-            let found = format!("{rows} of {TEXELS_IN_ROW}");
-            self.report.error(13, subject, expected, found);
-        }
-    }
-
     /// States and weights that this entry point binds, each once as a buffer and once
-    /// as texels.
+    /// as an image.
     fn bound_buffers(&mut self) {
-        let most = limit(self.tier, None, BINDING_SIZE);
         let all = self.entry.variants.iter().flat_map(Variant::all_launches);
         let bound = all.flat_map(|l| self.plan.bound(l));
         let bound: BTreeSet<(Binding, bool)> = bound
-            .map(|(binding, access)| (binding, access == Access::Texels))
+            .map(|(binding, access)| (binding, access.is_image()))
             .collect();
-        for (binding, texels) in bound {
+        for (binding, image) in bound {
             match binding {
-                Binding::Weight(i) if texels => {
-                    if let Some(weight) = self.plan.weights.get(i) {
-                        self.fits_texture(&format!("weight `{}`", weight.name), weight.bytes);
-                    }
-                }
                 Binding::Weight(i) => {
                     if let Some(weight) = self.plan.weights.get(i) {
-                        let subject = format!("weight `{}`", weight.name);
-                        self.fits_binding(&subject, weight.bytes, most);
+                        self.fits(&format!("weight `{}`", weight.name), weight.bytes, image);
                     }
                 }
                 Binding::State(i) => {
                     if let Some(state) = self.plan.states.get(i) {
                         let subject = format!("state `{}`", state.name);
                         if let Ok(bytes) = state.bytes.eval(&self.sizes.max) {
-                            self.fits_binding(&subject, bytes, most);
+                            self.fits(&subject, bytes, false);
                         }
                     }
                 }
@@ -210,7 +211,7 @@ impl Checker<'_, '_> {
                     self.report.error(16, subject.clone(), expected, found);
                 }
             };
-            let textures = kernel.bindings.iter().filter(|a| **a == Access::Texels);
+            let textures = kernel.bindings.iter().filter(|a| a.is_image());
             let textures = textures.count() as u64;
             let buffers = kernel.bindings.len() as u64 - textures;
             at_most("storage bindings", STORAGE_BUFFERS, buffers);
@@ -403,14 +404,19 @@ impl Checker<'_, '_> {
             Some(_) => {}
         }
         for (at, (binding, access)) in (1..).zip(self.plan.bound(launch)) {
-            if access == Access::Texels && !matches!(binding, Binding::Weight(_)) {
-                let found = format!("{binding:?}");
-                self.report.error(
-                    10,
-                    format!("binding {at}"),
-                    "a weight, for its texels",
-                    found,
-                );
+            let image = match binding {
+                Binding::Weight(_) => access.is_image(),
+                Binding::State(_) => false,
+                Binding::Buffer(i) => self.entry.buffers.get(i).is_some_and(|b| b.image),
+            };
+            if image != access.is_image() {
+                let expected = match image {
+                    true => "no image, or one that is bound as texels",
+                    false => "a weight or an image, for its texels",
+                };
+                let subject = format!("binding {at}");
+                self.report
+                    .error(26, subject, expected, format!("{binding:?}"));
             }
         }
         for (at, binding) in launch.bindings.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Report;
-use crate::plan::{Access, Binding, Entry, Launch, Plan, Variant};
+use crate::plan::{Binding, Entry, Launch, Plan, Variant};
 
 /// What a sequence of launches does to the buffers of an entry point.
 #[derive(Default)]
@@ -98,15 +98,12 @@ fn trace(
         let mut writes = BTreeSet::new();
         let mut reads = BTreeSet::new();
         for (binding, access) in plan.bound(launch) {
-            let repeated = match access {
-                Access::Read | Access::Texels => {
-                    reads.insert(binding);
-                    writes.contains(&binding)
-                }
-                Access::ReadWrite => {
-                    let again = !writes.insert(binding);
-                    (again && !joins) || reads.contains(&binding)
-                }
+            let repeated = if access.writes() {
+                let again = !writes.insert(binding);
+                (again && !joins) || reads.contains(&binding)
+            } else {
+                reads.insert(binding);
+                writes.contains(&binding)
             };
             if repeated {
                 let subject = describe(plan, entry, binding);

@@ -198,10 +198,6 @@ fn invariant_10_bindings_of_a_kernel() {
     let text = "tier `base`, entry `forward`, variant `all`, launch `embed`: bindings: expected 3, \
                 as kernel `embed` has, found 4";
     breaks(10, text, |p| forward_of(p).launches[0].bindings.push(W(0)));
-    let texels = "tier `base`, entry `forward`, variant `all`, launch `embed`: binding 1: expected \
-                  a weight, for its texels, found Buffer(0)";
-    breaks(10, texels, |p| texels_of(p, "embed", 0));
-    assert_eq!(errors_of(|p| texels_of(p, "embed", 1)), []);
 }
 
 #[test]
@@ -516,4 +512,32 @@ fn invariant_23_checks() {
     }
     let none = "tier `base`: check `trial`: expected at least one word, found 0";
     breaks(23, none, |p| with(p, 1, 0));
+}
+
+#[test]
+fn invariant_26_images() {
+    let texels = "tier `base`, entry `forward`, variant `all`, launch `embed`: binding 1: expected \
+                  a weight or an image, for its texels, found Buffer(0)";
+    breaks(26, texels, |p| texels_of(p, "embed", 0));
+    assert_eq!(errors_of(|p| texels_of(p, "embed", 1)), []);
+
+    // Written by one launch of the stream and read by another.
+    let normed = |p: &mut Plan| {
+        entry(p, "forward").buffers[3].image = true;
+        texels_of(p, "linear", 0);
+        let (name, mut kernel) = kernel("norm", &[Read, Access::WriteTexels]);
+        kernel.file = "kernels/norm.wgsl".into();
+        p.kernels.insert(name, kernel);
+        forward_of(p).streams[0].launches[0].kernel = "norm".into();
+    };
+    assert_eq!(errors_of(normed), []);
+    let as_buffer = "tier `base`, entry `forward`, variant `all`, launch `norm`: binding 2: \
+                     expected no image, or one that is bound as texels, found Buffer(3)";
+    breaks(26, as_buffer, |p| {
+        normed(p);
+        forward_of(p).streams[0].launches[0].kernel = "copy".into();
+    });
+    let port = "tier `base`, entry `forward`: output `hidden`: expected a buffer that is no image, \
+                found `hidden`";
+    breaks(26, port, |p| entry(p, "forward").buffers[1].image = true);
 }

@@ -101,6 +101,7 @@ fn port(name: &str, dtype: DType, shape: &[&str], buffer: usize) -> Port {
 
 fn buffer(name: &str, bytes: &str) -> Buffer {
     Buffer {
+        image: false,
         name: name.into(),
         bytes: vec![dim(bytes)],
     }
