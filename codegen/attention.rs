@@ -318,9 +318,10 @@ impl Attention<'_> {
         } else {
             let y = d.write("y", out.base, Element::F32);
             let address = head_address(out, "i", "h", head_dim, "(d4 * 4u + e)", 1);
+            // No index of what is named as a binding may be.
             format!(
-                "    for (var e = 0u; e < 4u; e++) {{\n        if d4 * 4u + e < HEAD_DIM {{\n            \
-                 {y}[{address}] = v[e];\n        }}\n    }}\n"
+                "    let four = v;\n    for (var e = 0u; e < 4u; e++) {{\n        \
+                 if d4 * 4u + e < HEAD_DIM {{\n            {y}[{address}] = four[e];\n        }}\n    }}\n"
             )
         };
         d.hook(format!(

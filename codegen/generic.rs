@@ -7,6 +7,7 @@ use crate::error::CodegenError;
 use crate::expr::{At, Source};
 use crate::kernel::{Draft, Element, Launch};
 use crate::place::{Part, describe};
+use crate::texels::DEFAULT_IMAGES;
 use crate::tier::Tier;
 use crate::view::View;
 use crate::wgsl;
@@ -52,13 +53,14 @@ pub(crate) fn gathered(
         Some(Op::Param { name, .. }) => source.weights.matrix(name),
         _ => None,
     };
-    let (parts, scaled) = matrix.map_or((0, false), |matrix| {
-        (matrix.parts.len(), matrix.packing.has_scales())
-    });
-    let at_a_time = if scaled {
-        TABLE_BUFFERS / 2
-    } else {
-        TABLE_BUFFERS
+    let Some(matrix) = matrix else {
+        return Ok(vec![pointwise(source, workgroup, id, output)?]);
+    };
+    let parts = matrix.parts.len();
+    let at_a_time = match matrix.packing.has_scales() {
+        true => TABLE_BUFFERS / 2,
+        false if source.reads_texels(matrix) => TABLE_BUFFERS.min(DEFAULT_IMAGES as usize),
+        false => TABLE_BUFFERS,
     };
     if parts <= at_a_time {
         return Ok(vec![pointwise(source, workgroup, id, output)?]);

@@ -16,7 +16,7 @@ use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
 use crate::place::{Local, Placement, Role, States, capacity_shape, place};
 use crate::texels::{DEFAULT_IMAGES, DEFAULT_ROWS, make_images};
-use crate::tier::Tier;
+use crate::tier::{Shape, Tier};
 use crate::trust;
 use crate::view::Base;
 use crate::weights::{self, Weights};
@@ -76,7 +76,7 @@ pub(crate) fn make(
     }
     let capacities = states.iter().map(|(name, ty)| StateBuffer {
         name: name.clone(),
-        bytes: &Dim::product(&capacity_shape(&ty.shape)) * &Dim::constant(ty.dtype.device_bytes()),
+        bytes: bytes_of_state(ty),
     });
     let mut plan = Plan {
         version: PLAN_VERSION,
@@ -166,6 +166,21 @@ fn states(graphs: &[Graph]) -> Result<States, CodegenError> {
         }
     }
     Ok(out)
+}
+
+/// A state's bytes at a session's capacity.
+fn bytes_of_state(ty: &TensorType) -> Dim {
+    &Dim::product(&capacity_shape(&ty.shape)) * &Dim::constant(ty.dtype.device_bytes())
+}
+
+/// Whether all `bounds` hold at these sizes.
+fn hold(bounds: &[Bound], sizes: &Bindings) -> Result<bool, CodegenError> {
+    for bound in bounds {
+        if bound.size.eval(sizes)? > bound.max {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The members of the uniform block.
@@ -265,51 +280,34 @@ impl Placed {
         symbols: &[SymbolDecl],
         kernels: &mut Kernels<'_>,
     ) -> Result<Entry, CodegenError> {
-        let mut pool = Pool::new(&self.placement.locals);
         let (rows, queries) = self.sizes();
-        let mut variants: Vec<Variant> = Vec::new();
-        let shapes = tier.shapes();
-        for (i, shape) in shapes.iter().enumerate() {
-            let mut bounds = shape.bounds(rows.as_ref(), queries.as_ref());
-            let last = i + 1 == shapes.len();
-            if bounds.is_empty() && !last {
-                // It has no size to be told apart by.
-                continue;
-            }
-            let mut all = true;
-            for bound in &bounds {
-                all &= bound.size.eval(&self.maxima)? <= bound.max;
-            }
-            if all {
-                bounds.clear();
-            }
-            if self.is_covered(&bounds, &variants)? {
-                continue;
-            }
-            let streams = &self.streams;
-            let of = (tier, *shape);
-            let lowering = Lowering::new(&self.graph, &self.placement, weights, streams, of)
+        let mut lowerings = Vec::new();
+        let mut lowered = Vec::new();
+        for (shape, bounds) in self.shapes(tier, rows.as_ref(), queries.as_ref())? {
+            let of = (tier, shape);
+            let lowering = Lowering::new(&self.graph, &self.placement, weights, &self.streams, of)
                 .of_rows(rows.as_ref());
-            if shape.rows == Some(1)
-                && let Some(joined) = self.joined(&lowering, grid, &mut pool, kernels)?
+            lowered.push(lowering.run()?);
+            lowerings.push((lowering, bounds));
+        }
+        if tier.reads_texels() {
+            make_images(&mut lowered, &self.state_bytes(), &self.maxima)?;
+        }
+        let mut pool = Pool::new(&self.placement.locals);
+        let mut variants: Vec<Variant> = Vec::new();
+        for ((lowering, bounds), lowered) in lowerings.iter().zip(&lowered) {
+            if lowering.shape.rows == Some(1)
+                && let Some(joined) = self.joined(lowering, grid, &mut pool, kernels)?
             {
                 variants.push(Variant {
                     bounds: bounds.clone(),
                     ..joined
                 });
             }
-            let mut lowered = lowering.run()?;
-            if tier.reads_texels() {
-                make_images(&mut lowered, &self.maxima)?;
-            }
-            let unbounded = bounds.is_empty();
-            let mut variant = self.variant(&lowered, &mut pool, kernels)?;
-            shape.name.clone_into(&mut variant.name);
-            variant.bounds = bounds;
+            let mut variant = self.variant(lowered, &mut pool, kernels)?;
+            lowering.shape.name.clone_into(&mut variant.name);
+            variant.bounds.clone_from(bounds);
             variants.push(variant);
-            if unbounded {
-                break;
-            }
         }
         let differs = |s: &&SymbolDecl| !symbols.contains(s);
         Ok(Entry {
@@ -321,9 +319,44 @@ impl Placed {
         })
     }
 
-    /// Whether one of `variants` takes all sizes within `bounds`: at the largest
+    /// The shapes of `tier` that make a difference here, with their bounds.
+    fn shapes(
+        &self,
+        tier: Tier,
+        rows: Option<&Dim>,
+        queries: Option<&Dim>,
+    ) -> Result<Vec<(Shape, Vec<Bound>)>, CodegenError> {
+        let shapes = tier.shapes();
+        let mut out: Vec<(Shape, Vec<Bound>)> = Vec::new();
+        for (i, shape) in shapes.iter().enumerate() {
+            let mut bounds = shape.bounds(rows, queries);
+            let last = i + 1 == shapes.len();
+            if bounds.is_empty() && !last {
+                // It has no size to be told apart by.
+                continue;
+            }
+            if hold(&bounds, &self.maxima)? {
+                bounds.clear();
+            }
+            if self.are_covered(&bounds, &out)? {
+                continue;
+            }
+            let unbounded = bounds.is_empty();
+            out.push((*shape, bounds));
+            if unbounded {
+                break;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Whether one of `shapes` takes all sizes within `bounds`: at the largest
     /// of them, those that are about one symbol among them.
-    fn is_covered(&self, bounds: &[Bound], variants: &[Variant]) -> Result<bool, CodegenError> {
+    fn are_covered(
+        &self,
+        bounds: &[Bound],
+        shapes: &[(Shape, Vec<Bound>)],
+    ) -> Result<bool, CodegenError> {
         let mut largest = self.maxima.clone();
         for bound in bounds {
             if let Some(symbol) = bound.size.as_symbol() {
@@ -331,17 +364,21 @@ impl Placed {
                 largest.set(symbol.name(), max);
             }
         }
-        // A variant with a grid may be left out.
-        for variant in variants.iter().filter(|v| v.grid.is_none()) {
-            let mut all = true;
-            for bound in &variant.bounds {
-                all &= bound.size.eval(&largest)? <= bound.max;
-            }
-            if all {
+        for (_, bounds) in shapes {
+            if hold(bounds, &largest)? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// The bytes at the maxima of each state; without end, if it has no size in this
+    /// entry point, which then does not use it.
+    fn state_bytes(&self) -> Vec<u64> {
+        let bytes = self.states.iter().map(|(_, ty)| bytes_of_state(ty));
+        bytes
+            .map(|b| b.eval(&self.maxima).unwrap_or(u64::MAX))
+            .collect()
     }
 
     /// The rows of the entry's linear layers and the queries of its attention,
@@ -570,8 +607,7 @@ fn too_large(
         ops.any(|op| matches!(op, Op::State { name, .. } if name == state))
     };
     for (name, ty) in states.iter().filter(|(name, _)| reads(name)) {
-        let elements = Dim::product(&capacity_shape(&ty.shape)).eval(maxima)?;
-        let size = elements * ty.dtype.device_bytes();
+        let size = bytes_of_state(ty).eval(maxima)?;
         if size > limit {
             return Ok(Some((name.clone(), size)));
         }

@@ -1,7 +1,7 @@
 //! Images in place of buffers, from which a CPU driver loads at twice the rate: the
 //! weights of matrices, and what kernels hand on to each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use kiln_ir::plan::{Access, TEXELS_IN_ROW, texel_rows};
 use kiln_ir::{Bindings, Packing};
@@ -10,7 +10,7 @@ use crate::error::CodegenError;
 use crate::kernel::{Bound, Draft, Element, Launch};
 use crate::lower::Lowered;
 use crate::memory::bytes;
-use crate::place::Role;
+use crate::place::{Local, Role};
 use crate::view::Base;
 use crate::wgsl;
 
@@ -112,42 +112,100 @@ impl AsImage {
     }
 }
 
-/// Makes images of the scratch buffers that linear layers read and whose elements all
-/// kernels take four at a time, as far as every adapter lets a kernel bind so many. A
-/// kernel that loaded what it stores would not do: an image is bound for one of them.
-pub(crate) fn make_images(lowered: &mut Lowered, maxima: &Bindings) -> Result<(), CodegenError> {
-    let streams = lowered.streams.iter_mut().flat_map(|(_, _, l)| l);
-    let mut launches: Vec<&mut Launch> = lowered.launches.iter_mut().chain(streams).collect();
-    let mut users: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    let mut wanted = BTreeSet::new();
-    let mut unfit = BTreeSet::new();
-    for (at, launch) in launches.iter().enumerate() {
-        let is_linear = launch.kernel.body.starts_with("linear");
+/// What may become an image: a state, in all variants of an entry point or in none,
+/// or a local of one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    State(usize),
+    Local { variant: usize, local: usize },
+}
+
+/// Where and how something is bound.
+#[derive(Default)]
+struct Users {
+    /// Launches, which are numbered through all variants.
+    launches: Vec<usize>,
+    /// Whether linear layers or attentions read it, which do so many times over.
+    linear: bool,
+    attention: bool,
+    /// Whether it has to stay a buffer.
+    unfit: bool,
+}
+
+/// Makes images of the states and scratch buffers of an entry point's variants that
+/// linear layers and attentions read and whose elements all kernels take four at a
+/// time, as far as every adapter lets a kernel bind so many and have them of so many
+/// rows. `states` has the states' bytes. A kernel that loaded what it stores would not
+/// do: an image is bound for one of them.
+pub(crate) fn make_images(
+    variants: &mut [Lowered],
+    states: &[u64],
+    maxima: &Bindings,
+) -> Result<(), CodegenError> {
+    let mut rows: BTreeMap<Place, u64> = BTreeMap::new();
+    for (state, bytes) in states.iter().enumerate() {
+        rows.insert(Place::State(state), texel_rows(*bytes));
+    }
+    let mut launches: Vec<(usize, &mut Launch)> = Vec::new();
+    let mut locals: Vec<&mut Vec<Local>> = Vec::new();
+    for (variant, lowered) in variants.iter_mut().enumerate() {
+        let scratch = lowered.locals.iter().enumerate();
+        for (local, place) in scratch.filter(|(_, place)| place.role == Role::Scratch) {
+            let bytes = bytes(place).eval(maxima)?;
+            rows.insert(Place::Local { variant, local }, texel_rows(bytes));
+        }
+        locals.push(&mut lowered.locals);
+        let streamed = lowered.streams.iter_mut().flat_map(|(_, _, l)| l);
+        let all = lowered.launches.iter_mut().chain(streamed);
+        launches.extend(all.map(|launch| (variant, launch)));
+    }
+
+    let mut users: BTreeMap<Place, Users> = BTreeMap::new();
+    for (at, (variant, launch)) in launches.iter().enumerate() {
+        let is = |body: &str| launch.kernel.body.starts_with(body);
         for bound in launch.kernel.bindings() {
-            let Base::Local(local) = bound.base else {
+            let Some(place) = place(*variant, bound.base) else {
                 continue;
             };
-            let users = users.entry(local).or_default();
-            if users.contains(&at) || AsImage::of(bound).is_none() {
-                unfit.insert(local);
-            }
-            users.push(at);
-            if is_linear && !bound.access.writes() {
-                wanted.insert(local);
-            }
+            let users = users.entry(place).or_default();
+            users.unfit |= users.launches.contains(&at) || AsImage::of(bound).is_none();
+            users.linear |= !bound.access.writes() && is("linear");
+            users.attention |= !bound.access.writes() && is("attention");
+            users.launches.push(at);
         }
     }
-    for local in wanted.difference(&unfit) {
-        let place = &mut lowered.locals[*local];
-        let rows = texel_rows(bytes(place).eval(maxima)?);
-        let users = &users[local];
-        let has_room = |at: &usize| launches[*at].kernel.images() < DEFAULT_IMAGES;
-        if place.role == Role::Scratch && rows <= DEFAULT_ROWS && users.iter().all(has_room) {
-            place.image = true;
-            for at in users {
-                launches[*at].kernel.make_image(Base::Local(*local));
+    // Keys and values before queries, which an attention reads but once.
+    let mut users: Vec<(Place, Users)> = users.into_iter().collect();
+    users.sort_by_key(|(place, users)| match place {
+        Place::State(_) => 0,
+        Place::Local { .. } if users.linear => 1,
+        Place::Local { .. } => 2,
+    });
+    for (place, users) in users {
+        let small = rows.get(&place).is_some_and(|rows| *rows <= DEFAULT_ROWS);
+        let mut kernels = users.launches.iter().map(|at| &launches[*at].1.kernel);
+        let have_room = kernels.all(|kernel| kernel.images() < DEFAULT_IMAGES);
+        if users.unfit || !(users.linear || users.attention) || !small || !have_room {
+            continue;
+        }
+        let base = match place {
+            Place::State(state) => Base::State(state),
+            Place::Local { variant, local } => {
+                locals[variant][local].image = true;
+                Base::Local(local)
             }
+        };
+        for at in users.launches {
+            launches[at].1.kernel.make_image(base);
         }
     }
     Ok(())
+}
+
+fn place(variant: usize, base: Base) -> Option<Place> {
+    match base {
+        Base::Weight(_) => None,
+        Base::State(state) => Some(Place::State(state)),
+        Base::Local(local) => Some(Place::Local { variant, local }),
+    }
 }

@@ -34,12 +34,14 @@ impl RowKernel {
     /// many times as there are tiles side by side: that pays for a narrow layer,
     /// which saves a launch, while before a wide one the norm stands apart.
     pub fn takes_norm(self, tier: Tier, k: u64, n: u64) -> bool {
-        match self {
-            RowKernel::Matvec(1) if tier == Tier::Software => k <= SOFTWARE_NORM_ROW,
-            RowKernel::Matvec(_) => tier != Tier::Software,
-            // These tiles take rows as they are, rounded to f16 or side by side as texels.
-            RowKernel::Tiled(_) if matches!(tier, Tier::Coop | Tier::Software) => false,
-            RowKernel::Tiled(_) => n <= 3 * k,
+        match (tier, self) {
+            // A launch costs little there, and loads of a row that it left as texels
+            // cost less than any others.
+            (Tier::Software, _) => false,
+            (_, RowKernel::Matvec(_)) => true,
+            // Its tiles take rows as they are, rounded to f16.
+            (Tier::Coop, RowKernel::Tiled(_)) => false,
+            (_, RowKernel::Tiled(_)) => n <= 3 * k,
         }
     }
 }
@@ -47,18 +49,14 @@ impl RowKernel {
 /// About as many rows as a long prompt has.
 const MANY_ROWS: u64 = 1024;
 
-/// The longest row that the software kernel for one row normalises: it keeps the
-/// row in workgroup memory, of which there are 16 KiB.
-const SOFTWARE_NORM_ROW: u64 = 3584;
-
-/// Bytes of a page of memory.
-const PAGE: usize = 4096;
+/// Bytes of the weights of a short row.
+const SHORT_ROW: usize = 2048;
 
 impl Linear<'_> {
     /// The kernel's body, and its tile for `n` outputs.
     pub fn tile(&self, matrix: &Matrix, n: u64) -> Tile {
         match (self.tier, self.rows) {
-            (Tier::Software, rows) => software_tile(matrix, rows, n, self.norm.is_some()),
+            (Tier::Software, rows) => software_tile(matrix, rows, n),
             (_, RowKernel::Tiled(rows)) if self.has_matrices(matrix.packing) => {
                 CoopTile::choose(rows, n).tile(matrix)
             }
@@ -133,8 +131,9 @@ impl Linear<'_> {
     }
 }
 
-/// The tile of a CPU driver for `n` outputs, with or without a norm.
-fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64, norm: bool) -> Tile {
+/// The tile of a CPU driver for `n` outputs.
+fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
+    const WORKGROUP: u32 = 8;
     let packing = matrix.packing;
     let group = packing.group() as u64 / 4;
     let (body, rows, columns, wv) = match rows {
@@ -142,7 +141,7 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64, norm: bool) -> Tile {
             // As many streams of weights at a time as a processor fetches ahead
             // of: fewer if each has pages of its own.
             let columns = match packing.data_bytes(1, matrix.k as usize) {
-                0..=PAGE => 8,
+                0..=SHORT_ROW => 8,
                 _ => 4,
             };
             // Two cache lines of f32, where a row consists of such pairs.
@@ -162,18 +161,16 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64, norm: bool) -> Tile {
             ("linear_software_tile", rows, columns, group)
         }
     };
-    // With a norm, more lanes share the work of it.
-    let workgroup = if norm { 32 } else { 8 };
     Tile {
         body,
-        workgroup,
+        workgroup: WORKGROUP,
         rows,
-        columns: u64::from(workgroup) * columns,
+        columns: u64::from(WORKGROUP) * columns,
         wv,
         constants: vec![
             ("TILE_ROWS", rows),
             ("TILE_COLS", columns),
-            ("WORKGROUP", u64::from(workgroup)),
+            ("WORKGROUP", u64::from(WORKGROUP)),
         ],
     }
 }

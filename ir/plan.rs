@@ -183,10 +183,10 @@ pub enum Access {
     Read,
     /// `var<storage, read_write>`
     ReadWrite,
-    /// `texture_storage_2d<rgba32uint, read>`: a weight or a buffer as an image, whose
-    /// texels are its bytes, 16 each, in rows of [`TEXELS_IN_ROW`].
+    /// `texture_storage_2d<rgba32uint, read>`: a weight, a state or a buffer as an image,
+    /// whose texels are its bytes, 16 each, in rows of [`TEXELS_IN_ROW`].
     Texels,
-    /// `texture_storage_2d<rgba32uint, write>`: such a buffer.
+    /// `texture_storage_2d<rgba32uint, write>`: such a state or buffer.
     WriteTexels,
 }
 

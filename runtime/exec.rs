@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::DType;
-use kiln_ir::plan::{Access, Binding, Entry, Launch, Plan, Port};
+use kiln_ir::plan::{Access, Binding, Entry, Launch, Plan, Port, Variant};
 use wgpu::BufferUsages as Usage;
 
 use crate::device::Device;
@@ -24,8 +24,8 @@ pub(crate) struct Program {
     pub outputs: Vec<PortProgram>,
     pub buffers: Vec<BufferProgram>,
     pub variants: Vec<VariantProgram>,
-    /// Whether any launch binds a state.
-    pub stateful: bool,
+    /// What each of the plan's states is, if any launch binds one.
+    pub states: Vec<Form>,
 }
 
 pub(crate) struct BufferProgram {
@@ -127,21 +127,23 @@ impl Program {
             buffers.push(BufferProgram {
                 name: buffer.name.clone(),
                 bytes: sizes.collect::<Result<_>>()?,
-                form: match buffer.image {
-                    true => Form::Image,
-                    false => Form::Buffer,
-                },
+                form: Form::of_image(buffer.image),
             });
         }
-        let stateful = variants.iter().any(|v: &VariantProgram| {
-            let streamed = v.streams.iter().flat_map(|s| &s.launches);
-            let mut all = v.launches.iter().chain(streamed);
-            all.any(|l| {
-                l.bindings
-                    .iter()
-                    .any(|(b, _)| matches!(b, Binding::State(_)))
-            })
-        });
+        let bound = || {
+            let launches = entry.variants.iter().flat_map(Variant::all_launches);
+            launches.flat_map(|l| plan.bound(l))
+        };
+        let is_image = |state: usize| {
+            let mut bound = bound();
+            bound.any(|(b, access)| b == Binding::State(state) && access.is_image())
+        };
+        let states = match bound().any(|(b, _)| matches!(b, Binding::State(_))) {
+            true => (0..plan.states.len())
+                .map(|state| Form::of_image(is_image(state)))
+                .collect(),
+            false => Vec::new(),
+        };
         Ok(Program {
             name: name.to_owned(),
             maxima: maxima(plan, entry),
@@ -149,7 +151,7 @@ impl Program {
             outputs: ports(&entry.outputs)?,
             buffers,
             variants,
-            stateful,
+            states,
         })
     }
 
@@ -270,11 +272,10 @@ impl Allocation {
             }
         }
         let mut states = Vec::new();
-        if program.stateful {
-            for (state, bytes) in model.plan.states.iter().zip(&model.states) {
-                let (name, bytes) = (&state.name, bytes.eval(capacity)?);
-                states.push(Resident::new(device, name, bytes, Form::Buffer, ADVICE)?);
-            }
+        let all = model.plan.states.iter().zip(&model.states);
+        for ((state, bytes), form) in all.zip(&program.states) {
+            let bytes = bytes.eval(capacity)?;
+            states.push(Resident::new(device, &state.name, bytes, *form, ADVICE)?);
         }
         let alignment = u64::from(device.limits().min_uniform_buffer_offset_alignment);
         let stride = model.uniform_bytes().next_multiple_of(alignment.max(16));

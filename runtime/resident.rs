@@ -13,12 +13,18 @@ pub(crate) enum Form {
     Image,
 }
 
-impl From<Access> for Form {
-    fn from(access: Access) -> Self {
-        match access.is_image() {
+impl Form {
+    pub fn of_image(is_image: bool) -> Self {
+        match is_image {
             true => Form::Image,
             false => Form::Buffer,
         }
+    }
+}
+
+impl From<Access> for Form {
+    fn from(access: Access) -> Self {
+        Form::of_image(access.is_image())
     }
 }
 

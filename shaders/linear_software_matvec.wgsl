@@ -4,64 +4,12 @@
 // address is uniform or not, whether it brings 4 bytes or 16. So every invocation works alone: it
 // takes TILE_COLS consecutive outputs of TILE_ROWS rows, walks K one weight group (WV vec4s, loaded
 // 16 bytes at a time) after another, and reads each activation once for all its outputs.
-// No barriers in the loop over K. With NORM, the workgroup first normalises the row together and keeps
-// it in workgroup memory, from where a load is cheaper anyway; that takes TILE_ROWS 1.
+// No barriers in the loop over K.
 //
-// Constants: K, K4, N, N_STORED, WV, GROUPS, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP,
-//            ROW_SLACK (see linear_software_tile), NORM, CENTER, EPSILON.
-// Hooks: rows, load_x, norm_gain and norm_bias (with NORM), load_w, w_scale, store4, workgroup_index.
+// Constants: K, N, N_STORED, WV, GROUPS, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP,
+//            ROW_SLACK (see linear_software_tile).
+// Hooks: rows, load_x, load_w, w_scale, store4, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
-// Workgroup memory: with NORM, 16 * GROUPS * WV + 4 * WORKGROUP bytes.
-
-var<workgroup> normed: array<vec4<f32>, select(1u, GROUPS * WV, NORM)>;
-var<workgroup> partial: array<f32, WORKGROUP>;
-
-fn workgroup_sum(lane: u32, value: f32) -> f32 {
-    partial[lane] = value;
-    workgroupBarrier();
-    var sum = 0.0;
-    for (var i = 0u; i < WORKGROUP; i++) {
-        sum += partial[i];
-    }
-    workgroupBarrier();
-    return sum;
-}
-
-// Fills `normed`; each lane takes a stretch of the row, because loads side by side are slower there.
-fn normalise(row: u32, lane: u32) {
-    let stretch = (K4 + WORKGROUP - 1u) / WORKGROUP;
-    let begin = min(lane * stretch, K4);
-    let end = min(begin + stretch, K4);
-    var mean = 0.0;
-    if CENTER {
-        var sum = vec4<f32>(0.0);
-        for (var k4 = begin; k4 < end; k4++) {
-            sum += load_x(row, k4);
-        }
-        mean = workgroup_sum(lane, sum.x + sum.y + sum.z + sum.w) / f32(K);
-    }
-    var squares = vec4<f32>(0.0);
-    for (var k4 = begin; k4 < end; k4++) {
-        let d = load_x(row, k4) - mean;
-        squares += select(vec4<f32>(0.0), d * d, k4 * 4u + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(K));
-    }
-    let variance = workgroup_sum(lane, squares.x + squares.y + squares.z + squares.w) / f32(K);
-    let rstd = inverseSqrt(variance + EPSILON);
-    for (var k4 = begin; k4 < end; k4++) {
-        normed[k4] = (load_x(row, k4) - mean) * rstd * norm_gain(k4) + norm_bias(k4);
-    }
-    for (var k4 = K4 + lane; k4 < GROUPS * WV; k4 += WORKGROUP) {
-        normed[k4] = vec4<f32>(0.0);
-    }
-    workgroupBarrier();
-}
-
-fn input(row: u32, k4: u32) -> vec4<f32> {
-    if NORM {
-        return normed[k4];
-    }
-    return load_x(row, k4);
-}
 
 fn tile_row(row: u32) -> u32 {
     if TILE_ROWS == 1u || ROW_SLACK {
@@ -90,9 +38,6 @@ fn main(
     if first >= N {
         return;
     }
-    if NORM {
-        normalise(row, lane);
-    }
     let n = first + lane * TILE_COLS;
     if n >= N {
         return;
@@ -103,7 +48,7 @@ fn main(
         var x: array<array<vec4<f32>, WV>, TILE_ROWS>;
         for (var r = 0u; r < TILE_ROWS; r++) {
             for (var i = 0u; i < WV; i++) {
-                x[r][i] = input(tile_row(row + r), group * WV + i);
+                x[r][i] = load_x(tile_row(row + r), group * WV + i);
             }
         }
         for (var c = 0u; c < TILE_COLS; c++) {

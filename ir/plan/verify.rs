@@ -78,8 +78,9 @@
 //!
 //! Images
 //!
-//! 26. What is bound as texels is a weight or an image. An image is bound in no other
-//!     way, and is no port's.
+//! 26. What is bound as texels is a weight, a state or an image. An image is bound in
+//!     no other way, and neither is a state that is so once in an entry point. No
+//!     port's buffer is an image.
 //!
 //! All errors are collected.
 //!

@@ -58,11 +58,15 @@ pub(super) fn dims(entry: &Entry, f: &mut dyn FnMut(&Dim)) {
 }
 
 pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report) {
+    let launches = entry.variants.iter().flat_map(Variant::all_launches);
+    let images = launches.flat_map(|l| plan.bound(l));
+    let images = images.filter_map(|(binding, access)| access.is_image().then_some(binding));
     let mut checker = Checker {
         plan,
         tier,
         entry,
         sizes: Sizes::new(plan, &entry.symbols),
+        images: images.collect(),
         report,
     };
     checker.report.declarations(&entry.symbols);
@@ -85,6 +89,8 @@ struct Checker<'p, 'r> {
     tier: &'p Tier,
     entry: &'p Entry,
     sizes: Sizes,
+    /// What is bound as texels.
+    images: BTreeSet<Binding>,
     report: &'r mut Report,
 }
 
@@ -178,7 +184,7 @@ impl Checker<'_, '_> {
                     if let Some(state) = self.plan.states.get(i) {
                         let subject = format!("state `{}`", state.name);
                         if let Ok(bytes) = state.bytes.eval(&self.sizes.max) {
-                            self.fits(&subject, bytes, false);
+                            self.fits(&subject, bytes, image);
                         }
                     }
                 }
@@ -406,13 +412,13 @@ impl Checker<'_, '_> {
         for (at, (binding, access)) in (1..).zip(self.plan.bound(launch)) {
             let image = match binding {
                 Binding::Weight(_) => access.is_image(),
-                Binding::State(_) => false,
+                Binding::State(_) => self.images.contains(&binding),
                 Binding::Buffer(i) => self.entry.buffers.get(i).is_some_and(|b| b.image),
             };
             if image != access.is_image() {
                 let expected = match image {
                     true => "no image, or one that is bound as texels",
-                    false => "a weight or an image, for its texels",
+                    false => "a weight, a state or an image, for its texels",
                 };
                 let subject = format!("binding {at}");
                 self.report

@@ -517,9 +517,35 @@ fn invariant_23_checks() {
 #[test]
 fn invariant_26_images() {
     let texels = "tier `base`, entry `forward`, variant `all`, launch `embed`: binding 1: expected \
-                  a weight or an image, for its texels, found Buffer(0)";
+                  a weight, a state or an image, for its texels, found Buffer(0)";
     breaks(26, texels, |p| texels_of(p, "embed", 0));
     assert_eq!(errors_of(|p| texels_of(p, "embed", 1)), []);
+
+    // A launch that appends to the state and one that reads it.
+    let images = |p: &mut Plan, appends: bool, reads: bool| {
+        let mut launch = |kernel: &str, at: usize, access, bindings: &[Access]| {
+            let name = format!("{kernel}_image");
+            let (_, mut own) = super::tests::sample::kernel(&name, bindings);
+            own.bindings[at] = access;
+            p.kernels.insert(name.clone(), own);
+            for variant in &mut entry(p, "step").variants {
+                let mut all = variant.launches.iter_mut();
+                if let Some(launch) = all.find(|l| l.kernel == kernel) {
+                    launch.kernel.clone_from(&name);
+                }
+            }
+        };
+        if appends {
+            launch("copy", 1, Access::WriteTexels, &[Read, ReadWrite]);
+        }
+        if reads {
+            launch("embed", 0, Access::Texels, &[Read, Read, ReadWrite]);
+        }
+    };
+    assert_eq!(errors_of(|p| images(p, true, true)), []);
+    let state = "tier `base`, entry `step`, variant `decode`, launch `append`: binding 2: expected \
+                 no image, or one that is bound as texels, found State(0)";
+    breaks(26, state, |p| images(p, false, true));
 
     // Written by one launch of the stream and read by another.
     let normed = |p: &mut Plan| {
