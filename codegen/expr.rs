@@ -62,8 +62,6 @@ pub(crate) struct Source<'a> {
     pub graph: &'a Graph,
     pub placement: &'a Placement,
     pub weights: &'a Weights,
-    /// Whether the matrices of linear layers are read as texels.
-    pub texels: bool,
     /// Of a table in more parts than a kernel can bind: the first of those that
     /// this one reads, and the one behind the last.
     pub table_parts: Option<(usize, usize)>,
@@ -542,15 +540,8 @@ impl<'a> Source<'a> {
         let Some(matrix) = self.weights.matrix(name) else {
             return Err(self.unsupported(id, "the parameter has no place"));
         };
-        let texels = self.reads_texels(matrix);
-        let loader = load_rows(matrix, self.parts(matrix), texels, kernel)?;
+        let loader = load_rows(matrix, self.parts(matrix), kernel)?;
         Ok(format!("{loader}({row}, {k4})"))
-    }
-
-    /// Whether a matrix is read as texels: by every kernel of a tier or by none, so
-    /// that a device holds it once.
-    pub fn reads_texels(&self, matrix: &Matrix) -> bool {
-        self.texels && matrix.is_linear
     }
 
     /// The parts of a matrix that are read.

@@ -5,9 +5,9 @@ use kiln_ir::{DType, Dim, Op, ReduceOp, ValueId};
 
 use crate::error::CodegenError;
 use crate::expr::{At, Source};
+use crate::images::DEFAULT_IMAGES;
 use crate::kernel::{Draft, Element, Launch};
 use crate::place::{Part, describe};
-use crate::texels::DEFAULT_IMAGES;
 use crate::tier::Tier;
 use crate::view::View;
 use crate::wgsl;
@@ -28,9 +28,8 @@ pub(crate) fn pointwise(
     pointwise_parts(source, workgroup, id, std::slice::from_ref(&whole))
 }
 
-/// The most buffers of a table that a kernel reads: it also reads ids and writes
-/// its result, and a binding is left.
-const TABLE_BUFFERS: usize = 5;
+/// The most buffers of a table that a kernel reads, where they may be images.
+const TABLE_BUFFERS: usize = DEFAULT_IMAGES;
 
 /// Computes `id` into `output`: by one launch, but for rows gathered from a table
 /// in more parts than a kernel can bind. There each launch has some of the parts,
@@ -53,14 +52,13 @@ pub(crate) fn gathered(
         Some(Op::Param { name, .. }) => source.weights.matrix(name),
         _ => None,
     };
-    let Some(matrix) = matrix else {
-        return Ok(vec![pointwise(source, workgroup, id, output)?]);
-    };
-    let parts = matrix.parts.len();
-    let at_a_time = match matrix.packing.has_scales() {
-        true => TABLE_BUFFERS / 2,
-        false if source.reads_texels(matrix) => TABLE_BUFFERS.min(DEFAULT_IMAGES as usize),
-        false => TABLE_BUFFERS,
+    let (parts, scaled) = matrix.map_or((0, false), |matrix| {
+        (matrix.parts.len(), matrix.packing.has_scales())
+    });
+    let at_a_time = if scaled {
+        TABLE_BUFFERS / 2
+    } else {
+        TABLE_BUFFERS
     };
     if parts <= at_a_time {
         return Ok(vec![pointwise(source, workgroup, id, output)?]);

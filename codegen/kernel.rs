@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use kiln_ir::Dim;
 use kiln_ir::plan::Access;
+use kiln_ir::{Dim, Packing};
 
+use crate::images::AsImage;
 use crate::place::Part;
-use crate::texels::AsImage;
 use crate::view::Base;
 use crate::wgsl;
 
@@ -27,6 +27,14 @@ pub(crate) enum Element {
 }
 
 impl Element {
+    /// 16 bytes of the weights of a matrix.
+    pub fn of(packing: Packing) -> Self {
+        match packing {
+            Packing::F32 => Element::F32x4,
+            Packing::F16 | Packing::Q8 | Packing::Q4 => Element::U32x4,
+        }
+    }
+
     pub fn wgsl(self) -> &'static str {
         match self {
             Element::F32 => "f32",
@@ -233,9 +241,9 @@ impl Draft {
     }
 
     /// How many images are bound.
-    pub fn images(&self) -> u64 {
+    pub fn images(&self) -> usize {
         let images = self.bindings.iter().filter(|b| b.access.is_image());
-        images.count() as u64
+        images.count()
     }
 
     /// Binds the buffer `base` as an image.

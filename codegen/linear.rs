@@ -10,7 +10,6 @@ use crate::expr::{At, Source};
 use crate::join::{AWAITS, GridSize};
 use crate::kernel::{Draft, Element, Launch};
 use crate::place::{Part, describe};
-use crate::texels::Data;
 use crate::tier::Tier;
 use crate::tile::{COOP, COOP_STEP, RowKernel, STREAM, Tile};
 use crate::view::{Base, View};
@@ -93,7 +92,7 @@ impl Linear<'_> {
             d.enable_matrices();
             self.half_hooks(matrix, part, &row, &mut d);
         } else {
-            self.weight_hooks(matrix, part, body == STREAM, &mut d);
+            weight_hooks(matrix.packing, part, body == STREAM, &mut d);
             let whole = k.is_multiple_of(matrix.packing.group() as u64);
             match self.split {
                 Some(split) => split.load_x(whole, &mut d),
@@ -188,7 +187,7 @@ impl Linear<'_> {
             let weights = d.bind("weights", weights, Element::Half8, Access::Read);
             format!("    return {weights}[n * {eights}u + {at}];\n")
         } else {
-            self.weight_hooks(matrix, part, false, d);
+            weight_hooks(matrix.packing, part, false, d);
             format!(
                 "    let at = {at};\n    let scale = w_scale(n, at / (WV / 2u));\n    \
                  return Half8(half4(load_w4(n, 2u * at) * scale), half4(load_w4(n, 2u * at + 1u) * scale));\n"
@@ -197,28 +196,6 @@ impl Linear<'_> {
         d.hook(format!(
             "fn load_w8(n: u32, k8: u32) -> Half8 {{\n{body}}}\n"
         ));
-    }
-
-    /// The hooks that read weights from the buffers of `part`: by units of 16 bytes, or
-    /// by groups.
-    fn weight_hooks(&self, matrix: &Matrix, part: &MatrixPart, by_unit: bool, d: &mut Draft) {
-        let texels = self.source.reads_texels(matrix);
-        let data = Data::bind("weights", part.data, matrix.packing, texels, d);
-        if let Some(scales) = part.scales {
-            d.bind("scales", Base::Weight(scales), Element::U32, Access::Read);
-        }
-        let prelude = format!("weights_{}", matrix.packing.name());
-        let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
-        let others = match by_unit {
-            true => ["load_w(", "load_w4(", "w_scale(", "fn unpack_q"].as_slice(),
-            false => &[" Unit", "unpack_bits(", "block_of("],
-        };
-        let is_hook = |b: &&str| ["fn ", "alias ", "struct "].iter().any(|w| b.contains(w));
-        for block in text.split("\n\n").filter(is_hook) {
-            if !others.iter().any(|name| block.contains(name)) {
-                d.hook(data.loads(block));
-            }
-        }
     }
 
     /// The hook `rows`; the result is how a hook's `row` is found in the whole
@@ -428,6 +405,32 @@ fn vector_load(base: Base, offset: u64, last: &str, four: bool, d: &mut Draft) -
         "{name}[{}]",
         wgsl::sum([format!("{offset}u"), last.to_owned()])
     )
+}
+
+/// The hooks that read weights from the buffers of `part`: by units of 16 bytes, or
+/// by groups.
+fn weight_hooks(packing: Packing, part: &MatrixPart, by_unit: bool, d: &mut Draft) {
+    d.bind(
+        "weights",
+        Base::Weight(part.data),
+        Element::of(packing),
+        Access::Read,
+    );
+    if let Some(scales) = part.scales {
+        d.bind("scales", Base::Weight(scales), Element::U32, Access::Read);
+    }
+    let prelude = format!("weights_{}", packing.name());
+    let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
+    let others = match by_unit {
+        true => ["load_w(", "load_w4(", "w_scale(", "fn unpack_q"].as_slice(),
+        false => &[" Unit", "unpack_bits(", "block_of("],
+    };
+    let is_hook = |b: &&str| ["fn ", "alias ", "struct "].iter().any(|w| b.contains(w));
+    for block in text.split("\n\n").filter(is_hook) {
+        if !others.iter().any(|name| block.contains(name)) {
+            d.hook(block);
+        }
+    }
 }
 
 /// The hook `load_x`: four elements of a row of `view`, which is `k` long.

@@ -112,7 +112,6 @@ impl<'a> Lowering<'a> {
                 graph,
                 placement,
                 weights,
-                texels: tier.reads_texels(),
                 table_parts: None,
             },
             tier,

@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::plan::{
-    Access, BLOCK, Binding, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan,
-    Port, StateBuffer, Stream, Variant, texel_rows,
+    Access, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
+    StateBuffer, Stream, Variant,
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
 use crate::error::CodegenError;
+use crate::images::make_images;
 use crate::join;
 use crate::kernel;
 use crate::kernels::Kernels;
 use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
 use crate::place::{Local, Placement, Role, States, capacity_shape, place};
-use crate::texels::{DEFAULT_IMAGES, DEFAULT_ROWS, make_images};
 use crate::tier::{Shape, Tier};
 use crate::trust;
 use crate::view::Base;
@@ -78,7 +78,7 @@ pub(crate) fn make(
         name: name.clone(),
         bytes: bytes_of_state(ty),
     });
-    let mut plan = Plan {
+    let plan = Plan {
         version: PLAN_VERSION,
         compiler: concat!("kiln ", env!("CARGO_PKG_VERSION")).to_owned(),
         model: ModelInfo {
@@ -94,11 +94,6 @@ pub(crate) fn make(
         tiers: of_tiers,
         files: BTreeMap::new(),
     };
-    let of_textures = |tier| texture_limits(&plan, tier);
-    let limits: Vec<_> = plan.tiers.iter().map(of_textures).collect();
-    for (tier, limits) in plan.tiers.iter_mut().zip(limits) {
-        tier.requires.limits.extend(limits);
-    }
     Ok(Made {
         plan,
         kernels: kernels.texts,
@@ -113,36 +108,6 @@ fn required_limits(binding_limit: u64) -> impl Iterator<Item = (String, u64)> {
     let buffer = (binding_limit > DEFAULT_BUFFER_LIMIT).then_some("max_buffer_size");
     let names = binding.into_iter().chain(buffer);
     names.map(move |name| (name.to_owned(), binding_limit))
-}
-
-/// What the textures of a tier need of an adapter, where WebGPU has less.
-fn texture_limits(plan: &Plan, tier: &kiln_ir::plan::Tier) -> Vec<(String, u64)> {
-    let variants = tier.entries.values().flat_map(|e| &e.variants);
-    let (mut most, mut rows) = (0, 0);
-    for launch in variants.flat_map(Variant::all_launches) {
-        let mut count = 0;
-        for (binding, access) in plan.bound(launch) {
-            count += u64::from(access.is_image());
-            if let (Binding::Weight(i), Access::Texels) = (binding, access) {
-                rows = rows.max(plan.weights.get(i).map_or(0, |w| texel_rows(w.bytes)));
-            }
-        }
-        most = most.max(count);
-    }
-    let wanted = [
-        (
-            "max_storage_textures_per_shader_stage",
-            most,
-            DEFAULT_IMAGES,
-        ),
-        ("max_texture_dimension_2d", rows, DEFAULT_ROWS),
-    ];
-    let above = wanted
-        .into_iter()
-        .filter(|(_, wanted, default)| wanted > default);
-    above
-        .map(|(name, wanted, _)| (name.to_owned(), wanted))
-        .collect()
 }
 
 /// The states of all graphs.
@@ -290,8 +255,8 @@ impl Placed {
             lowered.push(lowering.run()?);
             lowerings.push((lowering, bounds));
         }
-        if tier.reads_texels() {
-            make_images(&mut lowered, &self.state_bytes(), &self.maxima)?;
+        if tier.reads_images() {
+            make_images(&mut lowered, weights, &self.state_bytes(), &self.maxima)?;
         }
         let mut pool = Pool::new(&self.placement.locals);
         let mut variants: Vec<Variant> = Vec::new();

@@ -2,16 +2,14 @@
 
 use crate::error::CodegenError;
 use crate::kernel::{Draft, Element};
-use crate::texels::Data;
 use crate::view::Base;
 use crate::weights::{Matrix, MatrixPart};
 
-/// Adds a function `(row, k4) -> vec4<f32>` that reads parts of a packed matrix, as
-/// texels or not, scales and all, and returns its name.
+/// Adds a function `(row, k4) -> vec4<f32>` that reads parts of a packed matrix,
+/// scales and all, and returns its name.
 pub(crate) fn load_rows(
     matrix: &Matrix,
     parts: &[MatrixPart],
-    texels: bool,
     k: &mut Draft,
 ) -> Result<String, CodegenError> {
     let packing = matrix.packing;
@@ -23,8 +21,7 @@ pub(crate) fn load_rows(
     let mut branches = String::new();
     let mut name = String::new();
     for (i, part) in parts.iter().enumerate() {
-        let data = Data::bind("table", part.data, packing, texels, k);
-        let table = &data.name;
+        let table = k.read("table", Base::Weight(part.data), Element::of(packing));
         if i == 0 {
             name = format!("rows_of_{table}");
         }
@@ -48,7 +45,7 @@ pub(crate) fn load_rows(
                 .any(|f| block.contains(f))
                 || (packing.has_scales() && block.contains("fn w_scale("));
             if used {
-                k.hook(data.loads(&rename(block, &names)));
+                k.hook(rename(block, &names));
             }
         }
         let row = match part.first_row {

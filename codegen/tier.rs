@@ -67,9 +67,9 @@ impl Tier {
         matches!(self, Tier::Coop | Tier::Subgroup)
     }
 
-    /// Whether kernels read the matrices of linear layers as texels: from an image
-    /// Mesa's CPU driver loads at twice the rate (shaders/MEASUREMENTS.md).
-    pub fn reads_texels(self) -> bool {
+    /// Whether kernels bind images where they can: Mesa's CPU driver loads from them at
+    /// twice the rate (shaders/MEASUREMENTS.md).
+    pub fn reads_images(self) -> bool {
         self == Tier::Software
     }
 

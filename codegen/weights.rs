@@ -160,6 +160,12 @@ impl Weights {
         self.matrices.get(name)
     }
 
+    /// The buffers of weights that linear layers contract with, without scales.
+    pub fn linear_data(&self) -> impl Iterator<Item = usize> {
+        let matrices = self.matrices.values().filter(|m| m.is_linear);
+        matrices.flat_map(|m| m.parts.iter().map(|p| p.data))
+    }
+
     /// Where the parameters of one axis called `names`, all those that one op
     /// takes, lie.
     pub fn vectors(&self, names: &[String]) -> Option<&Vectors> {

@@ -3,56 +3,21 @@
 
 use std::collections::BTreeMap;
 
+use kiln_ir::Bindings;
 use kiln_ir::plan::{Access, TEXELS_IN_ROW, texel_rows};
-use kiln_ir::{Bindings, Packing};
 
 use crate::error::CodegenError;
-use crate::kernel::{Bound, Draft, Element, Launch};
+use crate::kernel::{Bound, Element, Launch};
 use crate::lower::Lowered;
 use crate::memory::bytes;
 use crate::place::{Local, Role};
 use crate::view::Base;
+use crate::weights::Weights;
 use crate::wgsl;
 
 /// How many images every WebGPU adapter lets a kernel bind, and their rows.
-pub(crate) const DEFAULT_IMAGES: u64 = 4;
+pub(crate) const DEFAULT_IMAGES: usize = 4;
 pub(crate) const DEFAULT_ROWS: u64 = 8192;
-
-/// Bound weights of a matrix, 16 bytes an element.
-pub(crate) struct Data {
-    pub name: String,
-    /// The function that loads one of them, if they are texels.
-    load: Option<String>,
-}
-
-impl Data {
-    /// Binds the buffer `weights` in the plan, as `role` if that is free.
-    pub fn bind(role: &str, weights: usize, packing: Packing, texels: bool, d: &mut Draft) -> Self {
-        let element = match packing {
-            Packing::F32 => Element::F32x4,
-            Packing::F16 | Packing::Q8 | Packing::Q4 => Element::U32x4,
-        };
-        let access = match texels {
-            true => Access::Texels,
-            false => Access::Read,
-        };
-        let name = d.bind(role, Base::Weight(weights), element, access);
-        let load = texels.then(|| {
-            let (load, text) = load(&name, element);
-            d.hook(text);
-            load
-        });
-        Data { name, load }
-    }
-
-    /// `text`, which indexes a buffer of this name, for what is bound.
-    pub fn loads(&self, text: &str) -> String {
-        match &self.load {
-            Some(load) => wgsl::call_for_load(text, &self.name, load),
-            None => text.to_owned(),
-        }
-    }
-}
 
 /// A function that loads an element of the image `name`, and its text.
 fn load(name: &str, element: Element) -> (String, String) {
@@ -112,10 +77,11 @@ impl AsImage {
     }
 }
 
-/// What may become an image: a state, in all variants of an entry point or in none,
-/// or a local of one of them.
+/// What may become an image: a weight or a state, in all variants of an entry point or
+/// in none, or a local of one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
+    Weight(usize),
     State(usize),
     Local { variant: usize, local: usize },
 }
@@ -132,17 +98,22 @@ struct Users {
     unfit: bool,
 }
 
-/// Makes images of the states and scratch buffers of an entry point's variants that
-/// linear layers and attentions read and whose elements all kernels take four at a
-/// time, as far as every adapter lets a kernel bind so many and have them of so many
-/// rows. `states` has the states' bytes. A kernel that loaded what it stores would not
-/// do: an image is bound for one of them.
+/// Makes images of the matrices, states and scratch buffers of an entry point's
+/// variants that linear layers and attentions read and whose elements all kernels take
+/// 16 bytes at a time, as far as every adapter lets a kernel bind so many and have them
+/// of so many rows. `states` has the states' bytes. A kernel that loaded what it stores
+/// would not do: an image is bound for one of them.
 pub(crate) fn make_images(
     variants: &mut [Lowered],
+    weights: &Weights,
     states: &[u64],
     maxima: &Bindings,
 ) -> Result<(), CodegenError> {
     let mut rows: BTreeMap<Place, u64> = BTreeMap::new();
+    for weight in weights.linear_data() {
+        let bytes = weights.buffers[weight].bytes;
+        rows.insert(Place::Weight(weight), texel_rows(bytes));
+    }
     for (state, bytes) in states.iter().enumerate() {
         rows.insert(Place::State(state), texel_rows(*bytes));
     }
@@ -164,8 +135,13 @@ pub(crate) fn make_images(
     for (at, (variant, launch)) in launches.iter().enumerate() {
         let is = |body: &str| launch.kernel.body.starts_with(body);
         for bound in launch.kernel.bindings() {
-            let Some(place) = place(*variant, bound.base) else {
-                continue;
+            let place = match bound.base {
+                Base::Weight(weight) => Place::Weight(weight),
+                Base::State(state) => Place::State(state),
+                Base::Local(local) => Place::Local {
+                    variant: *variant,
+                    local,
+                },
             };
             let users = users.entry(place).or_default();
             users.unfit |= users.launches.contains(&at) || AsImage::of(bound).is_none();
@@ -174,12 +150,13 @@ pub(crate) fn make_images(
             users.launches.push(at);
         }
     }
-    // Keys and values before queries, which an attention reads but once.
+    // Weights first, and keys and values before queries, which an attention reads once.
     let mut users: Vec<(Place, Users)> = users.into_iter().collect();
     users.sort_by_key(|(place, users)| match place {
-        Place::State(_) => 0,
-        Place::Local { .. } if users.linear => 1,
-        Place::Local { .. } => 2,
+        Place::Weight(_) => 0,
+        Place::State(_) => 1,
+        Place::Local { .. } if users.linear => 2,
+        Place::Local { .. } => 3,
     });
     for (place, users) in users {
         let small = rows.get(&place).is_some_and(|rows| *rows <= DEFAULT_ROWS);
@@ -189,6 +166,7 @@ pub(crate) fn make_images(
             continue;
         }
         let base = match place {
+            Place::Weight(weight) => Base::Weight(weight),
             Place::State(state) => Base::State(state),
             Place::Local { variant, local } => {
                 locals[variant][local].image = true;
@@ -200,12 +178,4 @@ pub(crate) fn make_images(
         }
     }
     Ok(())
-}
-
-fn place(variant: usize, base: Base) -> Option<Place> {
-    match base {
-        Base::Weight(_) => None,
-        Base::State(state) => Some(Place::State(state)),
-        Base::Local(local) => Some(Place::Local { variant, local }),
-    }
 }
