@@ -60,6 +60,7 @@ fn main(
             for (var c = 0u; c < TILE_COLS; c++) {
                 w[c] = scale[c] * load_w4(tile_column(n + c), k4);
             }
+            // unroll TILE_ROWS
             for (var r = 0u; r < TILE_ROWS; r++) {
                 let x = load_x(tile_row(row + r), k4);
                 for (var c = 0u; c < TILE_COLS; c++) {
