@@ -131,27 +131,8 @@ pub(crate) fn make_images(
         launches.extend(all.map(|launch| (variant, launch)));
     }
 
-    let mut users: BTreeMap<Place, Users> = BTreeMap::new();
-    for (at, (variant, launch)) in launches.iter().enumerate() {
-        let is = |body: &str| launch.kernel.body.starts_with(body);
-        for bound in launch.kernel.bindings() {
-            let place = match bound.base {
-                Base::Weight(weight) => Place::Weight(weight),
-                Base::State(state) => Place::State(state),
-                Base::Local(local) => Place::Local {
-                    variant: *variant,
-                    local,
-                },
-            };
-            let users = users.entry(place).or_default();
-            users.unfit |= users.launches.contains(&at) || AsImage::of(bound).is_none();
-            users.linear |= !bound.access.writes() && is("linear");
-            users.attention |= !bound.access.writes() && is("attention");
-            users.launches.push(at);
-        }
-    }
     // Weights first, and keys and values before queries, which an attention reads once.
-    let mut users: Vec<(Place, Users)> = users.into_iter().collect();
+    let mut users: Vec<(Place, Users)> = users_of(&launches).into_iter().collect();
     users.sort_by_key(|(place, users)| match place {
         Place::Weight(_) => 0,
         Place::State(_) => 1,
@@ -178,4 +159,28 @@ pub(crate) fn make_images(
         }
     }
     Ok(())
+}
+
+/// What kernels bind, for launches with the variants that they belong to.
+fn users_of(launches: &[(usize, &mut Launch)]) -> BTreeMap<Place, Users> {
+    let mut users: BTreeMap<Place, Users> = BTreeMap::new();
+    for (at, (variant, launch)) in launches.iter().enumerate() {
+        let is = |body: &str| launch.kernel.body.starts_with(body);
+        for bound in launch.kernel.bindings() {
+            let place = match bound.base {
+                Base::Weight(weight) => Place::Weight(weight),
+                Base::State(state) => Place::State(state),
+                Base::Local(local) => Place::Local {
+                    variant: *variant,
+                    local,
+                },
+            };
+            let users = users.entry(place).or_default();
+            users.unfit |= users.launches.contains(&at) || AsImage::of(bound).is_none();
+            users.linear |= !bound.access.writes() && is("linear");
+            users.attention |= !bound.access.writes() && is("attention");
+            users.launches.push(at);
+        }
+    }
+    users
 }

@@ -201,7 +201,9 @@ impl Draft {
         out
     }
 
-    /// Adds a function to the kernel's text, once.
+    /// Adds a function to the kernel's text, once. It loads from what is bound by
+    /// `name[i]` alone, and stores by statements `name[i] = v;`, for which
+    /// [`Draft::make_image`] looks.
     pub fn hook(&mut self, text: impl Into<String>) {
         let text = text.into();
         if !self.hooks.contains(&text) {
