@@ -1,6 +1,7 @@
 //! An open device, with every failure turned into an [`Error`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use kiln_ir::plan::TEXELS_IN_ROW;
 use wgpu::{ErrorFilter, Features, Limits};
@@ -209,6 +210,44 @@ impl Device {
         })
     }
 
+    /// Bytes that are read and written a second when the driver copies a buffer of 32 MiB,
+    /// the best of several tries by the host's clock: what memory is good for at least.
+    ///
+    /// # Errors
+    /// When memory runs out or the device is lost.
+    pub fn copy_rate(&self) -> Result<f64> {
+        const BYTES: u64 = 32 << 20;
+        const TRIES: usize = 5;
+        /// What starting and waiting take is little beside this.
+        const LONG: Duration = Duration::from_millis(20);
+        let what = "a measured copy";
+        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let [from, to] = [0, 1].map(|_| self.buffer(what, BYTES, usage, "measure nothing else"));
+        let (from, to) = (from?, to?);
+        let run = |copies: u32| {
+            let clock = Instant::now();
+            let index = self.scoped(what, || {
+                let mut encoder = self.inner.create_command_encoder(&Default::default());
+                for _ in 0..copies {
+                    encoder.copy_buffer_to_buffer(&from, 0, &to, 0, BYTES);
+                }
+                self.queue.submit([encoder.finish()])
+            })?;
+            self.wait(what, Some(index))?;
+            Result::Ok(clock.elapsed())
+        };
+        run(1)?;
+        let mut copies = 1;
+        while copies < 1 << 12 && run(copies)? < LONG {
+            copies *= 2;
+        }
+        let mut best = f64::INFINITY;
+        for _ in 0..TRIES {
+            best = best.min(run(copies)?.as_secs_f64());
+        }
+        Ok((2 * BYTES * u64::from(copies)) as f64 / best.max(1e-9))
+    }
+
     /// An image of at least so many rows of texels, zeroed, after checking the limits; see
     /// [`Access::Texels`](kiln_ir::plan::Access::Texels).
     pub(crate) fn image(
@@ -290,6 +329,15 @@ mod tests {
                 let lost = matches!(error, Some(Error::DeviceLost { .. }));
                 assert!(lost, "{backend}: {error:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_copy_has_a_rate() {
+        for backend in ["vulkan", "gl"] {
+            let rate = open(backend).copy_rate().unwrap();
+            // From a laptop's disk to ten times the fastest card.
+            assert!((1e8..1e14).contains(&rate), "{backend}: {rate}");
         }
     }
 
