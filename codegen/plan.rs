@@ -138,16 +138,6 @@ fn bytes_of_state(ty: &TensorType) -> Dim {
     &Dim::product(&capacity_shape(&ty.shape)) * &Dim::constant(ty.dtype.device_bytes())
 }
 
-/// Whether all `bounds` hold at these sizes.
-fn hold(bounds: &[Bound], sizes: &Bindings) -> Result<bool, CodegenError> {
-    for bound in bounds {
-        if bound.size.eval(sizes)? > bound.max {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 /// The members of the uniform block.
 fn uniforms(graphs: &[Graph]) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
@@ -300,7 +290,7 @@ impl Placed {
                 // It has no size to be told apart by.
                 continue;
             }
-            if hold(&bounds, &self.maxima)? {
+            if Bound::all_hold(&bounds, &self.maxima)? {
                 bounds.clear();
             }
             if self.are_covered(&bounds, &out)? {
@@ -330,7 +320,7 @@ impl Placed {
             }
         }
         for (_, bounds) in shapes {
-            if hold(bounds, &largest)? {
+            if Bound::all_hold(bounds, &largest)? {
                 return Ok(true);
             }
         }

@@ -334,12 +334,7 @@ impl Variant {
     /// # Errors
     /// When a bound has no value there.
     pub fn takes(&self, sizes: &Bindings) -> Result<bool, DimError> {
-        for bound in &self.bounds {
-            if bound.size.eval(sizes)? > bound.max {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        Bound::all_hold(&self.bounds, sizes)
     }
 
     /// All launches, those of streams last.
@@ -375,6 +370,21 @@ pub struct Bound {
     pub size: Dim,
     /// Its inclusive maximum.
     pub max: u64,
+}
+
+impl Bound {
+    /// Whether every one of `bounds` holds at these sizes.
+    ///
+    /// # Errors
+    /// When one has no value there.
+    pub fn all_hold(bounds: &[Bound], sizes: &Bindings) -> Result<bool, DimError> {
+        for bound in bounds {
+            if bound.size.eval(sizes)? > bound.max {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 /// One dispatch. In a variant with a [`Grid`] it may do the work of several, with
