@@ -41,40 +41,30 @@ fn store(name: &str, element: Element) -> (String, String) {
     (function, text)
 }
 
-/// How a kernel binds what was a buffer as an image; None if its elements are no
-/// texels.
-pub(crate) struct AsImage {
-    pub access: Access,
-    /// The function in place of loads or stores.
-    function: String,
-    /// Its text.
-    pub text: String,
+/// Whether elements are of a texel's size.
+fn are_texels(element: Element) -> bool {
+    matches!(element, Element::F32x4 | Element::U32x4)
 }
 
-impl AsImage {
-    pub fn of(bound: &Bound) -> Option<AsImage> {
-        if !matches!(bound.element, Element::F32x4 | Element::U32x4) {
-            return None;
-        }
-        let (access, (function, text)) = match bound.access {
-            Access::Read => (Access::Texels, load(&bound.name, bound.element)),
-            Access::ReadWrite => (Access::WriteTexels, store(&bound.name, bound.element)),
-            Access::Texels | Access::WriteTexels => return None,
+/// Binds an image in place of a buffer, with calls in place of the loads or stores in
+/// `hooks`.
+pub(crate) fn bind_image(bound: &mut Bound, hooks: &mut Vec<String>) {
+    let writes = bound.access.writes();
+    let (function, text) = match writes {
+        true => store(&bound.name, bound.element),
+        false => load(&bound.name, bound.element),
+    };
+    for hook in hooks.iter_mut() {
+        *hook = match writes {
+            true => wgsl::call_for_store(hook, &bound.name, &function),
+            false => wgsl::call_for_load(hook, &bound.name, &function),
         };
-        Some(AsImage {
-            access,
-            function,
-            text,
-        })
     }
-
-    /// `text`, which loads or stores elements of the buffer `name`, for the image.
-    pub fn calls(&self, text: &str, name: &str) -> String {
-        match self.access.writes() {
-            true => wgsl::call_for_store(text, name, &self.function),
-            false => wgsl::call_for_load(text, name, &self.function),
-        }
-    }
+    hooks.push(text);
+    bound.access = match writes {
+        true => Access::WriteTexels,
+        false => Access::Texels,
+    };
 }
 
 /// What may become an image: a weight or a state, in all variants of an entry point or
@@ -176,7 +166,7 @@ fn users_of(launches: &[(usize, &mut Launch)]) -> BTreeMap<Place, Users> {
                 },
             };
             let users = users.entry(place).or_default();
-            users.unfit |= users.launches.contains(&at) || AsImage::of(bound).is_none();
+            users.unfit |= users.launches.contains(&at) || !are_texels(bound.element);
             users.linear |= !bound.access.writes() && is("linear");
             users.attention |= !bound.access.writes() && is("attention");
             users.launches.push(at);

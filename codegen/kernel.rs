@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use kiln_ir::plan::Access;
 use kiln_ir::{Dim, Packing};
 
-use crate::images::AsImage;
+use crate::images::bind_image;
 use crate::place::Part;
 use crate::view::Base;
 use crate::wgsl;
@@ -250,15 +250,9 @@ impl Draft {
 
     /// Binds the buffer `base` as an image.
     pub fn make_image(&mut self, base: Base) {
-        let Some(bound) = self.bindings.iter_mut().find(|b| b.base == base) else {
-            return;
-        };
-        if let Some(image) = AsImage::of(bound) {
-            bound.access = image.access;
-            for hook in &mut self.hooks {
-                *hook = image.calls(hook, &bound.name);
-            }
-            self.hooks.push(image.text);
+        let mut bindings = self.bindings.iter_mut();
+        if let Some(bound) = bindings.find(|b| b.base == base) {
+            bind_image(bound, &mut self.hooks);
         }
     }
 
