@@ -222,7 +222,8 @@ impl Device {
         const LONG: Duration = Duration::from_millis(20);
         let what = "a measured copy";
         let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let [from, to] = [0, 1].map(|_| self.buffer(what, BYTES, usage, "measure nothing else"));
+        let [from, to] =
+            [0, 1].map(|_| self.buffer(what, BYTES, usage, "measure on another device"));
         let (from, to) = (from?, to?);
         let run = |copies: u32| {
             let clock = Instant::now();

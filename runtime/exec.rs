@@ -130,20 +130,16 @@ impl Program {
                 form: Form::of_image(buffer.image),
             });
         }
-        let bound = || {
-            let launches = entry.variants.iter().flat_map(Variant::all_launches);
-            launches.flat_map(|l| plan.bound(l))
-        };
-        let is_image = |state: usize| {
-            let mut bound = bound();
-            bound.any(|(b, access)| b == Binding::State(state) && access.is_image())
-        };
-        let states = match bound().any(|(b, _)| matches!(b, Binding::State(_))) {
-            true => (0..plan.states.len())
-                .map(|state| Form::of_image(is_image(state)))
-                .collect(),
-            false => Vec::new(),
-        };
+        let launches = entry.variants.iter().flat_map(Variant::all_launches);
+        let mut states = Vec::new();
+        for (binding, access) in launches.flat_map(|l| plan.bound(l)) {
+            if let Binding::State(state) = binding {
+                states.resize(plan.states.len(), Form::Buffer);
+                if let (Form::Image, Some(form)) = (access.into(), states.get_mut(state)) {
+                    *form = Form::Image;
+                }
+            }
+        }
         Ok(Program {
             name: name.to_owned(),
             maxima: maxima(plan, entry),
