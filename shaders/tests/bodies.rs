@@ -43,8 +43,11 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
         "linear_software_tile" => [(2, 8), (4, 8), (8, 8), (8, 16)]
             .into_iter()
             .flat_map(|(rows, columns)| {
-                let tile = [("TILE_ROWS", rows), ("TILE_COLS", columns)];
-                linear(&[tile[0], tile[1], ("WORKGROUP", 8)])
+                linear(&[
+                    ("TILE_ROWS", rows),
+                    ("TILE_COLS", columns),
+                    ("WORKGROUP", 8),
+                ])
             })
             .collect(),
         "linear_matvec" => linear(&[

@@ -523,14 +523,14 @@ fn invariant_26_images() {
 
     // A launch that appends to the state and one that reads it.
     let images = |p: &mut Plan, appends: bool, reads: bool| {
-        let mut launch = |kernel: &str, at: usize, access, bindings: &[Access]| {
-            let name = format!("{kernel}_image");
-            let (_, mut own) = super::tests::sample::kernel(&name, bindings);
+        let mut launch = |of: &str, at: usize, access, bindings: &[Access]| {
+            let name = format!("{of}_image");
+            let (_, mut own) = kernel(&name, bindings);
             own.bindings[at] = access;
             p.kernels.insert(name.clone(), own);
             for variant in &mut entry(p, "step").variants {
                 let mut all = variant.launches.iter_mut();
-                if let Some(launch) = all.find(|l| l.kernel == kernel) {
+                if let Some(launch) = all.find(|l| l.kernel == of) {
                     launch.kernel.clone_from(&name);
                 }
             }
