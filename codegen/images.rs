@@ -7,7 +7,7 @@ use kiln_ir::Bindings;
 use kiln_ir::plan::{Access, TEXELS_IN_ROW, texel_rows};
 
 use crate::error::CodegenError;
-use crate::kernel::{Bound, Element, Launch};
+use crate::kernel::{Bound, Element, Hook, Launch};
 use crate::lower::Lowered;
 use crate::memory::bytes;
 use crate::place::{Local, Role};
@@ -48,19 +48,25 @@ fn are_texels(element: Element) -> bool {
 
 /// Binds an image in place of a buffer, with calls in place of the loads or stores in
 /// `hooks`.
-pub(crate) fn bind_image(bound: &mut Bound, hooks: &mut Vec<String>) {
+pub(crate) fn bind_image(bound: &mut Bound, hooks: &mut Vec<Hook>) {
     let writes = bound.access.writes();
     let (function, text) = match writes {
         true => store(&bound.name, bound.element),
         false => load(&bound.name, bound.element),
     };
     for hook in hooks.iter_mut() {
-        *hook = match writes {
-            true => wgsl::call_for_store(hook, &bound.name, &function),
-            false => wgsl::call_for_load(hook, &bound.name, &function),
+        if let Some((_, other)) = hook.of_image.take_if(|(name, _)| *name == bound.name) {
+            hook.text = other;
+        }
+        hook.text = match writes {
+            true => wgsl::call_for_store(&hook.text, &bound.name, &function),
+            false => wgsl::call_for_load(&hook.text, &bound.name, &function),
         };
     }
-    hooks.push(text);
+    hooks.push(Hook {
+        text,
+        of_image: None,
+    });
     bound.access = match writes {
         true => Access::WriteTexels,
         false => Access::Texels,
@@ -100,9 +106,11 @@ pub(crate) fn make_images(
     maxima: &Bindings,
 ) -> Result<(), CodegenError> {
     let mut rows: BTreeMap<Place, u64> = BTreeMap::new();
-    for weight in weights.linear_data() {
-        let bytes = weights.buffers[weight].bytes;
-        rows.insert(Place::Weight(weight), texel_rows(bytes));
+    let mut scales: BTreeMap<usize, usize> = BTreeMap::new();
+    for part in weights.linear_parts() {
+        let bytes = weights.buffers[part.data].image_bytes();
+        rows.insert(Place::Weight(part.data), texel_rows(bytes));
+        scales.extend(part.scales.map(|s| (part.data, s)));
     }
     for (state, bytes) in states.iter().enumerate() {
         rows.insert(Place::State(state), texel_rows(*bytes));
@@ -136,16 +144,19 @@ pub(crate) fn make_images(
         if users.unfit || !(users.linear || users.attention) || !small || !have_room {
             continue;
         }
-        let base = match place {
-            Place::Weight(weight) => Base::Weight(weight),
-            Place::State(state) => Base::State(state),
+        let (base, with) = match place {
+            Place::Weight(weight) => {
+                let scales = scales.get(&weight).copied();
+                (Base::Weight(weight), scales.map(Base::Weight))
+            }
+            Place::State(state) => (Base::State(state), None),
             Place::Local { variant, local } => {
                 locals[variant][local].image = true;
-                Base::Local(local)
+                (Base::Local(local), None)
             }
         };
         for at in users.launches {
-            launches[at].1.kernel.make_image(base);
+            launches[at].1.kernel.make_image(base, with);
         }
     }
     Ok(())

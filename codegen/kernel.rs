@@ -60,6 +60,14 @@ pub(crate) struct Bound {
     pub coherent: bool,
 }
 
+/// A function of a kernel's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hook {
+    pub text: String,
+    /// What is bound, and the text where that is an image.
+    pub of_image: Option<(String, String)>,
+}
+
 /// The directives for cooperative matrices of f16.
 const MATRICES: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
 
@@ -82,7 +90,7 @@ pub(crate) struct Draft {
     pub workgroup: u32,
     constants: String,
     bindings: Vec<Bound>,
-    hooks: Vec<String>,
+    hooks: Vec<Hook>,
     wanted: BTreeSet<&'static str>,
     first_workgroup: Option<String>,
     enables: &'static str,
@@ -205,9 +213,24 @@ impl Draft {
     /// `name[i]` alone, and stores by statements `name[i] = v;`, for which
     /// [`Draft::make_image`] looks.
     pub fn hook(&mut self, text: impl Into<String>) {
-        let text = text.into();
-        if !self.hooks.contains(&text) {
-            self.hooks.push(text);
+        self.add(Hook {
+            text: text.into(),
+            of_image: None,
+        });
+    }
+
+    /// As [`Draft::hook`], for one that has another text where what is bound as `name`
+    /// is an image.
+    pub fn hook_of(&mut self, name: &str, text: String, of_image: String) {
+        self.add(Hook {
+            text,
+            of_image: Some((name.to_owned(), of_image)),
+        });
+    }
+
+    fn add(&mut self, hook: Hook) {
+        if !self.hooks.contains(&hook) {
+            self.hooks.push(hook);
         }
     }
 
@@ -248,8 +271,9 @@ impl Draft {
         images.count()
     }
 
-    /// Binds the buffer `base` as an image.
-    pub fn make_image(&mut self, base: Base) {
+    /// Binds the buffer `base` as an image, which holds what is in `with` too.
+    pub fn make_image(&mut self, base: Base, with: Option<Base>) {
+        self.bindings.retain(|b| Some(b.base) != with);
         let mut bindings = self.bindings.iter_mut();
         if let Some(bound) = bindings.find(|b| b.base == base) {
             bind_image(bound, &mut self.hooks);
@@ -297,7 +321,7 @@ impl Draft {
              return id.x + id.y * count.x + id.z * count.x * count.y{first};\n}}\n"
         );
         for hook in &self.hooks {
-            out.push_str(hook.trim_end());
+            out.push_str(hook.text.trim_end());
             out.push_str("\n\n");
         }
         let wanted: Vec<&str> = self.wanted.iter().copied().collect();

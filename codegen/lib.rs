@@ -44,6 +44,7 @@ mod kernels;
 mod linear;
 mod lower;
 mod memory;
+mod packed;
 mod place;
 mod plan;
 mod row_norm;

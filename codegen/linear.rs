@@ -9,11 +9,12 @@ use crate::error::CodegenError;
 use crate::expr::{At, Source};
 use crate::join::{AWAITS, GridSize};
 use crate::kernel::{Draft, Element, Launch};
+use crate::packed;
 use crate::place::{Part, describe};
 use crate::tier::Tier;
 use crate::tile::{COOP, COOP_STEP, RowKernel, STREAM, Tile};
 use crate::view::{Base, View};
-use crate::weights::{Matrix, MatrixPart, ROW_PADDING};
+use crate::weights::{Matrix, MatrixPart};
 use crate::wgsl;
 
 /// Rows of a result computed a block at a time; see [`kiln_ir::plan::Stream`].
@@ -69,7 +70,6 @@ impl Linear<'_> {
             matrix.packing.groups(k as usize) as u64 * (matrix.packing.group() as u64 / 4) / wv;
         d.constant_u32("K", k);
         d.constant_u32("N", n);
-        d.constant_u32("N_STORED", n.next_multiple_of(ROW_PADDING));
         d.constant_u32("K4", k.div_ceil(4));
         d.constant_u32("WV", wv);
         d.constant_u32("GROUPS", groups);
@@ -92,7 +92,7 @@ impl Linear<'_> {
             d.enable_matrices();
             self.half_hooks(matrix, part, &row, &mut d);
         } else {
-            weight_hooks(matrix.packing, part, body == STREAM, &mut d);
+            weight_hooks(matrix, part, body, &mut d);
             let whole = k.is_multiple_of(matrix.packing.group() as u64);
             match self.split {
                 Some(split) => split.load_x(whole, &mut d),
@@ -187,7 +187,7 @@ impl Linear<'_> {
             let weights = d.bind("weights", weights, Element::Half8, Access::Read);
             format!("    return {weights}[n * {eights}u + {at}];\n")
         } else {
-            weight_hooks(matrix.packing, part, false, d);
+            weight_hooks(matrix, part, COOP, d);
             format!(
                 "    let at = {at};\n    let scale = w_scale(n, at / (WV / 2u));\n    \
                  return Half8(half4(load_w4(n, 2u * at) * scale), half4(load_w4(n, 2u * at + 1u) * scale));\n"
@@ -407,29 +407,37 @@ fn vector_load(base: Base, offset: u64, last: &str, four: bool, d: &mut Draft) -
     )
 }
 
-/// The hooks that read weights from the buffers of `part`: by units of 16 bytes, or
-/// by groups.
-fn weight_hooks(packing: Packing, part: &MatrixPart, by_unit: bool, d: &mut Draft) {
-    d.bind(
-        "weights",
-        Base::Weight(part.data),
-        Element::of(packing),
-        Access::Read,
-    );
+/// The hooks with which `body` reads weights from the buffers of `part`: by units of 16
+/// bytes, or by groups.
+fn weight_hooks(matrix: &Matrix, part: &MatrixPart, body: &str, d: &mut Draft) {
+    let packing = matrix.packing;
+    let data = Base::Weight(part.data);
+    let weights = d.bind("weights", data, Element::of(packing), Access::Read);
     if let Some(scales) = part.scales {
         d.bind("scales", Base::Weight(scales), Element::U32, Access::Read);
     }
-    let prelude = format!("weights_{}", packing.name());
-    let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
-    let others = match by_unit {
-        true => ["load_w(", "load_w4(", "w_scale(", "fn unpack_q"].as_slice(),
+    let others = match body == STREAM {
+        true => [
+            "load_w(",
+            "load_w4(",
+            "w_element(",
+            "w_scale(",
+            "w_unit(",
+            "fn unpack_q",
+        ]
+        .as_slice(),
         false => &[" Unit", "unpack_bits(", "block_of("],
     };
     let is_hook = |b: &&str| ["fn ", "alias ", "struct "].iter().any(|w| b.contains(w));
-    for block in text.split("\n\n").filter(is_hook) {
-        if !others.iter().any(|name| block.contains(name)) {
-            d.hook(block);
-        }
+    let common = kiln_shaders::default_prelude("linear").unwrap_or_default();
+    let of_eight = common.split("\n\n").filter(|block| {
+        let is_software = body.starts_with("linear_software");
+        is_software && block.contains("fn w_scales(")
+    });
+    let own = packed::prelude(packing).filter(is_hook);
+    let own = own.filter(|block| !others.iter().any(|name| block.contains(name)));
+    for block in own.chain(of_eight) {
+        packed::hook(block, matrix, &weights, str::to_owned, d);
     }
 }
 

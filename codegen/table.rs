@@ -1,9 +1,13 @@
 //! Rows of a packed matrix, read where they are used: embedding tables.
 
+use std::collections::BTreeMap;
+
 use crate::error::CodegenError;
 use crate::kernel::{Draft, Element};
+use crate::packed;
 use crate::view::Base;
 use crate::weights::{Matrix, MatrixPart};
+use crate::wgsl;
 
 /// Adds a function `(row, k4) -> vec4<f32>` that reads parts of a packed matrix,
 /// scales and all, and returns its name.
@@ -15,9 +19,6 @@ pub(crate) fn load_rows(
     let packing = matrix.packing;
     let wide = packing.group() as u64 / 4;
     let groups = packing.groups(matrix.k as usize).to_string() + "u";
-    let prelude = format!("weights_{}", packing.name());
-    let text = kiln_shaders::default_prelude(&prelude).unwrap_or_default();
-    let blocks: Vec<&str> = text.split("\n\n").collect();
     let mut branches = String::new();
     let mut name = String::new();
     for (i, part) in parts.iter().enumerate() {
@@ -30,22 +31,21 @@ pub(crate) fn load_rows(
             None => String::new(),
         };
         let (load, scale) = (format!("load_{table}"), format!("scale_{table}"));
-        let wide = format!("{wide}u");
-        let names = [
-            ("load_w4", load.as_str()),
-            ("w_scale", scale.as_str()),
-            ("weights", table.as_str()),
-            ("scales", scales.as_str()),
-            ("GROUPS", groups.as_str()),
-            ("WV", wide.as_str()),
-        ];
-        for block in &blocks {
-            let used = ["fn load_w4(", "fn unpack_"]
-                .iter()
-                .any(|f| block.contains(f))
+        let names = BTreeMap::from([
+            ("load_w4", load.clone()),
+            ("w_scale", scale.clone()),
+            ("w_element", format!("element_{table}")),
+            ("weights", table.clone()),
+            ("scales", scales),
+            ("GROUPS", groups.clone()),
+            ("WV", format!("{wide}u")),
+        ]);
+        for block in packed::prelude(packing) {
+            let read = ["fn load_w4(", "fn unpack_q", "fn w_element(", "fn w_unit("];
+            let used = read.iter().any(|f| block.contains(f))
                 || (packing.has_scales() && block.contains("fn w_scale("));
             if used {
-                k.hook(rename(block, &names));
+                packed::hook(block, matrix, &table, |text| wgsl::rename(text, &names), k);
             }
         }
         let row = match part.first_row {
@@ -54,7 +54,7 @@ pub(crate) fn load_rows(
         };
         let mut value = format!("{load}({row}, k4)");
         if packing.has_scales() {
-            value = format!("{value} * {scale}({row}, k4 / {wide})");
+            value = format!("{value} * {scale}({row}, k4 / {wide}u)");
         }
         let end = part.first_row + part.rows;
         branches.push_str(&if i + 1 == parts.len() {
@@ -67,25 +67,4 @@ pub(crate) fn load_rows(
         "fn {name}(row: u32, k4: u32) -> vec4<f32> {{\n{branches}}}\n"
     ));
     Ok(name)
-}
-
-/// `text` with whole words exchanged.
-fn rename(text: &str, names: &[(&str, &str)]) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut word = String::new();
-    let flush = |word: &mut String, out: &mut String| {
-        let new = names.iter().find(|(old, _)| old == word);
-        out.push_str(new.map_or(word.as_str(), |(_, new)| new));
-        word.clear();
-    };
-    for c in text.chars() {
-        if c.is_alphanumeric() || c == '_' {
-            word.push(c);
-        } else {
-            flush(&mut word, &mut out);
-            out.push(c);
-        }
-    }
-    flush(&mut word, &mut out);
-    out
 }

@@ -1,6 +1,7 @@
 //! Which body a linear layer runs, and in what tiles.
 
 use kiln_ir::Packing;
+use kiln_ir::packing::BAND_ROWS;
 
 use crate::join::{self, GridSize};
 use crate::linear::Linear;
@@ -48,9 +49,6 @@ impl RowKernel {
 
 /// About as many rows as a long prompt has.
 const MANY_ROWS: u64 = 1024;
-
-/// Bytes of the weights of a short row.
-const SHORT_ROW: usize = 2048;
 
 impl Linear<'_> {
     /// The kernel's body, and its tile for `n` outputs.
@@ -134,31 +132,15 @@ impl Linear<'_> {
 /// The tile of a CPU driver for `n` outputs.
 fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
     const WORKGROUP: u32 = 8;
-    let packing = matrix.packing;
-    let group = packing.group() as u64 / 4;
-    let (body, rows, columns, wv) = match rows {
-        RowKernel::Matvec(rows) => {
-            // As many streams of weights at a time as a processor fetches ahead
-            // of: fewer if each has pages of its own.
-            let columns = match packing.data_bytes(1, matrix.k as usize) {
-                0..=SHORT_ROW => 8,
-                _ => 4,
-            };
-            // Two cache lines of f32, where a row consists of such pairs.
-            let row = packing.groups(matrix.k as usize) as u64 * group;
-            let wv = match packing.has_scales() || !row.is_multiple_of(8) {
-                true => group,
-                false => 8,
-            };
-            ("linear_software_matvec", rows, columns, wv)
-        }
+    let (body, rows, columns) = match rows {
+        RowKernel::Matvec(rows) => ("linear_software_matvec", rows, BAND_ROWS as u64),
         RowKernel::Tiled(rows) => {
             let stored = n.next_multiple_of(ROW_PADDING);
             let columns = match rows {
                 8 if stored.is_multiple_of(16) => 16,
                 _ => 8,
             };
-            ("linear_software_tile", rows, columns, group)
+            ("linear_software_tile", rows, columns)
         }
     };
     Tile {
@@ -166,7 +148,7 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
         workgroup: WORKGROUP,
         rows,
         columns: u64::from(WORKGROUP) * columns,
-        wv,
+        wv: matrix.packing.group() as u64 / 4,
         constants: vec![
             ("TILE_ROWS", rows),
             ("TILE_COLS", columns),

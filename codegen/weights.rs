@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kiln_ir::packing::BAND_ROWS;
 use kiln_ir::plan::{WeightBuffer, WeightPart};
 use kiln_ir::{Dim, Graph, Op, Packing, ParamSource, TensorType, ValueId};
 
@@ -23,7 +24,7 @@ const ROW_QUANTUM: u64 = 64;
 
 /// Matrices are padded with zero rows to a multiple of this, so that kernels
 /// which take several rows at a time need not clamp.
-pub(crate) const ROW_PADDING: u64 = 8;
+pub(crate) const ROW_PADDING: u64 = BAND_ROWS as u64;
 
 /// A packed matrix `[rows, k]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,10 +161,10 @@ impl Weights {
         self.matrices.get(name)
     }
 
-    /// The buffers of weights that linear layers contract with, without scales.
-    pub fn linear_data(&self) -> impl Iterator<Item = usize> {
+    /// The parts of the matrices that linear layers contract with.
+    pub fn linear_parts(&self) -> impl Iterator<Item = &MatrixPart> {
         let matrices = self.matrices.values().filter(|m| m.is_linear);
-        matrices.flat_map(|m| m.parts.iter().map(|p| p.data))
+        matrices.flat_map(|m| &m.parts)
     }
 
     /// Where the parameters of one axis called `names`, all those that one op

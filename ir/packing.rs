@@ -14,6 +14,11 @@
 //! The quantised packings keep an `f16` scale a group in a buffer of their own.
 //! In a `q4` word, weights 0 to 3 are the low nibbles of its bytes, 4 to 7 the
 //! high ones.
+//!
+//! In an image the matrix lies in *bands* of [`BAND_ROWS`] rows, so that whoever reads
+//! the rows of a band side by side reads memory from front to back: the first groups of
+//! its rows one after the other, then, with scales, the eight of them in 16 bytes, then
+//! the second groups, and so on.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -33,6 +38,9 @@ pub enum Packing {
     /// 4-bit integers with a scale per 32.
     Q4,
 }
+
+/// Rows of a band of a matrix in an image.
+pub const BAND_ROWS: usize = 8;
 
 /// A packed matrix.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,7 +71,7 @@ impl Packing {
     }
 
     /// Weights in a group.
-    pub fn group(self) -> usize {
+    pub const fn group(self) -> usize {
         match self {
             Packing::F32 | Packing::F16 => 16,
             Packing::Q8 | Packing::Q4 => 32,
@@ -71,7 +79,7 @@ impl Packing {
     }
 
     /// Bytes of a group without its scale.
-    pub fn group_bytes(self) -> usize {
+    pub const fn group_bytes(self) -> usize {
         match self {
             Packing::F32 => 64,
             Packing::F16 | Packing::Q8 => 32,
@@ -80,7 +88,7 @@ impl Packing {
     }
 
     /// Whether groups have a scale.
-    pub fn has_scales(self) -> bool {
+    pub const fn has_scales(self) -> bool {
         matches!(self, Packing::Q8 | Packing::Q4)
     }
 
@@ -101,6 +109,38 @@ impl Packing {
         } else {
             0
         }
+    }
+
+    /// Bytes of a group of each row of a band, with their scales.
+    pub const fn band_group_bytes(self) -> usize {
+        let scales = if self.has_scales() { 2 * BAND_ROWS } else { 0 };
+        BAND_ROWS * self.group_bytes() + scales
+    }
+
+    /// Makes `out` the whole bands of a packed `[rows, k]` matrix, as they lie in an
+    /// image.
+    pub fn bands(self, data: &[u8], scales: &[u8], k: usize, out: &mut Vec<u8>) {
+        let (row_groups, bytes) = (self.groups(k), self.group_bytes());
+        let scale_bytes = if self.has_scales() { 2 } else { 0 };
+        let rows = data.chunks_exact((BAND_ROWS * row_groups * bytes).max(1));
+        out.resize(rows.len() * row_groups * self.band_group_bytes(), 0);
+        out.par_chunks_mut((row_groups * self.band_group_bytes()).max(1))
+            .zip(data.par_chunks_exact((BAND_ROWS * row_groups * bytes).max(1)))
+            .enumerate()
+            .for_each(|(band, (out, rows))| {
+                let groups = out.chunks_exact_mut(self.band_group_bytes());
+                for (group, out) in groups.enumerate() {
+                    let (weights, of_scales) = out.split_at_mut(BAND_ROWS * bytes);
+                    for (row, out) in weights.chunks_exact_mut(bytes).enumerate() {
+                        let at = (row * row_groups + group) * bytes;
+                        out.copy_from_slice(&rows[at..at + bytes]);
+                    }
+                    for (row, out) in of_scales.chunks_exact_mut(2).enumerate() {
+                        let at = ((band * BAND_ROWS + row) * row_groups + group) * scale_bytes;
+                        out.copy_from_slice(scales.get(at..at + 2).unwrap_or(&[0; 2]));
+                    }
+                }
+            });
     }
 
     /// Packs `[rows, k]` values; a trailing incomplete row is dropped.
@@ -247,6 +287,38 @@ mod tests {
                     assert!((a - b).abs() <= tolerance, "{packing:?} {k}: {a} {b}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn bands_hold_groups_of_eight_rows_side_by_side() {
+        for packing in Packing::ALL {
+            let (k, rows) = (70, 3 * BAND_ROWS);
+            let packed = packing.pack(&values(rows * k), k);
+            // What is left of a band is not taken.
+            let short = packing.group_bytes();
+            let data = &packed.data[..packed.data.len() - short];
+            let mut bands = vec![1; 10];
+            packing.bands(data, &packed.scales, k, &mut bands);
+            let (groups, bytes) = (packing.groups(k), packing.group_bytes());
+            assert_eq!(bands.len(), 2 * groups * packing.band_group_bytes());
+            let mut rest = bands.as_slice();
+            for (band, group) in (0..2).flat_map(|b| (0..groups).map(move |g| (b, g))) {
+                let place = |row: usize| (band * BAND_ROWS + row) * groups + group;
+                for row in 0..BAND_ROWS {
+                    let (found, others) = rest.split_at(bytes);
+                    let wanted = &packed.data[place(row) * bytes..][..bytes];
+                    assert_eq!(found, wanted, "{packing:?} {band} {group} {row}");
+                    rest = others;
+                }
+                for row in (0..BAND_ROWS).filter(|_| packing.has_scales()) {
+                    let (found, others) = rest.split_at(2);
+                    let wanted = &packed.scales[place(row) * 2..][..2];
+                    assert_eq!(found, wanted, "{packing:?} {band} {group} {row}");
+                    rest = others;
+                }
+            }
+            assert!(rest.is_empty());
         }
     }
 

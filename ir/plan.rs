@@ -31,11 +31,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::dim::{Bindings, Dim, DimError, SymbolDecl};
-use crate::packing::Packing;
+use crate::packing::{BAND_ROWS, Packing};
 use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 3;
+pub const PLAN_VERSION: u32 = 4;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -82,6 +82,15 @@ impl Plan {
         let kernel = self.kernels.get(&launch.kernel);
         let accesses = kernel.into_iter().flat_map(|k| &k.bindings);
         launch.bindings.iter().copied().zip(accesses.copied())
+    }
+
+    /// Which of the weights has the scales of the matrix in `weights[index]`.
+    pub fn scales_of(&self, index: usize) -> Option<usize> {
+        let of = self.weights.get(index)?.matrix()?;
+        self.weights.iter().position(|weight| {
+            matches!(weight.contents.as_slice(), [part]
+                if part.scales && part.param == of.param && part.first_row == of.first_row)
+        })
     }
 }
 
@@ -132,6 +141,24 @@ pub struct WeightBuffer {
     pub contents: Vec<WeightPart>,
 }
 
+impl WeightBuffer {
+    /// The matrix whose weights it holds, with nothing else.
+    pub fn matrix(&self) -> Option<&WeightPart> {
+        match self.contents.as_slice() {
+            [part] if part.shape.len() > 1 && !part.scales => Some(part),
+            _ => None,
+        }
+    }
+
+    /// Its bytes as an image: a matrix in bands, see [`crate::packing`], with its scales.
+    pub fn image_bytes(&self) -> u64 {
+        self.matrix().map_or(self.bytes, |part| {
+            let bands = part.rows.div_ceil(BAND_ROWS as u64);
+            bands * (part.packing.groups(part.k()) * part.packing.band_group_bytes()) as u64
+        })
+    }
+}
+
 /// Rows of one parameter within a [`WeightBuffer`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WeightPart {
@@ -150,6 +177,13 @@ pub struct WeightPart {
     pub rows: u64,
     /// Where they start, in bytes.
     pub offset: u64,
+}
+
+impl WeightPart {
+    /// Elements of a row.
+    pub fn k(&self) -> usize {
+        self.shape.last().map_or(1, |k| *k as usize)
+    }
 }
 
 /// A buffer that outlives a run, such as a layer's key cache.
@@ -184,7 +218,8 @@ pub enum Access {
     /// `var<storage, read_write>`
     ReadWrite,
     /// `texture_storage_2d<rgba32uint, read>`: a weight, a state or a buffer as an image,
-    /// whose texels are its bytes, 16 each, in rows of [`TEXELS_IN_ROW`].
+    /// whose texels are its bytes, 16 each, in rows of [`TEXELS_IN_ROW`]. A matrix lies
+    /// in bands in it, with its scales; see [`crate::packing`].
     Texels,
     /// `texture_storage_2d<rgba32uint, write>`: such a state or buffer.
     WriteTexels,

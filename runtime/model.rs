@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Allocation, GRID_STATE_BYTES, Program, Recorder, has_stalled, maxima};
 use crate::pipelines::{CacheFile, Compiled, Compiler, user_cache_dir};
 use crate::readback::Staging;
-use crate::resident::{Form, Resident};
+use crate::resident::{Bands, Form, Resident};
 use crate::sampler;
 use crate::session::STEP;
 use crate::sizes::{SessionSize, keep_needed};
@@ -377,8 +377,14 @@ impl Model {
 
     /// Bytes of the weights on the device.
     pub fn weight_bytes(&self) -> u64 {
-        let weights = self.weights.keys();
-        weights.map(|(i, _)| self.plan.weights[*i].bytes).sum()
+        let weights = self.weights.keys().map(|(i, form)| {
+            let weight = &self.plan.weights[*i];
+            match form {
+                Form::Buffer => weight.bytes,
+                Form::Image => weight.image_bytes(),
+            }
+        });
+        weights.sum()
     }
 
     pub(crate) fn uniform_bytes(&self) -> u64 {
@@ -628,6 +634,28 @@ impl Loader<'_> {
         compiler.compile(source.name, source.kernel, source.text)
     }
 
+    /// How a weight becomes an image, if it is a matrix.
+    fn bands(&self, index: usize) -> Result<Option<Bands>> {
+        let Some(matrix) = self.weight(index).matrix() else {
+            return Ok(None);
+        };
+        let mut scales = Vec::new();
+        if let Some(index) = self.artifact.plan().scales_of(index) {
+            let weight = self.weight(index);
+            self.artifact.weights().visit(&weight.name, &mut |piece| {
+                scales.extend_from_slice(piece);
+                match scales.len() as u64 <= weight.bytes {
+                    true => Ok(()),
+                    false => Err(wrong_size(&weight.name, scales.len() as u64, weight.bytes)),
+                }
+            })?;
+            if scales.len() as u64 != weight.bytes {
+                return Err(wrong_size(&weight.name, scales.len() as u64, weight.bytes));
+            }
+        }
+        Ok(Some(Bands::new(matrix, scales)))
+    }
+
     /// Uploads in pieces, with two in flight at most, so that the host never
     /// holds more than those besides the source's own.
     fn upload(&self, uploaded: &mut dyn FnMut(u64) -> Result<()>) -> Result<Weights> {
@@ -636,9 +664,13 @@ impl Loader<'_> {
         let mut previous = None;
         for &(index, form) in self.weights {
             let weight = self.weight(index);
-            let resident = Resident::new(self.device, &weight.name, weight.bytes, form, ADVICE)?;
+            let (bytes, bands) = match form {
+                Form::Buffer => (weight.bytes, None),
+                Form::Image => (weight.image_bytes(), self.bands(index)?),
+            };
+            let resident = Resident::new(self.device, &weight.name, bytes, form, ADVICE)?;
             let queue = &self.device.queue;
-            let mut filling = resident.filling(queue);
+            let mut filling = resident.filling(queue, bands);
             let mut done: u64 = 0;
             let source = self.artifact.weights();
             source.visit(&weight.name, &mut |bytes| {

@@ -1,6 +1,8 @@
 //! Weights and buffers on the device, and their way there.
 
-use kiln_ir::plan::{Access, TEXEL_BYTES, TEXELS_IN_ROW, texel_rows};
+use kiln_ir::Packing;
+use kiln_ir::packing::BAND_ROWS;
+use kiln_ir::plan::{Access, TEXEL_BYTES, TEXELS_IN_ROW, WeightPart, texel_rows};
 use wgpu::{BufferUsages, TextureUsages};
 
 use crate::device::Device;
@@ -79,13 +81,83 @@ impl Resident {
     }
 
     /// Begins to fill it.
-    pub fn filling<'a>(&'a self, queue: &'a wgpu::Queue) -> Filling<'a> {
+    pub fn filling<'a>(&'a self, queue: &'a wgpu::Queue, bands: Option<Bands>) -> Filling<'a> {
         Filling {
             to: self,
             queue,
+            bands,
             done: 0,
             row: Vec::new(),
         }
+    }
+}
+
+/// How the rows of a matrix become the bands of an image.
+pub(crate) struct Bands {
+    packing: Packing,
+    k: usize,
+    /// Those of all rows.
+    scales: Vec<u8>,
+    /// Bytes of those that are taken.
+    scales_done: usize,
+    /// Bytes of the rows of the bands to come.
+    left: usize,
+    /// The start of a band that is not whole yet.
+    start: Vec<u8>,
+    /// Room for whole bands.
+    arranged: Vec<u8>,
+}
+
+impl Bands {
+    /// Those of `matrix`, with all its scales.
+    pub fn new(matrix: &WeightPart, scales: Vec<u8>) -> Self {
+        let (packing, k) = (matrix.packing, matrix.k());
+        let rows = (matrix.rows as usize).next_multiple_of(BAND_ROWS);
+        Bands {
+            packing,
+            k,
+            scales,
+            scales_done: 0,
+            left: packing.data_bytes(rows, k),
+            start: Vec::new(),
+            arranged: Vec::new(),
+        }
+    }
+
+    /// Hands `sink` the bands that are whole with these bytes of the rows, or, at their
+    /// `end`, with zeros behind them.
+    fn take(&mut self, piece: &[u8], end: bool, sink: &mut dyn FnMut(&[u8])) {
+        let band = self.packing.data_bytes(BAND_ROWS, self.k);
+        // What lies behind the last band is padding.
+        let piece = &piece[..piece.len().min(self.left - self.start.len())];
+        let missing = (band - self.start.len()) % band;
+        let (first, rest) = piece.split_at(piece.len().min(missing));
+        let mut begun = std::mem::take(&mut self.start);
+        begun.extend_from_slice(first);
+        if end {
+            begun.resize(self.left, 0);
+        }
+        if !begun.len().is_multiple_of(band) {
+            self.start = begun;
+            return;
+        }
+        let (whole, tail) = rest.split_at(rest.len() / band * band);
+        for rows in [&begun, whole] {
+            sink(self.arrange(rows));
+        }
+        begun.clear();
+        begun.extend_from_slice(tail);
+        self.start = begun;
+    }
+
+    /// The next bands.
+    fn arrange(&mut self, rows: &[u8]) -> &[u8] {
+        let scales = self.scales.get(self.scales_done..).unwrap_or_default();
+        self.packing.bands(rows, scales, self.k, &mut self.arranged);
+        let count = rows.len() / self.packing.data_bytes(BAND_ROWS, self.k) * BAND_ROWS;
+        self.scales_done += self.packing.scale_bytes(count, self.k);
+        self.left -= rows.len();
+        &self.arranged
     }
 }
 
@@ -93,6 +165,7 @@ impl Resident {
 pub(crate) struct Filling<'a> {
     to: &'a Resident,
     queue: &'a wgpu::Queue,
+    bands: Option<Bands>,
     /// Bytes that are written.
     done: u64,
     /// The start of a row of texels that is not whole yet.
@@ -107,33 +180,46 @@ impl Filling<'_> {
                 self.queue.write_buffer(buffer, self.done, piece);
                 self.done += piece.len() as u64;
             }
-            Resident::Image(texture, _) => {
-                let mut rest = piece;
-                if !self.row.is_empty() {
-                    let (first, others) = rest.split_at(rest.len().min(ROW - self.row.len()));
-                    self.row.extend_from_slice(first);
-                    rest = others;
-                    if self.row.len() == ROW {
-                        let row = std::mem::take(&mut self.row);
-                        self.rows(texture, &row);
-                    }
-                }
-                let (whole, start) = rest.split_at(rest.len() / ROW * ROW);
-                self.rows(texture, whole);
-                self.row.extend_from_slice(start);
-            }
+            Resident::Image(texture, _) => self.image(texture, piece, false),
         }
     }
 
     /// Ends it, with zeros up to the end of a row of texels.
     pub fn finish(&mut self) {
-        if let Resident::Image(texture, _) = self.to
-            && !self.row.is_empty()
-        {
-            let mut row = std::mem::take(&mut self.row);
-            row.resize(ROW, 0);
-            self.rows(texture, &row);
+        if let Resident::Image(texture, _) = self.to {
+            self.image(texture, &[], true);
+            if !self.row.is_empty() {
+                let mut row = std::mem::take(&mut self.row);
+                row.resize(ROW, 0);
+                self.rows(texture, &row);
+            }
         }
+    }
+
+    fn image(&mut self, texture: &wgpu::Texture, piece: &[u8], end: bool) {
+        match self.bands.take() {
+            Some(mut bands) => {
+                bands.take(piece, end, &mut |bands| self.texels(texture, bands));
+                self.bands = Some(bands);
+            }
+            None => self.texels(texture, piece),
+        }
+    }
+
+    fn texels(&mut self, texture: &wgpu::Texture, piece: &[u8]) {
+        let mut rest = piece;
+        if !self.row.is_empty() {
+            let (first, others) = rest.split_at(rest.len().min(ROW - self.row.len()));
+            self.row.extend_from_slice(first);
+            rest = others;
+            if self.row.len() == ROW {
+                let row = std::mem::take(&mut self.row);
+                self.rows(texture, &row);
+            }
+        }
+        let (whole, start) = rest.split_at(rest.len() / ROW * ROW);
+        self.rows(texture, whole);
+        self.row.extend_from_slice(start);
     }
 
     fn rows(&mut self, texture: &wgpu::Texture, bytes: &[u8]) {

@@ -64,13 +64,16 @@ fn main(
     for (var p = 0u; p < WORKGROUP; p++) {
         highest = max(highest, part_top[p]);
     }
+    var keep: array<f32, WORKGROUP>;
+    var weights = 0.0;
+    for (var p = 0u; p < WORKGROUP; p++) {
+        keep[p] = exp(part_top[p] - highest);
+        weights += part_total[p] * keep[p];
+    }
     for (var d = lane; d < D4; d += WORKGROUP) {
         var sum = vec4<f32>(0.0);
-        var weights = 0.0;
         for (var p = 0u; p < WORKGROUP; p++) {
-            let keep = exp(part_top[p] - highest);
-            sum += part_out[p][d] * keep;
-            weights += part_total[p] * keep;
+            sum += part_out[p][d] * keep[p];
         }
         store_out(b, i, h, d, sum / max(weights, 1e-30));
     }

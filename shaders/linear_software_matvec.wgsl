@@ -6,9 +6,9 @@
 // 16 bytes at a time) after another, and reads each activation once for all its outputs.
 // No barriers in the loop over K.
 //
-// Constants: K, N, N_STORED, WV, GROUPS, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP,
-//            ROW_SLACK (see linear_software_tile).
-// Hooks: rows, load_x, load_w, w_scale, store4, workgroup_index.
+// Constants: K, N, WV, GROUPS, TILE_ROWS, TILE_COLS (4 or 8), WORKGROUP, ROW_SLACK
+//            (see linear_software_tile). Rows of weights are padded to a multiple of TILE_COLS.
+// Hooks: rows, load_x, load_w, w_scales, store4, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
 
 fn tile_row(row: u32) -> u32 {
@@ -16,13 +16,6 @@ fn tile_row(row: u32) -> u32 {
         return row;
     }
     return min(row, rows() - 1u);
-}
-
-fn tile_column(n: u32) -> u32 {
-    if N_STORED % TILE_COLS == 0u {
-        return n;
-    }
-    return min(n, N_STORED - 1u);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -51,10 +44,11 @@ fn main(
                 x[r][i] = load_x(tile_row(row + r), group * WV + i);
             }
         }
+        var scales = w_scales(n, group);
+        // unroll TILE_COLS
         for (var c = 0u; c < TILE_COLS; c++) {
-            let column = tile_column(n + c);
-            var w = load_w(column, group);
-            let scale = w_scale(column, group);
+            var w = load_w(n + c, group);
+            let scale = scales[c / 4u][c % 4u];
             for (var r = 0u; r < TILE_ROWS; r++) {
                 var sum = vec4<f32>(0.0);
                 for (var i = 0u; i < WV; i++) {

@@ -7,10 +7,10 @@
 // addresses of a tile then have no common base; so they are clamped only where they can be out of
 // range, and unscaled weights have one loop over K instead of two.
 //
-// Constants: K, N, N_STORED, WV, GROUPS, SCALED, TILE_ROWS, TILE_COLS (a multiple of 4), WORKGROUP,
-//            ROW_SLACK (load_x may be called for up to TILE_ROWS - 1 rows beyond the last; what it
-//            gives is not used).
-// Hooks: rows, load_x, load_w4, w_scale, store4, workgroup_index.
+// Constants: K, N, WV, GROUPS, SCALED, TILE_ROWS, TILE_COLS (a multiple of 8), WORKGROUP, ROW_SLACK
+//            (load_x may be called for up to TILE_ROWS - 1 rows beyond the last; what it gives is not
+//            used). Rows of weights are padded to a multiple of TILE_COLS.
+// Hooks: rows, load_x, load_w4, w_scales, store4, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
 
 // vec4s of a row of weights under one scale.
@@ -21,13 +21,6 @@ fn tile_row(row: u32) -> u32 {
         return row;
     }
     return min(row, rows() - 1u);
-}
-
-fn tile_column(n: u32) -> u32 {
-    if N_STORED % TILE_COLS == 0u {
-        return n;
-    }
-    return min(n, N_STORED - 1u);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -51,14 +44,17 @@ fn main(
     var acc: array<array<f32, TILE_COLS>, TILE_ROWS>;
     for (var span = 0u; span < GROUPS * WV / SPAN; span++) {
         var scale: array<f32, TILE_COLS>;
-        for (var c = 0u; c < TILE_COLS; c++) {
-            scale[c] = w_scale(tile_column(n + c), span);
+        for (var first = 0u; first < TILE_COLS; first += 8u) {
+            var scales = w_scales(n + first, span);
+            for (var c = 0u; c < 8u; c++) {
+                scale[first + c] = scales[c / 4u][c % 4u];
+            }
         }
         for (var i = 0u; i < SPAN; i++) {
             let k4 = span * SPAN + i;
             var w: array<vec4<f32>, TILE_COLS>;
             for (var c = 0u; c < TILE_COLS; c++) {
-                w[c] = scale[c] * load_w4(tile_column(n + c), k4);
+                w[c] = scale[c] * load_w4(n + c, k4);
             }
             // unroll TILE_ROWS
             for (var r = 0u; r < TILE_ROWS; r++) {

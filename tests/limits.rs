@@ -16,7 +16,7 @@ use common::{F32, NATIVE, compile_as, in_memory, open};
 use kiln_codegen::{CodegenError, CompileOptions};
 use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_ir::plan::verify::{PlanErrors, verify};
-use kiln_ir::plan::{Binding, Launch, Plan};
+use kiln_ir::plan::{Access, Binding, Launch, Plan};
 use kiln_ir::{Packing, ParamSource};
 use kiln_models::registry::EntryOptions;
 use kiln_runtime::{Artifact, Model, Session};
@@ -63,9 +63,18 @@ fn assert_read_in_parts(plan: &Plan, table: &str) {
         Binding::Weight(i) => plan.weights[*i].contents[0].param == table,
         _ => false,
     };
+    // An image has its scales in it.
+    let held = |(binding, access): (Binding, Access)| match binding {
+        Binding::Weight(i) if access.is_image() => {
+            let scales = plan.scales_of(i).map(Binding::Weight);
+            [Some(binding), scales]
+        }
+        _ => [Some(binding), None],
+    };
     let bound = |launches: &[&Launch]| -> BTreeSet<Binding> {
-        let bindings = launches.iter().flat_map(|l| &l.bindings);
-        bindings.copied().filter(|b| of_table(b)).collect()
+        let bindings = launches.iter().flat_map(|l| plan.bound(l));
+        let held = bindings.flat_map(held).flatten();
+        held.filter(|b| of_table(b)).collect()
     };
     let all = (0..plan.weights.len()).map(Binding::Weight);
     let all: BTreeSet<Binding> = all.filter(of_table).collect();

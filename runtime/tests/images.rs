@@ -7,33 +7,33 @@ use std::collections::BTreeMap;
 
 use common::*;
 use kiln_ir::plan::{
-    Access, Binding, Buffer, Entry, Kernel, Launch, Port, TEXEL_BYTES, TEXELS_IN_ROW, Variant,
+    Access, Binding, Buffer, Entry, Kernel, Launch, Plan, Port, TEXEL_BYTES, TEXELS_IN_ROW,
+    Variant, WeightBuffer, WeightPart,
 };
-use kiln_ir::{Bindings, DType, Dim, TensorType};
+use kiln_ir::{Bindings, DType, Dim, Packing, TensorType};
 use kiln_runtime::{Artifact, Model, OutputData, Result, RunOptions, WeightSource};
 
-/// Three rows of texels and a part of a fourth.
-const TEXELS: u64 = 3 * TEXELS_IN_ROW + 25;
-
-/// The weight's words, in pieces that end in the middle of texels and of rows.
-struct Pieces;
-
-fn word(i: u64) -> u32 {
-    (i as u32).wrapping_mul(2_654_435_761)
-}
+/// Weights by name, in pieces that end in the middle of texels, of rows of texels and
+/// of bands.
+struct Pieces(BTreeMap<&'static str, Vec<u8>>);
 
 impl WeightSource for Pieces {
     fn visit(&self, name: &str, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        assert_eq!(name, "gain");
-        let words = (0..TEXELS * 4).flat_map(|i| word(i).to_le_bytes());
-        let mut rest: Vec<u8> = words.collect();
+        let mut rest = self.0[name].as_slice();
         let row = (TEXEL_BYTES * TEXELS_IN_ROW) as usize;
         for length in [4, 12, row - 20, 4, row + 8, row - 4] {
-            let piece: Vec<u8> = rest.drain(..length).collect();
-            sink(&piece)?;
+            let (piece, others) = rest.split_at(length.min(rest.len()));
+            sink(piece)?;
+            rest = others;
         }
-        sink(&rest)
+        sink(rest)
     }
+}
+
+/// Bytes that differ from their neighbours.
+fn bytes(count: u64) -> Vec<u8> {
+    let words = (0..count as u32 / 4).map(|i| i.wrapping_mul(2_654_435_761));
+    words.flat_map(u32::to_le_bytes).collect()
 }
 
 const FROM_WEIGHT: &str = "
@@ -57,9 +57,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 ";
 
-#[test]
-fn texels_are_the_bytes_in_order() {
-    let mut plan = plan();
+/// Runs `plan` with an entry that copies the texels of its first weight, each word plus
+/// one, and checks that they are those of `image`.
+fn check(mut plan: Plan, weights: BTreeMap<&'static str, Vec<u8>>, image: &[u8]) {
+    let texels = image.len() as u64 / TEXEL_BYTES;
     let mut texts = BTreeMap::new();
     plan.kernels.clear();
     for (name, text, bindings) in [
@@ -79,14 +80,14 @@ fn texels_are_the_bytes_in_order() {
     let launch = |kernel: &str, bindings: [Binding; 2]| Launch {
         label: kernel.to_owned(),
         kernel: kernel.to_owned(),
-        workgroups: Dim::constant(TEXELS.div_ceil(64)),
+        workgroups: Dim::constant(texels.div_ceil(64)),
         bindings: bindings.to_vec(),
         flops: 0.into(),
         bytes: 0.into(),
     };
     let buffer = |name: &str, image: bool| Buffer {
         name: name.to_owned(),
-        bytes: vec![Dim::constant(TEXELS * TEXEL_BYTES)],
+        bytes: vec![Dim::constant(texels * TEXEL_BYTES)],
         image,
     };
     let entry = Entry {
@@ -94,7 +95,7 @@ fn texels_are_the_bytes_in_order() {
         inputs: vec![],
         outputs: vec![Port {
             name: "words".to_owned(),
-            ty: TensorType::new(DType::I32, [Dim::constant(TEXELS * 4)]),
+            ty: TensorType::new(DType::I32, [Dim::constant(texels * 4)]),
             buffer: 0,
         }],
         buffers: vec![buffer("words", false), buffer("scratch", true)],
@@ -109,25 +110,69 @@ fn texels_are_the_bytes_in_order() {
             streams: vec![],
         }],
     };
-    plan.weights[0].bytes = TEXELS * TEXEL_BYTES;
     plan.tiers.truncate(1);
     plan.tiers[0].requires = Default::default();
     plan.tiers[0].entries = [("copy".to_owned(), entry)].into();
 
-    let artifact =
-        Artifact::from_parts(plan, texts, BTreeMap::new(), None, Box::new(Pieces)).unwrap();
+    let source = Box::new(Pieces(weights));
+    let artifact = Artifact::from_parts(plan, texts, BTreeMap::new(), None, source).unwrap();
+    let words: &[u32] = bytemuck::cast_slice(image);
     for backend in ["vulkan", "gl"] {
         let adapter = adapter(backend);
         let model = Model::open(&adapter, &artifact, &options(), &mut |_| {}).unwrap();
-        assert_eq!(model.weight_bytes(), TEXELS * TEXEL_BYTES);
+        assert_eq!(model.weight_bytes(), image.len() as u64);
         let outputs = model.run_collect("copy", &[], &Bindings::new(), &RunOptions::default());
         let outputs = outputs.unwrap();
-        let OutputData::I32(words) = &outputs[0].data else {
+        let OutputData::I32(copied) = &outputs[0].data else {
             panic!("{backend}: not integers");
         };
-        let wanted = (0..TEXELS * 4).map(|i| word(i).wrapping_add(1) as i32);
-        let wrong = words.iter().copied().zip(wanted).position(|(a, b)| a != b);
+        let wanted = words.iter().map(|word| word.wrapping_add(1) as i32);
+        let wrong = copied.iter().copied().zip(wanted).position(|(a, b)| a != b);
         assert_eq!(wrong, None, "{backend}");
-        assert_eq!(words.len() as u64, TEXELS * 4);
+        assert_eq!(copied.len(), words.len());
+    }
+}
+
+#[test]
+fn texels_are_the_bytes_in_order() {
+    // Three rows of texels and a part of a fourth.
+    let image = bytes((3 * TEXELS_IN_ROW + 25) * TEXEL_BYTES);
+    let mut plan = plan();
+    plan.weights[0].bytes = image.len() as u64;
+    let weights = [("gain", image.clone())].into();
+    check(plan, weights, &image);
+}
+
+#[test]
+fn matrices_lie_in_bands() {
+    for packing in Packing::ALL {
+        // Rows of zeros make the last band whole.
+        let (rows, k) = (2003, 100);
+        let stored = 2008;
+        let data = bytes(packing.data_bytes(stored, k) as u64);
+        let scales = bytes(packing.scale_bytes(stored, k) as u64);
+        let part = |scales: bool| WeightPart {
+            param: "w".to_owned(),
+            shape: vec![rows, k as u64],
+            packing,
+            scales,
+            first_row: 0,
+            rows,
+            offset: 0,
+        };
+        let weight = |name: &str, bytes: &[u8], scales: bool| WeightBuffer {
+            name: name.to_owned(),
+            bytes: bytes.len() as u64,
+            contents: vec![part(scales)],
+        };
+        let mut plan = plan();
+        plan.weights = vec![weight("w", &data, false)];
+        if packing.has_scales() {
+            plan.weights.push(weight("w.scales", &scales, true));
+        }
+        let mut image = Vec::new();
+        packing.bands(&data, &scales, k, &mut image);
+        assert!(image.len() as u64 > TEXELS_IN_ROW * TEXEL_BYTES);
+        check(plan, [("w", data), ("w.scales", scales)].into(), &image);
     }
 }

@@ -3,8 +3,6 @@
 
 const K: u32 = 768u;
 const N: u32 = 2304u;
-// Rows of weights in the buffer: N, or more where zero rows pad it to a multiple of 8.
-const N_STORED: u32 = N;
 const K4: u32 = (K + 3u) / 4u;
 const GROUPS: u32 = (K4 + WV - 1u) / WV;
 const UNITS: u32 = GROUPS * WV / UV;
@@ -46,6 +44,14 @@ fn norm_gain(k4: u32) -> vec4<f32> {
 
 fn norm_bias(k4: u32) -> vec4<f32> {
     return vec4<f32>(0.0);
+}
+
+// The scales of group g of rows n to n + 7; n is a multiple of 8. For the software bodies.
+fn w_scales(n: u32, g: u32) -> array<vec4<f32>, 2> {
+    return array<vec4<f32>, 2>(
+        vec4<f32>(w_scale(n, g), w_scale(n + 1u, g), w_scale(n + 2u, g), w_scale(n + 3u, g)),
+        vec4<f32>(w_scale(n + 4u, g), w_scale(n + 5u, g), w_scale(n + 6u, g), w_scale(n + 7u, g)),
+    );
 }
 
 // The epilogue of one element.

@@ -8,10 +8,14 @@ const SCALED: bool = false;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 
+fn w_element(n: u32, t: u32) -> vec4<u32> {
+    return weights[n * (GROUPS * WV / 2u) + t];
+}
+
 fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
     var w: array<vec4<f32>, WV>;
     for (var i = 0u; i < WV / 2u; i++) {
-        let v = weights[(n * GROUPS + g) * (WV / 2u) + i];
+        let v = w_element(n, g * (WV / 2u) + i);
         w[2u * i] = vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y));
         w[2u * i + 1u] = vec4<f32>(unpack2x16float(v.z), unpack2x16float(v.w));
     }
@@ -19,7 +23,7 @@ fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
 }
 
 fn load_w4(n: u32, k4: u32) -> vec4<f32> {
-    let v = weights[n * GROUPS * (WV / 2u) + k4 / 2u];
+    let v = w_element(n, k4 / 2u);
     let pair = select(v.xy, v.zw, k4 % 2u == 1u);
     return vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));
 }

@@ -7,18 +7,23 @@ const SCALED: bool = false;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
 
+// 16 bytes of row n, the t-th. In an image (images.rs of the code generator) they lie elsewhere.
+fn w_element(n: u32, t: u32) -> vec4<f32> {
+    return weights[n * (GROUPS * WV) + t];
+}
+
 // All weights of group g of row n, unscaled.
 fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
     var w: array<vec4<f32>, WV>;
     for (var i = 0u; i < WV; i++) {
-        w[i] = weights[(n * GROUPS + g) * WV + i];
+        w[i] = w_element(n, g * WV + i);
     }
     return w;
 }
 
 // Weights 4 * k4 .. 4 * k4 + 3 of row n, unscaled.
 fn load_w4(n: u32, k4: u32) -> vec4<f32> {
-    return weights[n * GROUPS * WV + k4];
+    return w_element(n, k4);
 }
 
 // The scale of group g of row n.

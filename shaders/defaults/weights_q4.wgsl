@@ -12,12 +12,19 @@ const SCALED: bool = true;
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 
+fn w_element(n: u32, t: u32) -> vec4<u32> {
+    return weights[n * GROUPS + t];
+}
+
+// 2^28 times the weights in the low nibbles of v's bytes: each is left in the high nibble of a word,
+// where changing its highest bit takes 8 away. w_scale makes up for it.
 fn unpack_q4(v: u32) -> vec4<f32> {
-    return vec4<f32>((vec4<u32>(v) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u)) - 8.0;
+    let nibbles = (vec4<u32>(v) << vec4<u32>(28u, 20u, 12u, 4u)) & vec4<u32>(0xf0000000u);
+    return vec4<f32>(bitcast<vec4<i32>>(nibbles));
 }
 
 fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
-    let v = weights[n * GROUPS + g];
+    let v = w_element(n, g) ^ vec4<u32>(0x88888888u);
     return array<vec4<f32>, WV>(
         unpack_q4(v.x), unpack_q4(v.x >> 4u), unpack_q4(v.y), unpack_q4(v.y >> 4u),
         unpack_q4(v.z), unpack_q4(v.z >> 4u), unpack_q4(v.w), unpack_q4(v.w >> 4u),
@@ -25,13 +32,18 @@ fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
 }
 
 fn load_w4(n: u32, k4: u32) -> vec4<f32> {
-    let v = weights[n * GROUPS + k4 / 8u][(k4 / 2u) % 4u];
+    let v = w_element(n, k4 / 8u)[(k4 / 2u) % 4u] ^ 0x88888888u;
     return unpack_q4(v >> (4u * (k4 % 2u)));
+}
+
+// What a half becomes as a scale of unpacked weights.
+fn w_unit(halves: vec2<f32>) -> vec2<f32> {
+    return halves * (1.0 / 268435456.0);
 }
 
 fn w_scale(n: u32, g: u32) -> f32 {
     let i = n * GROUPS + g;
-    return unpack2x16float(scales[i / 2u] >> (16u * (i % 2u))).x;
+    return w_unit(unpack2x16float(scales[i / 2u] >> (16u * (i % 2u)))).x;
 }
 
 // A unit with the word that its scale lies in, as they are loaded.

@@ -177,7 +177,17 @@ impl Checker<'_, '_> {
             match binding {
                 Binding::Weight(i) => {
                     if let Some(weight) = self.plan.weights.get(i) {
-                        self.fits(&format!("weight `{}`", weight.name), weight.bytes, image);
+                        let subject = format!("weight `{}`", weight.name);
+                        let bytes = match image {
+                            true => weight.image_bytes(),
+                            false => weight.bytes,
+                        };
+                        self.fits(&subject, bytes, image);
+                        let scaled = weight.matrix().is_some_and(|m| m.packing.has_scales());
+                        if image && scaled && self.plan.scales_of(i).is_none() {
+                            let expected = "its scales among the weights, for an image of both";
+                            self.report.error(26, subject, expected, "none");
+                        }
                     }
                 }
                 Binding::State(i) => {

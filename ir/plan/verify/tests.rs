@@ -34,7 +34,7 @@ fn all_errors_are_collected() {
         lines,
         [
             "the plan is not valid:",
-            "  version: expected 3, found 99",
+            &format!("  version: expected {PLAN_VERSION}, found 99"),
             "  weight `wte.part0`: expected a positive multiple of 16 bytes, found 2050",
             "  tier `base`, entry `forward`: weight `wte.part0`: expected a multiple of 4 bytes at \
              the symbols' maxima, found 2050",
@@ -46,7 +46,8 @@ fn all_errors_are_collected() {
 
 #[test]
 fn invariant_1_version() {
-    breaks(1, "version: expected 3, found 4", |p| p.version = 4);
+    let text = format!("version: expected {PLAN_VERSION}, found 99");
+    breaks(1, &text, |p| p.version = 99);
 }
 
 #[test]
@@ -520,6 +521,19 @@ fn invariant_26_images() {
                   a weight, a state or an image, for its texels, found Buffer(0)";
     breaks(26, texels, |p| texels_of(p, "embed", 0));
     assert_eq!(errors_of(|p| texels_of(p, "embed", 1)), []);
+
+    let scales = "tier `base`, entry `forward`: weight `wte.part0`: expected its scales among the \
+                  weights, for an image of both, found none";
+    let quantise = |p: &mut Plan| {
+        for weight in &mut p.weights[..2] {
+            weight.contents[0].packing = Packing::Q8;
+        }
+    };
+    assert_eq!(errors_of(quantise), []);
+    breaks(26, scales, |p| {
+        quantise(p);
+        texels_of(p, "embed", 1);
+    });
 
     // A launch that appends to the state and one that reads it.
     let images = |p: &mut Plan, appends: bool, reads: bool| {
