@@ -451,11 +451,11 @@ impl<'a> Lowering<'a> {
     fn row_kernel(&self, rows: &Dim) -> RowKernel {
         let at_most = match (rows.as_const(), self.shape.rows) {
             (Some(n), _) => Some(n),
-            (None, _) if self.is_last(rows) && self.tier.has_subgroups() => Some(1),
+            (None, _) if self.is_last(rows) && self.tier != Tier::Base => Some(1),
             (None, Some(n)) => Some(n),
             // A token of each of many sequences.
             (None, None) if self.shape.queries == Some(1) => Some(SEQUENCES),
-            // Few, as a rule, whatever the shape.
+            // Few, as a rule.
             (None, None) if *rows == Dim::symbol(BATCH) => Some(4),
             (None, None) => None,
         };

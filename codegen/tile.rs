@@ -137,7 +137,7 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
         RowKernel::Tiled(rows) => {
             let stored = n.next_multiple_of(ROW_PADDING);
             let columns = match rows {
-                8 if stored.is_multiple_of(16) => 16,
+                4 | 8 if stored.is_multiple_of(16) => 16,
                 _ => 8,
             };
             ("linear_software_tile", rows, columns)
