@@ -423,6 +423,7 @@ fn weight_hooks(matrix: &Matrix, part: &MatrixPart, body: &str, d: &mut Draft) {
             "w_element(",
             "w_scale(",
             "w_unit(",
+            "w_word(",
             "fn unpack_q",
         ]
         .as_slice(),

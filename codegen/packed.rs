@@ -52,6 +52,17 @@ fn in_bands(block: &str, matrix: &Matrix) -> Option<String> {
              return weights[n / {rows}u * {band}u + n % {rows}u * {own}u + {within}];\n}}\n"
         ));
     }
+    if block.contains("fn w_word(") {
+        let vectors = packing.group() as u64 / 4 / own;
+        let word = match vectors / 4 {
+            1 => "k4".to_owned(),
+            of_word => format!("k4 / {of_word}u"),
+        };
+        return Some(format!(
+            "fn w_word(n: u32, k4: u32) -> u32 {{\n    \
+             return w_element(n, k4 / {vectors}u)[{word} % 4u];\n}}\n"
+        ));
+    }
     let halves = format!(
         "let halves = weights[n / {rows}u * {band}u + g * {step}u + {}u];",
         rows as u64 * own

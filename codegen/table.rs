@@ -35,13 +35,20 @@ pub(crate) fn load_rows(
             ("load_w4", load.clone()),
             ("w_scale", scale.clone()),
             ("w_element", format!("element_{table}")),
+            ("w_word", format!("word_{table}")),
             ("weights", table.clone()),
             ("scales", scales),
             ("GROUPS", groups.clone()),
             ("WV", format!("{wide}u")),
         ]);
         for block in packed::prelude(packing) {
-            let read = ["fn load_w4(", "fn unpack_q", "fn w_element(", "fn w_unit("];
+            let read = [
+                "fn load_w4(",
+                "fn unpack_q",
+                "fn w_element(",
+                "fn w_unit(",
+                "fn w_word(",
+            ];
             let used = read.iter().any(|f| block.contains(f))
                 || (packing.has_scales() && block.contains("fn w_scale("));
             if used {

@@ -7,7 +7,7 @@ const SCALED: bool = false;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
 
-// 16 bytes of row n, the t-th. In an image (images.rs of the code generator) they lie elsewhere.
+// 16 bytes of row n, the t-th. In an image (packed.rs of the code generator) they lie elsewhere.
 fn w_element(n: u32, t: u32) -> vec4<f32> {
     return weights[n * (GROUPS * WV) + t];
 }

@@ -31,9 +31,12 @@ fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
     );
 }
 
+fn w_word(n: u32, k4: u32) -> u32 {
+    return weights[n * GROUPS + k4 / 8u][k4 / 2u % 4u];
+}
+
 fn load_w4(n: u32, k4: u32) -> vec4<f32> {
-    let v = w_element(n, k4 / 8u)[(k4 / 2u) % 4u] ^ 0x88888888u;
-    return unpack_q4(v >> (4u * (k4 % 2u)));
+    return unpack_q4((w_word(n, k4) ^ 0x88888888u) >> (4u * (k4 % 2u)));
 }
 
 // What a half becomes as a scale of unpacked weights.

@@ -31,8 +31,13 @@ fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
     );
 }
 
+// The word that weights 4 * k4 .. 4 * k4 + 3 of row n are in, alone where that can be loaded.
+fn w_word(n: u32, k4: u32) -> u32 {
+    return weights[n * (GROUPS * 2u) + k4 / 4u][k4 % 4u];
+}
+
 fn load_w4(n: u32, k4: u32) -> vec4<f32> {
-    return unpack_q8(w_element(n, k4 / 4u)[k4 % 4u]);
+    return unpack_q8(w_word(n, k4));
 }
 
 // What a half becomes as a scale of unpacked weights.
