@@ -22,7 +22,7 @@ impl RowKernel {
     pub fn choose(tier: Tier, rows: Option<u64>) -> Self {
         match (tier, rows) {
             (_, Some(1)) => RowKernel::Matvec(1),
-            (Tier::Software, Some(rows @ ..=4)) => RowKernel::Tiled(rows.next_power_of_two()),
+            (Tier::Software, Some(rows @ ..=4)) => RowKernel::Matvec(rows.next_power_of_two()),
             (Tier::Software, _) => RowKernel::Tiled(8),
             (_, Some(..=8)) => RowKernel::Matvec(4),
             (Tier::Coop, rows) => RowKernel::Tiled(rows.unwrap_or(MANY_ROWS)),
@@ -137,7 +137,7 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
         RowKernel::Tiled(rows) => {
             let stored = n.next_multiple_of(ROW_PADDING);
             let columns = match rows {
-                4 | 8 if stored.is_multiple_of(16) => 16,
+                8 if stored.is_multiple_of(16) => 16,
                 _ => 8,
             };
             ("linear_software_tile", rows, columns)
