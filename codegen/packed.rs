@@ -5,7 +5,8 @@ use kiln_ir::Packing;
 use kiln_ir::packing::BAND_ROWS;
 use kiln_ir::plan::TEXEL_BYTES;
 
-use crate::kernel::Draft;
+use crate::kernel::{Draft, Element};
+use crate::tile::unit;
 use crate::weights::Matrix;
 
 /// The prelude that unpacks a packing's weights, as its declarations.
@@ -39,21 +40,18 @@ fn in_bands(block: &str, matrix: &Matrix) -> Option<String> {
     let band = packing.groups(matrix.k as usize) as u64 * step;
     let rows = BAND_ROWS;
     if block.contains("fn w_element(") {
-        let element = match packing {
-            Packing::F32 => "f32",
-            _ => "u32",
-        };
+        let element = Element::of(packing).wgsl();
         let within = match own {
             1 => format!("t * {step}u"),
             _ => format!("t / {own}u * {step}u + t % {own}u"),
         };
         return Some(format!(
-            "fn w_element(n: u32, t: u32) -> vec4<{element}> {{\n    \
+            "fn w_element(n: u32, t: u32) -> {element} {{\n    \
              return weights[n / {rows}u * {band}u + n % {rows}u * {own}u + {within}];\n}}\n"
         ));
     }
     if block.contains("fn w_word(") {
-        let vectors = packing.group() as u64 / 4 / own;
+        let vectors = unit(packing);
         let word = match vectors / 4 {
             1 => "k4".to_owned(),
             of_word => format!("k4 / {of_word}u"),

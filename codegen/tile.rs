@@ -136,10 +136,7 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
         RowKernel::Matvec(rows) => ("linear_software_matvec", rows, BAND_ROWS as u64),
         RowKernel::Tiled(rows) => {
             let stored = n.next_multiple_of(ROW_PADDING);
-            let columns = match rows {
-                8 if stored.is_multiple_of(16) => 16,
-                _ => 8,
-            };
+            let columns = if stored.is_multiple_of(16) { 16 } else { 8 };
             ("linear_software_tile", rows, columns)
         }
     };
@@ -243,7 +240,7 @@ pub(crate) struct Tile {
 pub(crate) const STREAM: &str = "linear_stream_subgroup";
 
 /// vec4s of 16 bytes of weights.
-fn unit(packing: Packing) -> u64 {
+pub(crate) fn unit(packing: Packing) -> u64 {
     match packing {
         Packing::F32 => 1,
         Packing::F16 => 2,
