@@ -50,6 +50,7 @@ mod dims;
 mod error;
 mod exec;
 pub mod generate;
+mod load;
 mod model;
 mod params;
 mod pipelines;
