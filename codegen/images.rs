@@ -177,8 +177,11 @@ fn users_of(launches: &[(usize, &mut Launch)]) -> BTreeMap<Place, Users> {
                 },
             };
             let users = users.entry(place).or_default();
-            users.unfit |= users.launches.contains(&at) || !are_texels(bound.element);
-            users.linear |= !bound.access.writes() && is("linear");
+            users.unfit |= users.launches.contains(&at);
+            users.unfit |= bound.reloaded || !are_texels(bound.element);
+            // Its weights and its input, but no other operand.
+            let often = !matches!(bound.base, Base::Local(_)) || bound.name == "x";
+            users.linear |= often && !bound.access.writes() && is("linear");
             users.attention |= !bound.access.writes() && is("attention");
             users.launches.push(at);
         }

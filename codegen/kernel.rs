@@ -58,6 +58,8 @@ pub(crate) struct Bound {
     pub access: Access,
     /// Whether other workgroups of the launch see what is written.
     pub coherent: bool,
+    /// Whether what is written is loaded again.
+    pub reloaded: bool,
 }
 
 /// A function of a kernel's text.
@@ -148,6 +150,7 @@ impl Draft {
             element,
             access,
             coherent: false,
+            reloaded: false,
         });
         name
     }
@@ -157,6 +160,15 @@ impl Draft {
         let name = self.write(role, base, element);
         if let Some(bound) = self.bindings.iter_mut().find(|b| b.name == name) {
             bound.coherent = true;
+        }
+        name
+    }
+
+    /// As [`Draft::write`], for what the kernel loads too.
+    pub fn reload(&mut self, role: &str, base: Base, element: Element) -> String {
+        let name = self.write(role, base, element);
+        if let Some(bound) = self.bindings.iter_mut().find(|b| b.name == name) {
+            bound.reloaded = true;
         }
         name
     }
@@ -228,6 +240,13 @@ impl Draft {
         });
     }
 
+    /// Puts another function in place of one.
+    pub fn replace(&mut self, hook: &str, other: &str) {
+        for known in self.hooks.iter_mut().filter(|h| h.text == hook) {
+            other.clone_into(&mut known.text);
+        }
+    }
+
     fn add(&mut self, hook: Hook) {
         if !self.hooks.contains(&hook) {
             self.hooks.push(hook);
@@ -258,6 +277,12 @@ impl Draft {
     /// The buffers behind bindings 1, 2, ...
     pub fn bases(&self) -> Vec<(Base, Access)> {
         self.bindings.iter().map(|b| (b.base, b.access)).collect()
+    }
+
+    /// Whether it writes elements of this type to `base`.
+    pub fn writes(&self, base: Base, element: Element) -> bool {
+        let mut bindings = self.bindings.iter();
+        bindings.any(|b| b.base == base && b.element == element && b.access.writes())
     }
 
     /// The buffers as they are bound.

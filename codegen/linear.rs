@@ -11,8 +11,9 @@ use crate::join::{AWAITS, GridSize};
 use crate::kernel::{Draft, Element, Launch};
 use crate::packed;
 use crate::place::{Part, describe};
+use crate::row_norm::word;
 use crate::tier::Tier;
-use crate::tile::{COOP, COOP_STEP, RowKernel, STREAM, Tile};
+use crate::tile::{COOP, COOP_STEP, FEW, RowKernel, STREAM, Tile};
 use crate::view::{Base, View};
 use crate::weights::{Matrix, MatrixPart};
 use crate::wgsl;
@@ -23,12 +24,17 @@ pub(crate) struct Blocked {
     pub rows_per_block: u64,
 }
 
+/// The hook of a body that has nothing to do once its outputs are stored.
+pub(crate) const NOTHING_STORED: &str = "fn when_stored(lane: u32, count: vec3<u32>) {\n}\n";
+
 /// A linear layer to lower.
 pub(crate) struct Linear<'a> {
     pub source: Source<'a>,
     pub tier: Tier,
     pub id: ValueId,
     pub rows: RowKernel,
+    /// The number of rows.
+    pub count: Dim,
     /// The input, already normalised where the kernel does not do it.
     pub input: View,
     /// The norm that the kernel applies.
@@ -81,12 +87,15 @@ impl Linear<'_> {
         for (name, size) in &tile.constants {
             d.constant_u32(name, size);
         }
-        let rows = self.input.rows();
+        let rows = self.count.clone();
         let row = self.row_hooks(&rows, &mut d);
         if body == STREAM {
             for hook in AWAITS {
                 d.hook(hook);
             }
+        }
+        if body == FEW {
+            d.hook(NOTHING_STORED);
         }
         if body == COOP {
             d.enable_matrices();
@@ -120,10 +129,8 @@ impl Linear<'_> {
     /// What the kernel's name says besides its archetype.
     fn detail(&self, matrix: &Matrix, part: &MatrixPart, tile: &Tile) -> String {
         let mut detail = format!("{}.{}x{}", matrix.packing.name(), matrix.k, part.rows);
-        match self.norm {
-            Some(Norm::Layer { .. }) => detail.push_str(".layer_norm"),
-            Some(Norm::Rms { .. }) => detail.push_str(".rms_norm"),
-            None => {}
+        if let Some(norm) = self.norm {
+            detail.push_str(&format!(".{}_norm", word(norm)));
         }
         if let Op::Linear { steps, .. } = &self.source.graph.value(self.id).op {
             for step in steps {

@@ -1,6 +1,6 @@
 //! From a placed graph to launches, for one tier and shape.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::plan::{CONTEXT, PAST};
 use kiln_ir::{AttentionSpec, Bindings, Dim, Graph, Norm, Op, Symbol, ValueId};
@@ -10,13 +10,13 @@ use crate::error::CodegenError;
 use crate::expr::Source;
 use crate::generic;
 use crate::join::{self, GridSize};
-use crate::kernel::Launch;
+use crate::kernel::{Element, Launch};
 use crate::linear::{Blocked, Linear};
 use crate::place::{Local, Placement, Role, describe};
 use crate::plan::BATCH;
 use crate::row_norm::RowNorm;
 use crate::tier::{Shape, Tier};
-use crate::tile::{RowKernel, brings_row};
+use crate::tile::{FEW, RowKernel, brings_row};
 use crate::view::{Base, View};
 use crate::weights::{Matrix, Weights};
 
@@ -83,8 +83,28 @@ pub(crate) struct Lowered {
     /// Normalised inputs of linear ops: the norm and whether the result is in f16,
     /// its operands, and the result.
     normed: Vec<((Norm, bool), Vec<ValueId>, View)>,
+    /// Norms by themselves that a launch before computes.
+    ended: BTreeSet<ValueId>,
     /// Attention whose result lies in parts.
     splits: BTreeMap<ValueId, Split>,
+}
+
+impl Lowered {
+    /// A word that is 0 between launches.
+    fn counter(&mut self) -> Base {
+        let mut locals = self.locals.iter();
+        let known = locals.position(|l| l.role == Role::Counter);
+        Base::Local(known.unwrap_or_else(|| {
+            self.locals.push(Local {
+                name: "done".to_owned(),
+                elements: Dim::constant(1),
+                dtype: kiln_ir::DType::I32,
+                role: Role::Counter,
+                image: false,
+            });
+            self.locals.len() - 1
+        }))
+    }
 }
 
 /// What is lowered, and for what.
@@ -203,6 +223,7 @@ impl<'a> Lowering<'a> {
                     tier: self.tier,
                     id,
                     rows: self.row_kernel(&x.rows()),
+                    count: self.count(&x.rows()),
                     input: x.clone(),
                     norm: *norm,
                     halves: false,
@@ -220,24 +241,20 @@ impl<'a> Lowering<'a> {
                     linear.input = self.normed(id, norm, x, linear.halves, out)?;
                     linear.norm = None;
                 }
-                linear.lower()
+                let mut launches = linear.lower()?;
+                if let ([launch], None) = (launches.as_mut_slice(), blocked) {
+                    self.end_with_norm(id, launch, out)?;
+                }
+                Ok(launches)
             }
             Op::Normalize(norm) => {
-                let views = value.inputs.first().and_then(|x| source.view(*x));
-                let (Some(input), Some(output)) = (views, source.view(id)) else {
+                if out.ended.contains(&id) {
+                    return Ok(Vec::new());
+                }
+                let Some(norm) = self.normalize(id, *norm) else {
                     return Err(source.unsupported(id, "its input lies in no buffer"));
                 };
-                let launch = RowNorm {
-                    source,
-                    tier: self.tier,
-                    id,
-                    norm: *norm,
-                    first_operand: 1,
-                    input: input.clone(),
-                    output: output.clone(),
-                    halves: false,
-                };
-                Ok(vec![launch.lower()?])
+                Ok(vec![norm.lower()?])
             }
             Op::Attention(spec) | Op::AttentionProbs(spec) => {
                 let split = match value.op {
@@ -392,6 +409,22 @@ impl<'a> Lowering<'a> {
         Some(split)
     }
 
+    /// The op `id`, a norm by itself, if what it reads and gives has a place.
+    fn normalize(&self, id: ValueId, norm: Norm) -> Option<RowNorm<'a>> {
+        let source = self.source;
+        let x = source.graph.value(id).inputs.first()?;
+        Some(RowNorm {
+            source,
+            tier: self.tier,
+            id,
+            norm,
+            first_operand: 1,
+            input: source.view(*x)?.clone(),
+            output: source.view(id)?.clone(),
+            halves: false,
+        })
+    }
+
     /// The input `x` of the linear op `id` normalised, in f16 if `halves`, by a
     /// launch of its own unless another op of the variant wanted the same.
     fn normed(
@@ -402,6 +435,24 @@ impl<'a> Lowering<'a> {
         halves: bool,
         out: &mut Lowered,
     ) -> Result<View, CodegenError> {
+        let (output, norm) = self.norm_of(id, norm, x, halves, out);
+        if let Some(norm) = norm {
+            // Rows of a block are normalised with all others, before.
+            out.launches.push(norm.lower()?);
+        }
+        Ok(output)
+    }
+
+    /// Where the input `x` of the linear op `id` lies normalised; and the norm that is
+    /// still to be computed for that, if no launch does so far.
+    fn norm_of(
+        &self,
+        id: ValueId,
+        norm: Norm,
+        x: &View,
+        halves: bool,
+        out: &mut Lowered,
+    ) -> (View, Option<RowNorm<'a>>) {
         let inputs = &self.source.graph.value(id).inputs;
         let mut key: Vec<ValueId> = inputs.first().copied().into_iter().collect();
         key.extend(inputs.iter().skip(2).take(norm.operands()));
@@ -411,7 +462,7 @@ impl<'a> Lowering<'a> {
             .iter()
             .find(|(n, k, _)| *n == wanted && *k == key)
         {
-            return Ok(found.clone());
+            return (found.clone(), None);
         }
         let elements = Dim::product(&x.shape);
         out.locals.push(Local {
@@ -426,7 +477,8 @@ impl<'a> Lowering<'a> {
         });
         let scratch = Base::Local(out.locals.len() - 1);
         let output = View::contiguous(scratch, &x.shape);
-        let launch = RowNorm {
+        out.normed.push((wanted, key, output.clone()));
+        let norm = RowNorm {
             source: self.source,
             tier: self.tier,
             id,
@@ -436,15 +488,58 @@ impl<'a> Lowering<'a> {
             output: output.clone(),
             halves,
         };
-        // Rows of a block are normalised with all others, before.
-        out.launches.push(launch.lower()?);
-        out.normed.push((wanted, key, output.clone()));
-        Ok(output)
+        (output, Some(norm))
+    }
+
+    /// Has the launch of the linear op `id` compute the norm of what it gives too, if a
+    /// linear layer behind it wants that, and the launch is one for few rows on a CPU
+    /// driver.
+    fn end_with_norm(
+        &self,
+        id: ValueId,
+        launch: &mut Launch,
+        out: &mut Lowered,
+    ) -> Result<(), CodegenError> {
+        let source = self.source;
+        let Some(y) = source.view(id) else {
+            return Ok(());
+        };
+        if launch.kernel.body != FEW || !launch.kernel.writes(y.base, Element::F32x4) {
+            return Ok(());
+        }
+        let mut norms = source.graph.iter().filter_map(|(reader, v)| {
+            let x = source.view(*v.inputs.first()?)?;
+            match v.op {
+                _ if !x.has_rows_of(y, &self.ones) => None,
+                Op::Linear { norm, .. } => self.norm_of(reader, norm?, x, false, out).1,
+                Op::Normalize(norm) => {
+                    let norm = self.normalize(reader, norm)?;
+                    out.ended.insert(reader);
+                    Some(norm)
+                }
+                _ => None,
+            }
+        });
+        if let Some(norm) = norms.next() {
+            let input = y.clone();
+            RowNorm { input, ..norm }.end(launch, out.counter())?;
+        }
+        Ok(())
     }
 
     /// Whether rows are the last positions of prompts: one, as a rule.
     fn is_last(&self, rows: &Dim) -> bool {
         *rows == Dim::symbol(BATCH) && self.shape.queries.is_none()
+    }
+
+    /// How a kernel finds the number of its rows. Of the symbols that are 1 only the
+    /// one for sequences is left, with which the last rows of prompts are counted too:
+    /// so what is done to one row has the same text in both.
+    fn count(&self, rows: &Dim) -> Dim {
+        let ones = self.ones.iter().filter(|(s, _)| s.name() != BATCH);
+        ones.fold(rows.clone(), |rows, (symbol, one)| {
+            rows.substitute(symbol, &Dim::constant(one))
+        })
     }
 
     /// The kernel for a linear layer with `rows` rows.

@@ -4,8 +4,8 @@
 //! from the launch that writes it first to the last one that touches it; all
 //! buffers of one launch are alive at once, so that none is both read and
 //! written. Inputs and outputs have buffers of their own, the same in every
-//! variant; scratch buffers are a pool that the variants draw from. The state of
-//! barriers has a buffer that is no local's.
+//! variant; scratch buffers are a pool that the variants draw from. Counters, and
+//! the state of barriers, have buffers that nothing else shares.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub(crate) struct Pool {
     pub buffers: Vec<Buffer>,
     /// The buffers of inputs and outputs, by local.
     fixed: BTreeMap<usize, usize>,
-    /// The buffers of no local.
+    /// The buffers of counters and of no local.
     states: Vec<usize>,
 }
 
@@ -84,11 +84,15 @@ impl Pool {
                     continue;
                 }
                 let local = &locals[*id];
-                let buffer = self.take(&mut free, local, maxima)?;
+                let buffer = match local.role {
+                    Role::Counter => self.state(&local.name, bytes(local).eval(maxima)?),
+                    _ => self.take(&mut free, local, maxima)?,
+                };
                 assigned.insert(*id, buffer);
             }
             for local in touched {
-                let done = last.get(local) == Some(&at) && !self.fixed.contains_key(local);
+                let is_scratch = locals[*local].role == Role::Scratch;
+                let done = last.get(local) == Some(&at) && is_scratch;
                 if let (true, Some(buffer)) = (done, assigned.get(local))
                     && !free.contains(buffer)
                 {

@@ -39,6 +39,8 @@ pub(crate) enum Role {
     Input,
     Output,
     Scratch,
+    /// Words that launches leave as they find them: 0 each.
+    Counter,
 }
 
 /// A range of the last axis of a result and where it is written.

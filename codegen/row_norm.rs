@@ -5,10 +5,10 @@ use kiln_ir::{Dim, Norm, ValueId};
 use crate::error::CodegenError;
 use crate::expr::Source;
 use crate::kernel::{Draft, Element, Launch};
-use crate::linear::{load_x, norm_vector};
+use crate::linear::{NOTHING_STORED, load_x, norm_vector};
 use crate::place::describe;
 use crate::tier::Tier;
-use crate::view::View;
+use crate::view::{Base, View};
 use crate::wgsl;
 
 /// A norm: `(x, gain[, bias])`, or the norm of a linear op whose kernel does not
@@ -26,26 +26,29 @@ pub(crate) struct RowNorm<'a> {
     pub halves: bool,
 }
 
+/// What kernels' names call a norm.
+pub(crate) fn word(norm: Norm) -> &'static str {
+    match norm {
+        Norm::Layer { .. } => "layer",
+        Norm::Rms { .. } => "rms",
+    }
+}
+
 impl RowNorm<'_> {
+    /// A launch that does nothing else.
     pub fn lower(&self) -> Result<Launch, CodegenError> {
-        let k = self.input.shape.last().and_then(Dim::as_const);
-        let Some(k) = k else {
-            return Err(self
-                .source
-                .unsupported(self.id, "the normalised axis must have a constant size"));
-        };
-        let center = matches!(self.norm, Norm::Layer { .. });
+        let k = self.width()?;
         let (body, workgroup, per_workgroup) = match self.tier {
             Tier::Software => ("row_norm_software", 8, 8),
             Tier::Coop | Tier::Subgroup => ("row_norm_subgroup", 256, 1),
             Tier::Base => ("row_norm", 64, 1),
         };
-        let kind = if center { "layer" } else { "rms" };
         let halves = if self.halves { ".halves" } else { "" };
-        let mut d = Draft::new(body, format!("{kind}.{k}{halves}"), workgroup);
+        let detail = format!("{}.{k}{halves}", word(self.norm));
+        let mut d = Draft::new(body, detail, workgroup);
         d.constant_u32("K", k);
         d.constant_f32("EPSILON", self.norm.eps());
-        d.constant_bool("CENTER", center);
+        d.constant_bool("CENTER", self.is_centered());
         d.constant_u32("WORKGROUP", workgroup);
         let rows = self.input.rows();
         d.hook(format!(
@@ -53,11 +56,55 @@ impl RowNorm<'_> {
             wgsl::dim(&rows)
         ));
         load_x(&self.input, k, k.is_multiple_of(4), "row", &mut d);
+        self.store(k, &mut d)?;
+        let label = describe(self.source.graph, self.id);
+        let apart = self.first_operand > 1;
+        Ok(Launch {
+            label: if apart {
+                format!("{label}.norm")
+            } else {
+                label
+            },
+            kernel: d,
+            workgroups: rows.ceil_div(per_workgroup),
+            flops: self.flops(k),
+            bytes: &rows * &Dim::constant(8 * k),
+        })
+    }
+
+    /// Makes it the end of the launch that writes its input, a body for few rows on a
+    /// CPU driver, whose workgroups count themselves in `done`.
+    pub fn end(&self, launch: &mut Launch, done: Base) -> Result<(), CodegenError> {
+        let k = self.width()?;
+        let d = &mut launch.kernel;
+        let then = format!(".then_{}_norm", word(self.norm));
+        d.detail.push_str(&then);
+        d.constant_u32("NORM_K", k);
+        d.constant_f32("NORM_EPSILON", self.norm.eps());
+        d.constant_bool("NORM_CENTER", self.is_centered());
+        let y = d.reload("y", self.input.base, Element::F32x4);
+        let address = wgsl::sum([self.input.row_address("row", 4), "k4".to_owned()]);
+        d.hook(format!(
+            "fn load_stored(row: u32, k4: u32) -> vec4<f32> {{\n    return {y}[{address}];\n}}\n"
+        ));
+        self.store(k, d)?;
+        d.write("done", done, Element::AtomicU32);
+        d.hook(kiln_shaders::NORM_LAST);
+        d.replace(
+            NOTHING_STORED,
+            &NOTHING_STORED.replace("{\n", "{\n    norm_last(lane, count);\n"),
+        );
+        launch.flops = &launch.flops + &self.flops(k);
+        Ok(())
+    }
+
+    /// The hook `store_norm4`.
+    fn store(&self, k: u64, d: &mut Draft) -> Result<(), CodegenError> {
         let operands = &self.source.graph.value(self.id).inputs;
         let operands = &operands[self.first_operand..self.first_operand + self.norm.operands()];
         let mut value = "v".to_owned();
         for (x, sign) in operands.iter().zip(["*", "+"]) {
-            let vector = norm_vector(self.source, self.id, *x, k, &mut d)?;
+            let vector = norm_vector(self.source, self.id, *x, k, d)?;
             value = format!("{value} {sign} {vector}");
         }
         let store = if self.halves {
@@ -82,18 +129,23 @@ impl RowNorm<'_> {
         d.hook(format!(
             "fn store_norm4(row: u32, k4: u32, v: vec4<f32>) {{\n{store}}}\n"
         ));
-        let label = describe(self.source.graph, self.id);
-        let apart = self.first_operand > 1;
-        Ok(Launch {
-            label: if apart {
-                format!("{label}.norm")
-            } else {
-                label
-            },
-            kernel: d,
-            workgroups: rows.ceil_div(per_workgroup),
-            flops: &rows * &Dim::constant(8 * k),
-            bytes: &rows * &Dim::constant(8 * k),
+        Ok(())
+    }
+
+    /// How long the rows are.
+    fn width(&self) -> Result<u64, CodegenError> {
+        let k = self.input.shape.last().and_then(Dim::as_const);
+        k.ok_or_else(|| {
+            let reason = "the normalised axis must have a constant size";
+            self.source.unsupported(self.id, reason)
         })
+    }
+
+    fn is_centered(&self) -> bool {
+        matches!(self.norm, Norm::Layer { .. })
+    }
+
+    fn flops(&self, k: u64) -> Dim {
+        &self.input.rows() * &Dim::constant(8 * k)
     }
 }

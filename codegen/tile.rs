@@ -129,11 +129,14 @@ impl Linear<'_> {
     }
 }
 
+/// The body for few rows on a CPU driver.
+pub(crate) const FEW: &str = "linear_software_matvec";
+
 /// The tile of a CPU driver for `n` outputs.
 fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
     const WORKGROUP: u32 = 8;
     let (body, rows, columns) = match rows {
-        RowKernel::Matvec(rows) => ("linear_software_matvec", rows, BAND_ROWS as u64),
+        RowKernel::Matvec(rows) => (FEW, rows, BAND_ROWS as u64),
         RowKernel::Tiled(rows) => {
             let stored = n.next_multiple_of(ROW_PADDING);
             let columns = if stored.is_multiple_of(16) { 16 } else { 8 };

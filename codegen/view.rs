@@ -4,7 +4,7 @@
 //! Slices, transposes and reshapes of something that lies in a buffer are views
 //! of the same buffer: they cost no launch and no copy.
 
-use kiln_ir::{Dim, Op};
+use kiln_ir::{Bindings, Dim, Op};
 
 use crate::wgsl;
 
@@ -100,6 +100,33 @@ impl View {
             shape: shape.to_vec(),
             strides,
         })
+    }
+
+    /// Whether it has the rows that `other` has, in their order, where symbols have
+    /// these values.
+    pub fn has_rows_of(&self, other: &View, values: &Bindings) -> bool {
+        let (own, other) = (
+            self.where_symbols_are(values),
+            other.where_symbols_are(values),
+        );
+        let one_row = own.rows().is_one() && other.rows().is_one();
+        let row = |v: &View| (v.base, v.offset.clone(), v.shape.last().cloned());
+        own == other
+            || one_row && row(&own) == row(&other) && own.rows_are_dense() && other.rows_are_dense()
+    }
+
+    fn where_symbols_are(&self, values: &Bindings) -> View {
+        let put = |dim: &Dim| {
+            values.iter().fold(dim.clone(), |dim, (symbol, value)| {
+                dim.substitute(symbol, &Dim::constant(value))
+            })
+        };
+        View {
+            base: self.base,
+            offset: put(&self.offset),
+            shape: self.shape.iter().map(put).collect(),
+            strides: self.strides.iter().map(put).collect(),
+        }
     }
 
     /// The number of rows: the product of all axes but the last.

@@ -272,7 +272,8 @@ pub struct Requirements {
     /// (`max_storage_buffers_per_shader_stage`).
     #[serde(default)]
     pub limits: BTreeMap<String, u64>,
-    /// Set for a profile that only suits adapters running on a CPU.
+    /// Set for a profile that only suits adapters running on a CPU: what a workgroup
+    /// stores is seen by others of the launch that find, by an atomic, that it has.
     #[serde(default)]
     pub cpu_only: bool,
     /// The size of every subgroup, where kernels rely on one.

@@ -46,7 +46,7 @@ impl From<&Adapter> for Capabilities {
 }
 
 /// The tier to run: the one called `name`, or the first whose requirements are
-/// met. An explicit name also takes a CPU profile on a GPU.
+/// met.
 ///
 /// # Errors
 /// When there is no such tier, or what it (or every tier) needs is not offered;
@@ -83,9 +83,6 @@ pub(crate) fn choose_but<'p>(
     let mut reasons = Vec::new();
     for tier in &plan.tiers {
         let mut lacks = missing(&tier.requires, on);
-        if tier.requires.cpu_only && !on.is_cpu {
-            lacks.push("a CPU to run on".to_owned());
-        }
         if let Some(reason) = distrusted.get(tier.name.as_str()) {
             lacks.push(format!("a driver that passes its check ({reason})"));
         }
@@ -118,6 +115,9 @@ pub(crate) fn takes_grid(grid: &Grid, on: &Capabilities) -> bool {
 
 fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
     let mut out = Vec::new();
+    if requires.cpu_only && !on.is_cpu {
+        out.push("a CPU to run on".to_owned());
+    }
     for name in &requires.features {
         match Features::from_str(name) {
             Ok(feature) if on.features.contains(feature) => {}

@@ -60,11 +60,13 @@ files! {
         "linear",
         "linear_coop",
         "matmul",
+        "norm_last",
         "pointwise",
         "reduce",
         "row_norm",
         "sample",
         "softmax",
+        "stored",
         "weights_f16",
         "weights_f32",
         "weights_q4",
@@ -74,6 +76,9 @@ files! {
 
 /// Barriers across a grid, for kernels that bind `grid_state`.
 pub const GRID: &str = include_str!("grid.wgsl");
+
+/// The norm of the rows that a launch leaves, for kernels that bind `done`.
+pub const NORM_LAST: &str = include_str!("norm_last.wgsl");
 
 const FUNCTIONS: &str = include_str!("functions.wgsl");
 

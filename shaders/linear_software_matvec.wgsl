@@ -8,7 +8,7 @@
 //
 // Constants: K, N, WV, GROUPS, TILE_ROWS, TILE_COLS (4 or 8), WORKGROUP, ROW_SLACK
 //            (see linear_software_tile). Rows of weights are padded to a multiple of TILE_COLS.
-// Hooks: rows, load_x, load_w, w_scales, store4, workgroup_index.
+// Hooks: rows, load_x, load_w, w_scales, store4, when_stored, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
 
 fn tile_row(row: u32) -> u32 {
@@ -18,24 +18,8 @@ fn tile_row(row: u32) -> u32 {
     return min(row, rows() - 1u);
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) workgroup_id: vec3<u32>,
-    @builtin(num_workgroups) num_workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let row_tiles = (rows() + TILE_ROWS - 1u) / TILE_ROWS;
-    let tile = workgroup_index(workgroup_id, num_workgroups);
-    let row = (tile % row_tiles) * TILE_ROWS;
-    let first = (tile / row_tiles) * WORKGROUP * TILE_COLS;
-    if first >= N {
-        return;
-    }
-    let n = first + lane * TILE_COLS;
-    if n >= N {
-        return;
-    }
-
+// The outputs from n on of the rows from `row` on.
+fn multiply(row: u32, n: u32) {
     var acc: array<array<f32, TILE_COLS>, TILE_ROWS>;
     for (var group = 0u; group < GROUPS; group++) {
         var x: array<array<vec4<f32>, WV>, TILE_ROWS>;
@@ -71,4 +55,20 @@ fn main(
             }
         }
     }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) workgroup_id: vec3<u32>,
+    @builtin(num_workgroups) num_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let row_tiles = (rows() + TILE_ROWS - 1u) / TILE_ROWS;
+    let tile = workgroup_index(workgroup_id, num_workgroups);
+    let row = (tile % row_tiles) * TILE_ROWS;
+    let n = (tile / row_tiles) * WORKGROUP * TILE_COLS + lane * TILE_COLS;
+    if n < N {
+        multiply(row, n);
+    }
+    when_stored(lane, num_workgroups);
 }

@@ -39,7 +39,18 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
             ];
             vec![(constants(&sizes) + kiln_shaders::GRID, vec!["grid_check"])]
         }
-        "linear_software_matvec" => linear(&[("TILE_ROWS", 1), ("TILE_COLS", 8), ("WORKGROUP", 8)]),
+        "linear_software_matvec" => {
+            let tile = [("TILE_ROWS", 1), ("TILE_COLS", 8), ("WORKGROUP", 8)];
+            let ends = [("stored", ""), ("norm_last", kiln_shaders::NORM_LAST)];
+            let mut out = Vec::new();
+            for (end, text) in ends {
+                out.extend(linear(&tile).into_iter().map(|(constants, mut preludes)| {
+                    preludes.push(end);
+                    (constants + text, preludes)
+                }));
+            }
+            out
+        }
         "linear_software_tile" => [(2, 8), (4, 8), (8, 8), (8, 16)]
             .into_iter()
             .flat_map(|(rows, columns)| {
@@ -326,7 +337,9 @@ fn names(files: &[(&str, &str)]) -> BTreeSet<String> {
 fn every_file_is_listed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut bodies = stems(folder);
-    assert!(bodies.remove("functions") && bodies.remove("grid"));
+    for no_body in ["functions", "grid", "norm_last"] {
+        assert!(bodies.remove(no_body));
+    }
     assert_eq!(names(BODIES), bodies);
     assert_eq!(names(DEFAULTS), stems(&folder.join("defaults")));
     assert_eq!(body("no_such_body"), None);
