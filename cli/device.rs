@@ -24,8 +24,8 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "NAME")]
     pub tier: Option<String>,
 
-    /// Never run the kernels of a layer in one launch with barriers across its grid,
-    /// which is faster for single tokens but more than drivers promise
+    /// Never run several kernels of a layer in one launch, which is faster for single
+    /// tokens but, on a GPU, more than drivers promise
     #[arg(long)]
     pub no_join: bool,
 }
@@ -88,13 +88,12 @@ impl DeviceArgs {
     }
 }
 
-/// Says so where a session gave up launches with barriers across their grid.
+/// Says so where a session gave up launches of several kernels.
 pub fn warn_of_barriers(model: &Model, session: &Session<'_>) {
     if model.joins() && !session.joins() {
         warn(
-            "the device no longer ran all workgroups of a launch at once, so each kernel \
-             became a launch; `--no-join` begins with that, and other work on the device may \
-             be the reason",
+            "a launch of several kernels failed, so each kernel became a launch; `--no-join` \
+             begins with that, and other work on the device may be the reason",
         );
     }
 }

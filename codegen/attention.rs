@@ -161,6 +161,7 @@ impl Attention<'_> {
         if body == COOP {
             d.enable_matrices();
         }
+        d.rounds = keys.ceil_div(workgroup);
         d.constant_u32("HEADS", heads);
         d.constant_u32("KV_HEADS", self.spec.kv_heads);
         d.constant_u32("HEAD_DIM", head_dim);

@@ -1,5 +1,6 @@
 //! Several launches in one: the kernels of a layer, one after the other, with
-//! barriers across the grid between them in place of launches.
+//! barriers across the grid between them in place of launches; on a CPU driver with
+//! tickets for their tiles.
 //!
 //! At one row a layer's launches do little, and a launch with the barrier of an API
 //! before it takes longer than a barrier of the grid's own. The kernels' texts are
@@ -11,20 +12,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use kiln_ir::plan::{Access, Binding, Requirements};
+use kiln_ir::Bindings;
+use kiln_ir::plan::{Access, Binding, Kernel, Requirements};
 
-use crate::kernel::{Draft, Element, Launch, binding, uniforms};
+use crate::error::CodegenError;
+use crate::kernel::{self, Draft, Element, Launch, binding, uniforms};
+use crate::tier::Tier;
 use crate::view::Base;
 use crate::wgsl;
 
-/// Invocations in a workgroup of joined launches.
+/// Invocations in a workgroup of launches that are joined by barriers.
 pub(crate) const WORKGROUP: u64 = 256;
 
 /// Bytes that a workgroup of theirs may share: what the sums of attention leave is
 /// for the row that a linear layer has there.
 pub(crate) const MEMORY: u64 = 45 << 10;
 
-/// The grid of joined launches, as the kernels that become parts of them see it.
+/// The grid of launches joined by barriers, as the kernels that become parts of them
+/// see it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GridSize {
     pub workgroups: u64,
@@ -32,12 +37,92 @@ pub(crate) struct GridSize {
     pub row_memory: u64,
 }
 
-/// The feature that makes what a workgroup writes visible to others.
-const FEATURE: &str = "wgpu-memory-decoration-coherent";
+/// How the stages of a joined launch come one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meeting {
+    /// So many workgroups, all of which run at once, with barriers across the grid.
+    Barriers(u32),
+    /// As many as there are, which take tickets, on a CPU driver.
+    Tickets,
+}
 
-/// How often a workgroup looks whether the others have arrived before it gives up:
-/// a fifth of a second on an H100.
-const PATIENCE: u32 = 1 << 18;
+impl Meeting {
+    /// That of a tier, in grids of `grid` workgroups where all run at once.
+    pub fn of(tier: Tier, grid: u32) -> Option<Self> {
+        match tier {
+            _ if grid == 0 => None,
+            Tier::Software => Some(Meeting::Tickets),
+            Tier::Coop | Tier::Subgroup => Some(Meeting::Barriers(grid)),
+            Tier::Base => None,
+        }
+    }
+
+    /// Invocations in a workgroup.
+    fn workgroup(self) -> u32 {
+        match self {
+            Meeting::Barriers(_) => WORKGROUP as u32,
+            Meeting::Tickets => Tier::Software.pointwise_workgroup(),
+        }
+    }
+
+    /// Workgroups of a launch.
+    pub fn workgroups(self) -> u32 {
+        match self {
+            Meeting::Barriers(grid) => grid,
+            // More than CPU drivers have threads.
+            Meeting::Tickets => 64,
+        }
+    }
+
+    /// Bytes of the state.
+    pub fn state_bytes(self) -> u64 {
+        match self {
+            Meeting::Barriers(_) => 8,
+            Meeting::Tickets => 8 + 8 * MOST_STAGES as u64,
+        }
+    }
+
+    /// How often a workgroup looks whether the others are there before it gives up.
+    fn patience(self) -> u32 {
+        match self {
+            // A fifth of a second on an H100.
+            Meeting::Barriers(_) => 1 << 18,
+            // About a millisecond; looks are rounds of a loop.
+            Meeting::Tickets => 1 << 14,
+        }
+    }
+
+    /// The functions by which workgroups meet.
+    fn functions(self) -> &'static str {
+        match self {
+            Meeting::Barriers(_) => kiln_shaders::GRID,
+            Meeting::Tickets => kiln_shaders::TICKETS,
+        }
+    }
+
+    /// Whether stages that go round loops so often in all can be joined.
+    fn joins(self, stages: usize, rounds: u64) -> bool {
+        match self {
+            Meeting::Barriers(_) => true,
+            Meeting::Tickets => stages <= MOST_STAGES && rounds <= MOST_ROUNDS,
+        }
+    }
+}
+
+/// Stages of a launch on a CPU driver, whose compiler takes more than twice as long for
+/// twice as many: five took 2 s longer than three and two, for a token 3% shorter.
+const MOST_STAGES: usize = 3;
+
+/// How often the loops of such a launch may go round, if one workgroup does all. Mesa's
+/// ends them after 65,535 rounds (shaders/MEASUREMENTS.md), of which some are for
+/// waiting and for loops that were to be unrolled.
+const MOST_ROUNDS: u64 = 1 << 15;
+
+/// The feature that makes what a workgroup writes visible to others.
+const COHERENT_FEATURE: &str = "wgpu-memory-decoration-coherent";
+
+/// The feature that lets a kernel read and write one image.
+const IMAGE_FEATURE: &str = "texture-adapter-specific-format-features";
 
 /// The hooks of bodies that fetch something before their input is there, or before
 /// the operands of their epilogue are.
@@ -46,30 +131,51 @@ pub(crate) const AWAITS: [&str; 2] = [
     "fn await_operands(lane: u32) {\n}\n",
 ];
 
-/// All launches in ranges: neighbours of one layer that can be joined, and each
-/// other one alone; none if nothing can be joined.
-pub(crate) fn groups(launches: &[Launch]) -> Vec<Range<usize>> {
+/// All launches in ranges: neighbours of one layer that can be joined where the symbols
+/// `ones` are 1, and each other one alone; none if nothing can be joined.
+pub(crate) fn groups(
+    launches: &[Launch],
+    meeting: Meeting,
+    (ones, maxima): (&Bindings, &Bindings),
+) -> Result<Vec<Range<usize>>, CodegenError> {
     let mut out: Vec<Range<usize>> = Vec::new();
-    let layer_of = |at: usize| layer(&launches[at].label).filter(|_| can_join(&launches[at]));
-    for at in 0..launches.len() {
+    let mut rounds = 0;
+    for (at, launch) in launches.iter().enumerate() {
+        let tiles = launch.workgroups.at(ones).eval(maxima)?;
+        let own = tiles.saturating_mul(launch.kernel.rounds.eval(maxima)?);
+        let can_join = |at: usize| {
+            let layer = layer(&launches[at].label);
+            layer.filter(|_| can_join(&launches[at], meeting, ones))
+        };
+        rounds += own;
         match out.last_mut() {
-            Some(last) if layer_of(at).is_some() && layer_of(last.start) == layer_of(at) => {
+            Some(last)
+                if can_join(at).is_some()
+                    && can_join(last.start) == can_join(at)
+                    && meeting.joins(at + 1 - last.start, rounds) =>
+            {
                 last.end = at + 1;
             }
-            _ => out.push(at..at + 1),
+            _ => {
+                out.push(at..at + 1);
+                rounds = own;
+            }
         }
     }
-    match out.len() == launches.len() {
+    Ok(match out.len() == launches.len() {
         true => Vec::new(),
         false => out,
-    }
+    })
 }
 
-fn can_join(launch: &Launch) -> bool {
+fn can_join(launch: &Launch, meeting: Meeting, ones: &Bindings) -> bool {
     let kernel = &launch.kernel;
-    u64::from(kernel.workgroup) == WORKGROUP
+    // A norm by itself is there in the first layer alone, whose kernel would be another.
+    let is_norm = kernel.body.starts_with("row_norm");
+    kernel.workgroup == meeting.workgroup()
         && kernel.counts_from_zero()
-        && launch.workgroups.as_const().is_some()
+        && launch.workgroups.at(ones).as_const().is_some()
+        && !(meeting == Meeting::Tickets && is_norm)
 }
 
 /// The layer that a label names: up to its first number.
@@ -101,28 +207,28 @@ pub(crate) struct Joined {
     /// The last parts of the stages' labels.
     pub name: String,
     pub text: String,
+    /// Invocations in a workgroup.
+    pub workgroup: u32,
     pub bindings: Vec<(Binding, Access)>,
 }
 
-/// The kernel of `stages` in a grid of `grid` workgroups whose barriers' state is
-/// the buffer `state`.
+/// The kernel of `stages`, whose workgroups share the buffer `state`.
 ///
 /// # Errors
 /// The archetype whose entry point has not the form that those of bodies have.
 pub(crate) fn join(
     stages: &[Stage<'_>],
-    (grid, state): (u32, usize),
+    (meeting, state): (Meeting, usize),
     symbols: &[String],
 ) -> Result<Joined, String> {
     let bound = Bound::new(stages);
-    let mut body = "    grid_begin(lane);\n".to_owned();
     let mut functions = String::new();
     let mut shared = Shared::default();
+    let mut calls = Vec::new();
     for (at, stage) in stages.iter().enumerate() {
         let prefix = format!("s{at}_");
         let mut text = stage.launch.kernel.functions(&stage.body);
-        let waits_inside = at > 0 && stage.body.contains("await_input(");
-        if waits_inside {
+        if waits_inside(stages, at) {
             for hook in AWAITS {
                 if hook.contains("await_input") || reads_late(stage, &stages[at - 1]) {
                     let waiting = hook.replace("{\n", "{\n    grid_wait(lane);\n");
@@ -144,34 +250,21 @@ pub(crate) fn join(
         let _ = writeln!(functions, "// Stage {at}: {}\n", stage.launch.kernel.name());
         functions.push_str(&shared.take(&entry.text));
         functions.push('\n');
-
-        if at > 0 {
-            body.push_str("    grid_arrive(lane);\n");
-            if !waits_inside {
-                body.push_str("    grid_wait(lane);\n");
-            }
-        }
-        let arguments: Option<Vec<&str>> = entry
+        let arguments: Option<Vec<String>> = entry
             .builtins
             .iter()
-            .map(|builtin| argument(builtin))
+            .map(|builtin| argument(builtin, stage.tiles))
             .collect();
-        let call = format!(
+        calls.push(format!(
             "{prefix}main({});",
             arguments.ok_or_else(no_entry)?.join(", ")
-        );
-        // At least once, for the wait inside; beyond the last tile it returns.
-        let _ = writeln!(
-            body,
-            "    for (var tile = workgroup.x; tile < {}u; tile += GRID) {{\n        {call}\n        workgroupBarrier();\n    }}",
-            stage.tiles.max(u64::from(grid))
-        );
+        ));
     }
 
     let mut out = uniforms(symbols);
     for (at, (key, name)) in (1..).zip(bound.keys.iter().zip(&bound.all_names)) {
         let access = bound.access(key.0);
-        let coherent = access == Access::ReadWrite;
+        let coherent = access == Access::ReadWrite && meeting != Meeting::Tickets;
         out.push_str(&binding(at, name, key.1, access, coherent));
     }
     let last = bound.keys.len() + 1;
@@ -182,24 +275,23 @@ pub(crate) fn join(
         Access::ReadWrite,
         false,
     ));
+    let (name, count) = match meeting {
+        Meeting::Barriers(grid) => ("GRID", grid),
+        Meeting::Tickets => ("STAGES", stages.len() as u32),
+    };
+    let patience = meeting.patience();
     let _ = writeln!(
         out,
-        "\nconst GRID: u32 = {grid}u;\nconst PATIENCE: u32 = {PATIENCE}u;\n"
+        "\nconst {name}: u32 = {count}u;\nconst PATIENCE: u32 = {patience}u;\n"
     );
     out.push_str(&shared.declarations());
-    out.push_str(kiln_shaders::GRID);
+    out.push_str(meeting.functions());
     out.push('\n');
     out.push_str(&functions);
-    let _ = writeln!(
-        out,
-        "@compute @workgroup_size({WORKGROUP})\nfn main(\n    \
-         @builtin(workgroup_id) workgroup: vec3<u32>,\n    \
-         @builtin(local_invocation_index) lane: u32,\n    \
-         @builtin(subgroup_invocation_id) subgroup_lane: u32,\n    \
-         @builtin(subgroup_size) subgroup_size: u32,\n    \
-         @builtin(subgroup_id) subgroup: u32,\n    \
-         @builtin(num_subgroups) subgroups: u32,\n) {{\n{body}}}"
-    );
+    out.push_str(&match meeting {
+        Meeting::Barriers(grid) => barriers(stages, &calls, grid),
+        Meeting::Tickets => tickets(stages, &calls),
+    });
 
     let mut bindings: Vec<(Binding, Access)> = bound
         .keys
@@ -214,8 +306,71 @@ pub(crate) fn join(
     Ok(Joined {
         name: format!("joined.{}", parts.join(".")),
         text: out,
+        workgroup: meeting.workgroup(),
         bindings,
     })
+}
+
+/// Whether a stage waits for the one before it by itself, once it has fetched what it
+/// can.
+fn waits_inside(stages: &[Stage<'_>], at: usize) -> bool {
+    at > 0 && stages[at].body.contains("await_input(")
+}
+
+/// The entry point of stages with barriers across the grid between them.
+fn barriers(stages: &[Stage<'_>], calls: &[String], grid: u32) -> String {
+    let mut body = "    grid_begin(lane);\n".to_owned();
+    for (at, (stage, call)) in stages.iter().zip(calls).enumerate() {
+        if at > 0 {
+            body.push_str("    grid_arrive(lane);\n");
+            if !waits_inside(stages, at) {
+                body.push_str("    grid_wait(lane);\n");
+            }
+        }
+        // At least once, for the wait inside; beyond the last tile it returns.
+        let _ = writeln!(
+            body,
+            "    for (var tile = workgroup.x; tile < {}u; tile += GRID) {{\n        {call}\n        workgroupBarrier();\n    }}",
+            stage.tiles.max(u64::from(grid))
+        );
+    }
+    format!(
+        "@compute @workgroup_size({WORKGROUP})\nfn main(\n    \
+         @builtin(workgroup_id) workgroup: vec3<u32>,\n    \
+         @builtin(local_invocation_index) lane: u32,\n    \
+         @builtin(subgroup_invocation_id) subgroup_lane: u32,\n    \
+         @builtin(subgroup_size) subgroup_size: u32,\n    \
+         @builtin(subgroup_id) subgroup: u32,\n    \
+         @builtin(num_subgroups) subgroups: u32,\n) {{\n{body}}}\n"
+    )
+}
+
+/// The entry point of stages whose tiles are taken by tickets.
+fn tickets(stages: &[Stage<'_>], calls: &[String]) -> String {
+    let mut body = String::new();
+    let mut last = 0;
+    for (at, (stage, call)) in stages.iter().zip(calls).enumerate() {
+        if at > 0 {
+            let before = at - 1;
+            let _ = writeln!(
+                body,
+                "    if !grid_wait({before}u, {last}u, lane) {{\n        return;\n    }}"
+            );
+        }
+        last = stage.tiles;
+        let take = format!("grid_take({at}u, lane)");
+        let _ = writeln!(
+            body,
+            "    for (var tile = {take}; tile < {last}u; tile = {take}) {{\n        {call}\n        grid_complete({at}u, lane);\n    }}"
+        );
+    }
+    let workgroup = Meeting::Tickets.workgroup();
+    format!(
+        "fn stages(lane: u32) {{\n{body}}}\n\n@compute @workgroup_size({workgroup})\nfn main(\n    \
+         @builtin(num_workgroups) workgroups: vec3<u32>,\n    \
+         @builtin(local_invocation_index) lane: u32,\n) {{\n    \
+         stages(lane);\n    grid_leave(workgroups.x, {last}u, lane);\n}}\n"
+    )
 }
 
 /// Whether a stage reads what the stage before it writes in another hook than
@@ -232,26 +387,27 @@ fn reads_late(stage: &Stage<'_>, before: &Stage<'_>) -> bool {
     own.any(|(b, buffer)| written(buffer) && others.contains(&format!("{}[", b.name)))
 }
 
-/// What a stage's entry point gets in place of a builtin.
-fn argument(builtin: &str) -> Option<&'static str> {
+/// What the entry point of a stage of so many tiles gets in place of a builtin.
+fn argument(builtin: &str, tiles: u64) -> Option<String> {
     Some(match builtin {
-        "workgroup_id" => "vec3<u32>(tile, 0u, 0u)",
-        "num_workgroups" => "vec3<u32>(GRID, 1u, 1u)",
-        "local_invocation_index" => "lane",
-        "subgroup_invocation_id" => "subgroup_lane",
-        "subgroup_size" => "subgroup_size",
-        "subgroup_id" => "subgroup",
-        "num_subgroups" => "subgroups",
+        "workgroup_id" => "vec3<u32>(tile, 0u, 0u)".to_owned(),
+        "num_workgroups" => format!("vec3<u32>({tiles}u, 1u, 1u)"),
+        "local_invocation_index" => "lane".to_owned(),
+        "subgroup_invocation_id" => "subgroup_lane".to_owned(),
+        "subgroup_size" => "subgroup_size".to_owned(),
+        "subgroup_id" => "subgroup".to_owned(),
+        "num_subgroups" => "subgroups".to_owned(),
         _ => return None,
     })
 }
 
 /// The bindings of all stages: each buffer once for each type that it is read or
-/// written as, and writable as all of them if a stage writes it.
+/// written as, and writable as all of them if a stage writes it; each image once.
 struct Bound {
     keys: Vec<(Binding, Element)>,
     all_names: Vec<String>,
-    written: BTreeSet<Binding>,
+    /// How stages bind a buffer.
+    accesses: BTreeMap<Binding, BTreeSet<Access>>,
 }
 
 impl Bound {
@@ -259,14 +415,13 @@ impl Bound {
         let mut out = Bound {
             keys: Vec::new(),
             all_names: Vec::new(),
-            written: BTreeSet::new(),
+            accesses: BTreeMap::new(),
         };
         for stage in stages {
             for (own, buffer) in stage.launch.kernel.bindings().iter().zip(&stage.buffers) {
-                if own.access == Access::ReadWrite {
-                    out.written.insert(*buffer);
-                }
-                let key = (*buffer, own.element);
+                let accesses = out.accesses.entry(*buffer).or_default();
+                accesses.insert(own.access);
+                let key = key(own, *buffer);
                 if !out.keys.contains(&key) {
                     out.keys.push(key);
                     let role = own
@@ -283,7 +438,7 @@ impl Bound {
     fn names(&self, stage: &Stage<'_>) -> Vec<String> {
         let own = stage.launch.kernel.bindings().iter().zip(&stage.buffers);
         let names = own.map(|(own, buffer)| {
-            let key = (*buffer, own.element);
+            let key = key(own, *buffer);
             let at = self.keys.iter().position(|k| *k == key);
             at.map_or(String::new(), |at| self.all_names[at].clone())
         });
@@ -291,11 +446,23 @@ impl Bound {
     }
 
     fn access(&self, buffer: Binding) -> Access {
-        match self.written.contains(&buffer) {
-            true => Access::ReadWrite,
-            false => Access::Read,
-        }
+        let mut accesses = self.accesses.get(&buffer).into_iter().flatten().copied();
+        let first = accesses.next().unwrap_or(Access::Read);
+        accesses.fold(first, |all, access| match all == access {
+            true => all,
+            false if all.is_image() => Access::ReadWriteTexels,
+            false => Access::ReadWrite,
+        })
     }
+}
+
+/// What is bound once. Hooks find elements of every type in an image's texels.
+fn key(own: &kernel::Bound, buffer: Binding) -> (Binding, Element) {
+    let element = match own.access.is_image() {
+        true => Element::U32x4,
+        false => own.element,
+    };
+    (buffer, element)
 }
 
 /// Arrays in workgroup memory that the stages have in common: those of one name and
@@ -361,15 +528,35 @@ fn array(line: &str) -> Option<(&str, &str, &str)> {
 }
 
 /// What an adapter must offer for joined launches whose workgroups share so many
-/// bytes, and bind so many buffers, at the most.
-pub(crate) fn requires(memory: u64, bindings: u64) -> Requirements {
-    let limits = [
-        ("max_compute_workgroup_storage_size", memory),
-        ("max_storage_buffers_per_shader_stage", bindings),
-    ];
+/// bytes, and for their kernels.
+pub(crate) fn requires<'k>(
+    meeting: Meeting,
+    memory: u64,
+    kernels: impl Iterator<Item = &'k Kernel>,
+) -> Requirements {
+    let (mut buffers, mut images) = (0, 0);
+    for kernel in kernels {
+        let of_kernel = kernel.bindings.iter().filter(|a| a.is_image()).count() as u64;
+        images = images.max(of_kernel);
+        buffers = buffers.max(kernel.bindings.len() as u64 - of_kernel);
+    }
+    let mut limits = vec![("max_storage_buffers_per_shader_stage", buffers)];
+    let features: &[&str] = match meeting {
+        Meeting::Barriers(_) => {
+            limits.push(("max_compute_workgroup_storage_size", memory));
+            &["subgroups", COHERENT_FEATURE]
+        }
+        Meeting::Tickets => {
+            limits.push(("max_storage_textures_per_shader_stage", images));
+            &[IMAGE_FEATURE]
+        }
+    };
     Requirements {
-        features: vec!["subgroups".to_owned(), FEATURE.to_owned()],
-        limits: limits.map(|(name, size)| (name.to_owned(), size)).into(),
+        features: features.iter().map(|f| (*f).to_owned()).collect(),
+        limits: limits
+            .into_iter()
+            .map(|(name, size)| (name.to_owned(), size))
+            .collect(),
         ..Requirements::default()
     }
 }
@@ -380,7 +567,7 @@ pub(crate) fn check(grid: u32) -> Draft {
     d.write_coherently("words", Base::Local(0), Element::U32);
     d.write("grid_state", Base::Local(0), Element::AtomicU32);
     d.constant_u32("GRID", grid);
-    d.constant_u32("PATIENCE", PATIENCE);
+    d.constant_u32("PATIENCE", Meeting::Barriers(grid).patience());
     d.constant_u32("WORKGROUP", WORKGROUP);
     d.constant_u32("ROUNDS", 64);
     d.hook(kiln_shaders::GRID);

@@ -96,6 +96,8 @@ pub(crate) struct Draft {
     wanted: BTreeSet<&'static str>,
     first_workgroup: Option<String>,
     enables: &'static str,
+    /// How often loops of a workgroup go round, where that is often.
+    pub rounds: Dim,
 }
 
 impl Draft {
@@ -110,6 +112,7 @@ impl Draft {
             wanted: BTreeSet::new(),
             first_workgroup: None,
             enables: "",
+            rounds: Dim::default(),
         }
     }
 
@@ -378,8 +381,12 @@ pub(crate) fn binding(
     let access = match access {
         Access::Read => "read",
         Access::ReadWrite => "read_write",
-        Access::Texels | Access::WriteTexels => {
-            let access = if access.writes() { "write" } else { "read" };
+        image => {
+            let access = match image {
+                Access::ReadWriteTexels => "read_write",
+                Access::WriteTexels => "write",
+                _ => "read",
+            };
             return format!(
                 "@group(0) @binding({at}) var {name}: texture_storage_2d<rgba32uint, {access}>;\n"
             );

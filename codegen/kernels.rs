@@ -6,7 +6,7 @@ use kiln_ir::plan::{Access, Binding, Kernel, Launch};
 use kiln_ir::{Bindings, Dim};
 
 use crate::error::CodegenError;
-use crate::join::{self, Stage};
+use crate::join::{self, Meeting, Stage};
 use crate::kernel;
 use crate::validate;
 use crate::view::Base;
@@ -61,12 +61,13 @@ impl<'o> Kernels<'o> {
         }
     }
 
-    /// `launches` in one with `grid` workgroups, whose barriers' state is the buffer
-    /// `state`.
+    /// `launches` in one for where the symbols `ones` are 1, whose workgroups share the
+    /// buffer `state`.
     pub fn joined(
         &mut self,
         launches: &[kernel::Launch],
-        (grid, state): (u32, usize),
+        (meeting, state): (Meeting, usize),
+        ones: &Bindings,
         assigned: &BTreeMap<usize, usize>,
     ) -> Result<Launch, CodegenError> {
         let mut stages = Vec::new();
@@ -75,10 +76,10 @@ impl<'o> Kernels<'o> {
                 launch,
                 body: self.body(&launch.kernel),
                 buffers: buffers(launch, assigned),
-                tiles: launch.workgroups.eval(&Bindings::new())?,
+                tiles: launch.workgroups.eval(ones)?,
             });
         }
-        let joined = join::join(&stages, (grid, state), &self.symbols)
+        let joined = join::join(&stages, (meeting, state), &self.symbols)
             .map_err(|body| CodegenError::Join { body })?;
         let sum = |of: fn(&kernel::Launch) -> &Dim| {
             launches.iter().fold(Dim::default(), |sum, l| &sum + of(l))
@@ -87,8 +88,8 @@ impl<'o> Kernels<'o> {
         let label = launches.first().and_then(|l| join::layer(&l.label));
         Ok(Launch {
             label: label.unwrap_or_default().to_owned(),
-            kernel: self.named(&joined.name, joined.text, join::WORKGROUP as u32, accesses),
-            workgroups: Dim::constant(grid.into()),
+            kernel: self.named(&joined.name, joined.text, joined.workgroup, accesses),
+            workgroups: Dim::constant(meeting.workgroups().into()),
             bindings,
             flops: sum(|l| &l.flops),
             bytes: sum(|l| &l.bytes),

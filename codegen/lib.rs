@@ -88,7 +88,8 @@ pub struct CompileOptions {
     /// Workgroups of a launch that runs the kernels of a whole layer one after the
     /// other, with barriers across the grid in place of launches: a power of two,
     /// or 0 for no such launches. They decode for one sequence, on Vulkan, and only
-    /// where all of the workgroups run at once, which a runtime tries.
+    /// where all of the workgroups run at once, which a runtime tries. On a CPU a
+    /// launch runs some of a layer's kernels, with any number of workgroups.
     pub grid: u32,
 }
 
@@ -282,7 +283,10 @@ impl Compiled {
             }
             let variants = tier.entries.values().flat_map(|e| &e.variants);
             variants.into_iter().any(|v| {
-                if v.grid.as_ref().is_some_and(|g| g.check.kernel == kernel) {
+                if v.grid
+                    .as_ref()
+                    .is_some_and(|g| g.check.as_ref().is_some_and(|c| c.kernel == kernel))
+                {
                     return true;
                 }
                 v.all_launches().any(|l| l.kernel == kernel)

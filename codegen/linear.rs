@@ -79,6 +79,7 @@ impl Linear<'_> {
         d.constant_u32("K4", k.div_ceil(4));
         d.constant_u32("WV", wv);
         d.constant_u32("GROUPS", groups);
+        d.rounds = groups.into();
         d.constant_bool("SCALED", matrix.packing.has_scales());
         d.constant_bool("NORM", self.norm.is_some());
         d.constant_bool("CENTER", matches!(self.norm, Some(Norm::Layer { .. })));

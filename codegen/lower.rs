@@ -172,6 +172,15 @@ impl<'a> Lowering<'a> {
         &self.ones
     }
 
+    /// Those but the number of sequences.
+    pub fn ones_but_batch(&self) -> Bindings {
+        let mut ones = Bindings::new();
+        for (symbol, one) in self.ones.iter().filter(|(s, _)| s.name() != BATCH) {
+            ones.set(symbol.name(), one);
+        }
+        ones
+    }
+
     /// Whether a size is 1 in this variant.
     fn is_one(&self, size: &Dim) -> bool {
         size.eval(&self.ones) == Ok(1)
@@ -536,10 +545,7 @@ impl<'a> Lowering<'a> {
     /// one for sequences is left, with which the last rows of prompts are counted too:
     /// so what is done to one row has the same text in both.
     fn count(&self, rows: &Dim) -> Dim {
-        let ones = self.ones.iter().filter(|(s, _)| s.name() != BATCH);
-        ones.fold(rows.clone(), |rows, (symbol, one)| {
-            rows.substitute(symbol, &Dim::constant(one))
-        })
+        rows.at(&self.ones_but_batch())
     }
 
     /// The kernel for a linear layer with `rows` rows.

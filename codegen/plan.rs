@@ -1,6 +1,6 @@
 //! Assembly of the plan: entries, variants, launches and kernels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::plan::{
     Access, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
@@ -10,7 +10,7 @@ use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
 use crate::error::CodegenError;
 use crate::images::make_images;
-use crate::join;
+use crate::join::{self, Meeting};
 use crate::kernel;
 use crate::kernels::Kernels;
 use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
@@ -29,6 +29,9 @@ pub(crate) const BATCH: &str = "batch";
 /// The symbol for the number of tokens of each. A session takes a prompt in pieces, so
 /// where there are states its maximum is lowered first.
 const SEQ: &str = "seq";
+
+/// The name of a variant with joined launches.
+const JOINED: &str = "joined";
 
 /// How large every WebGPU adapter lets a buffer be.
 const DEFAULT_BUFFER_LIMIT: u64 = 256 << 20;
@@ -236,33 +239,41 @@ impl Placed {
         kernels: &mut Kernels<'_>,
     ) -> Result<Entry, CodegenError> {
         let (rows, queries) = self.sizes();
-        let mut lowerings = Vec::new();
+        let meeting = Meeting::of(tier, grid);
         let mut lowered = Vec::new();
+        let mut made = Vec::new();
         for (shape, bounds) in self.shapes(tier, rows.as_ref(), queries.as_ref())? {
             let of = (tier, shape);
             let lowering = Lowering::new(&self.graph, &self.placement, weights, &self.streams, of)
                 .of_rows(rows.as_ref());
+            if let (Some(1), Some(meeting)) = (shape.rows, meeting)
+                && let Some(joinable) = self.joinable(&lowering, meeting)?
+            {
+                lowered.push(joinable);
+                let ones = lowering.ones().clone();
+                made.push((Some((meeting, ones)), shape, bounds.clone()));
+            }
             lowered.push(lowering.run()?);
-            lowerings.push((lowering, bounds));
+            made.push((None, shape, bounds));
         }
         if tier.reads_images() {
             make_images(&mut lowered, weights, &self.state_bytes(), &self.maxima)?;
         }
         let mut pool = Pool::new(&self.placement.locals);
         let mut variants: Vec<Variant> = Vec::new();
-        for ((lowering, bounds), lowered) in lowerings.iter().zip(&lowered) {
-            if lowering.shape.rows == Some(1)
-                && let Some(joined) = self.joined(lowering, grid, &mut pool, kernels)?
-            {
-                variants.push(Variant {
-                    bounds: bounds.clone(),
-                    ..joined
-                });
-            }
-            let mut variant = self.variant(lowered, &mut pool, kernels)?;
-            lowering.shape.name.clone_into(&mut variant.name);
-            variant.bounds.clone_from(bounds);
-            variants.push(variant);
+        for ((join, shape, bounds), lowered) in made.into_iter().zip(&lowered) {
+            let variant = match &join {
+                Some(join) => self.joined(lowered, join, &mut pool, kernels)?,
+                None => Some(self.variant(lowered, &mut pool, kernels)?),
+            };
+            variants.extend(variant.map(|variant| {
+                let name = join.map_or(shape.name, |_| JOINED).to_owned();
+                Variant {
+                    name,
+                    bounds,
+                    ..variant
+                }
+            }));
         }
         let differs = |s: &&SymbolDecl| !symbols.contains(s);
         Ok(Entry {
@@ -408,26 +419,29 @@ impl Placed {
         })
     }
 
-    /// The variant for one row with the launches of a layer joined, if that can be
-    /// done to any. Only sessions have steps so small, and so many of them.
+    /// The variant for one row with the launches of a layer still apart, if they are to
+    /// be joined. Only sessions have steps so small, and so many of them.
     ///
-    /// The sizes that are 1 are put into the graph, and no two values that a layer
-    /// touches share a buffer: so the kernels of all layers have the same text, and
-    /// the device the same code to run.
-    fn joined(
+    /// So that the kernels of all layers have the same text, and the device the same code
+    /// to run, no two values that a launch touches share a buffer, and the sizes that are
+    /// 1 are put into the graph: on a CPU, whose driver compiles slowly, all but the
+    /// number of sequences, with which the last rows of prompts have the same kernels.
+    fn joinable(
         &self,
         separate: &Lowering<'_>,
-        grid: u32,
-        pool: &mut Pool,
-        kernels: &mut Kernels<'_>,
-    ) -> Result<Option<Variant>, CodegenError> {
+        meeting: Meeting,
+    ) -> Result<Option<Lowered>, CodegenError> {
         let ones = separate.ones();
-        let worthwhile = separate.tier.has_subgroups() && !self.graph.states().is_empty();
-        if grid == 0 || !worthwhile || *ones == Bindings::new() || !self.streams.is_empty() {
+        let worthwhile = !self.graph.states().is_empty() && self.streams.is_empty();
+        if !worthwhile || *ones == Bindings::new() {
             return Ok(None);
         }
         let (mut graph, mut states) = (self.graph.clone(), self.states.clone());
-        for (symbol, value) in ones.iter() {
+        let put = match meeting {
+            Meeting::Barriers(_) => ones.clone(),
+            Meeting::Tickets => separate.ones_but_batch(),
+        };
+        for (symbol, value) in put.iter() {
             let value = Dim::constant(value);
             graph = graph.substitute(symbol, &value);
             let dims = states.iter_mut().flat_map(|(_, ty)| &mut ty.shape);
@@ -437,12 +451,33 @@ impl Placed {
         let placement = place(&graph, &states, weights)?;
         let of = (separate.tier, separate.shape);
         let lowering = Lowering::new(&graph, &placement, weights, &self.streams, of);
-        let lowered = lowering.in_grid(grid.into()).run()?;
-        let groups = join::groups(&lowered.launches);
+        let lowering = match meeting {
+            Meeting::Barriers(grid) => lowering.in_grid(grid.into()),
+            Meeting::Tickets => lowering.of_rows(Some(&Dim::symbol(BATCH))),
+        };
+        let mut lowered = lowering.run()?;
+        let locals = lowered.locals.iter_mut();
+        for local in locals.filter(|l| l.role == Role::Scratch) {
+            local.elements = local.elements.at(ones);
+        }
+        Ok(Some(lowered))
+    }
+
+    /// The variant of what is [joinable](Self::joinable) with the launches of a layer
+    /// joined, if that can be done to any.
+    fn joined(
+        &self,
+        lowered: &Lowered,
+        (meeting, ones): &(Meeting, Bindings),
+        pool: &mut Pool,
+        kernels: &mut Kernels<'_>,
+    ) -> Result<Option<Variant>, CodegenError> {
+        let meeting = *meeting;
+        let groups = join::groups(&lowered.launches, meeting, (ones, &self.maxima))?;
         // Inputs and outputs keep the buffers that they have in other variants.
         let fixed = |locals: &[Local]| -> Vec<(usize, String)> {
             let fixed = locals.iter().enumerate();
-            let fixed = fixed.filter(|(_, l)| l.role != Role::Scratch);
+            let fixed = fixed.filter(|(_, l)| matches!(l.role, Role::Input | Role::Output));
             fixed.map(|(i, l)| (i, l.name.clone())).collect()
         };
         let mut fits = true;
@@ -465,32 +500,36 @@ impl Placed {
         let assigned = pool.assign(&lowered.locals, &steps, &self.maxima)?;
         check_sharing(&self.graph.name, &lowered.locals, &steps, &assigned)?;
 
-        let state = pool.state("grid", 8);
+        let state = pool.state("grid", meeting.state_bytes());
         let mut launches = Vec::new();
-        // By name: most layers have the same one.
-        let mut joined: BTreeMap<String, usize> = BTreeMap::new();
+        // Most layers have the same one.
+        let mut joined: BTreeSet<String> = BTreeSet::new();
         for group in groups {
             let members = &lowered.launches[group];
             if let [alone] = members {
                 launches.push(kernels.launch(alone, &assigned));
                 continue;
             }
-            let launch = kernels.joined(members, (grid, state), &assigned)?;
-            joined.insert(launch.kernel.clone(), launch.bindings.len());
+            let launch = kernels.joined(members, (meeting, state), ones, &assigned)?;
+            joined.insert(launch.kernel.clone());
             launches.push(launch);
         }
-        let memory = joined.keys().map(|name| kernels.workgroup_memory(name));
+        let memory = joined.iter().map(|name| kernels.workgroup_memory(name));
         let memory = memory.max().unwrap_or(0);
-        let bindings = joined.values().copied().max().unwrap_or(0) as u64;
-        let check = Check {
-            kernel: kernels.kernel(&join::check(grid), vec![Access::ReadWrite; 2]),
-            workgroups: grid,
-            words: join::check_words(grid),
+        let of_joined = joined.iter().filter_map(|name| kernels.plan.get(name));
+        let requires = join::requires(meeting, memory, of_joined);
+        let check = match meeting {
+            Meeting::Barriers(grid) => Some(Check {
+                kernel: kernels.kernel(&join::check(grid), vec![Access::ReadWrite; 2]),
+                workgroups: grid,
+                words: join::check_words(grid),
+            }),
+            Meeting::Tickets => None,
         };
         Ok(Some(Variant {
-            name: "joined".to_owned(),
+            name: String::new(),
             grid: Some(Grid {
-                requires: join::requires(memory, bindings),
+                requires,
                 check,
                 state,
             }),

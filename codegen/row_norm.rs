@@ -94,6 +94,9 @@ impl RowNorm<'_> {
             NOTHING_STORED,
             &NOTHING_STORED.replace("{\n", "{\n    norm_last(lane, count);\n"),
         );
+        // The last workgroup of all goes through the rows three times.
+        let rounds = (3 * k.div_ceil(4)).div_ceil(u64::from(d.workgroup));
+        d.rounds = &d.rounds + &Dim::constant(rounds);
         launch.flops = &launch.flops + &self.flops(k);
         Ok(())
     }

@@ -116,16 +116,12 @@ impl View {
     }
 
     fn where_symbols_are(&self, values: &Bindings) -> View {
-        let put = |dim: &Dim| {
-            values.iter().fold(dim.clone(), |dim, (symbol, value)| {
-                dim.substitute(symbol, &Dim::constant(value))
-            })
-        };
+        let at = |dim: &Dim| dim.at(values);
         View {
             base: self.base,
-            offset: put(&self.offset),
-            shape: self.shape.iter().map(put).collect(),
-            strides: self.strides.iter().map(put).collect(),
+            offset: at(&self.offset),
+            shape: self.shape.iter().map(at).collect(),
+            strides: self.strides.iter().map(at).collect(),
         }
     }
 

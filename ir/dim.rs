@@ -300,6 +300,14 @@ impl Dim {
         }
     }
 
+    /// This dimension where the symbols that are bound have these values.
+    #[must_use]
+    pub fn at(&self, values: &Bindings) -> Self {
+        values.iter().fold(self.clone(), |dim, (symbol, value)| {
+            dim.substitute(symbol, &Dim::constant(value))
+        })
+    }
+
     /// This dimension with every occurrence of `symbol` replaced.
     #[must_use]
     pub fn substitute(&self, symbol: &Symbol, value: &Dim) -> Self {

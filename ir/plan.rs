@@ -35,7 +35,7 @@ use crate::packing::{BAND_ROWS, Packing};
 use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 4;
+pub const PLAN_VERSION: u32 = 5;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -223,17 +223,26 @@ pub enum Access {
     Texels,
     /// `texture_storage_2d<rgba32uint, write>`: such a state or buffer.
     WriteTexels,
+    /// `texture_storage_2d<rgba32uint, read_write>`: the same, in a launch that does the
+    /// work of several, of a variant with a [`Grid`].
+    ReadWriteTexels,
 }
 
 impl Access {
     /// Whether a kernel may write what it binds so.
     pub const fn writes(self) -> bool {
-        matches!(self, Access::ReadWrite | Access::WriteTexels)
+        matches!(
+            self,
+            Access::ReadWrite | Access::WriteTexels | Access::ReadWriteTexels
+        )
     }
 
     /// Whether an image is bound.
     pub const fn is_image(self) -> bool {
-        matches!(self, Access::Texels | Access::WriteTexels)
+        matches!(
+            self,
+            Access::Texels | Access::WriteTexels | Access::ReadWriteTexels
+        )
     }
 }
 
@@ -380,22 +389,29 @@ impl Variant {
     }
 }
 
-/// What a variant relies on whose launches have barriers across their grids: all
-/// workgroups of a launch run at the same time, and see what the others wrote
-/// before such a barrier. No API promises the first, so a runtime tries it out: it
+/// What a variant relies on whose launches do the work of several, one stage after the
+/// other: workgroups of a launch see what others wrote before they say so by an atomic.
+///
+/// With a check, the workgroups of a launch have barriers across its grid, and all of
+/// them run at the same time. No API promises that, so a runtime tries it out: it
 /// checks the driver, and compares what the variant gives with what the first gives
 /// that has no grid, before it takes it for good. A workgroup waits for a bounded time
 /// and then gives up.
+///
+/// Without, they are for a CPU, take tiles of a stage from each other, and wait for
+/// none that has not begun: there is nothing to try out, and a runtime may launch fewer
+/// of them, as many as run at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grid {
     /// What the adapter must offer besides what the tier requires.
     pub requires: Requirements,
     /// What must hold of its driver.
-    pub check: Check,
-    /// The barriers' state, an index into [`Entry::buffers`], which nothing else
-    /// uses: two words, 0 when it is made. The first counts arrivals of workgroups
-    /// and is never reset; the second is not 0 once a workgroup has given up, and
-    /// results are meaningless from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
+    /// The state that workgroups share, an index into [`Entry::buffers`], which nothing
+    /// else uses: two words at the least, 0 when it is made. The second is not 0 once a
+    /// launch has failed, since a workgroup gave up waiting for others for one; results
+    /// are meaningless from then on.
     pub state: usize,
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::DType;
-use kiln_ir::plan::{Access, Binding, Entry, Launch, Plan, Port, Variant};
+use kiln_ir::plan::{Access, Binding, Entry, Grid, Launch, Plan, Port, Variant};
 use wgpu::BufferUsages as Usage;
 
 use crate::device::Device;
@@ -43,9 +43,10 @@ pub(crate) struct PortProgram {
 }
 
 pub(crate) struct VariantProgram {
-    /// The buffer of the barriers' state, if launches have barriers across their
-    /// grids.
+    /// The buffer of the state that workgroups of its launches share, if they do.
     pub grid: Option<usize>,
+    /// Whether it is to be tried before it is taken for good.
+    pub is_to_be_tried: bool,
     pub bounds: Vec<(SlotDim, u64)>,
     pub launches: Vec<LaunchProgram>,
     pub streams: Vec<StreamProgram>,
@@ -56,9 +57,17 @@ pub(crate) struct LaunchProgram {
     /// Index into [`Model::kernels`].
     pub kernel: usize,
     pub workgroups: SlotDim,
+    /// Never more than these.
+    pub most_workgroups: u64,
     pub bindings: Vec<(Binding, Access)>,
     pub flops: SlotDim,
     pub bytes: SlotDim,
+}
+
+impl LaunchProgram {
+    fn binds(&self, binding: Binding) -> bool {
+        self.bindings.iter().any(|(own, _)| *own == binding)
+    }
 }
 
 pub(crate) struct StreamProgram {
@@ -91,11 +100,14 @@ impl Program {
                 label: l.label.clone(),
                 kernel: kernel.ok_or_else(|| Error::plan(format!("no kernel `{}`", l.kernel)))?,
                 workgroups: slots.compile(&l.workgroups)?,
+                most_workgroups: u64::MAX,
                 bindings: plan.bound(l).collect(),
                 flops: slots.compile(&l.flops)?,
                 bytes: slots.compile(&l.bytes)?,
             })
         };
+        let processors = std::thread::available_parallelism();
+        let processors = processors.map_or(1, |n| n.get() as u64);
         let launches = |all: &[Launch]| all.iter().map(launch).collect::<Result<Vec<_>>>();
         let ports = |all: &[Port]| all.iter().map(|p| port(slots, p)).collect::<Result<_>>();
 
@@ -110,14 +122,27 @@ impl Program {
                     launches: launches(&stream.launches)?,
                 });
             }
+            let mut of_variant = launches(&variant.launches)?;
+            if let Some(Grid {
+                check: None, state, ..
+            }) = &variant.grid
+            {
+                // Workgroups take what there is to do from each other, and wait for each
+                // other: more than run at once are in each other's way.
+                let own = of_variant.iter_mut();
+                for launch in own.filter(|l| l.binds(Binding::Buffer(*state))) {
+                    launch.most_workgroups = processors;
+                }
+            }
             let mut bounds = Vec::new();
             for bound in &variant.bounds {
                 bounds.push((slots.compile(&bound.size)?, bound.max));
             }
             variants.push(VariantProgram {
                 grid: variant.grid.as_ref().map(|g| g.state),
+                is_to_be_tried: variant.grid.as_ref().is_some_and(|g| g.check.is_some()),
                 bounds,
-                launches: launches(&variant.launches)?,
+                launches: of_variant,
                 streams,
             });
         }
@@ -205,10 +230,10 @@ impl PortProgram {
     }
 }
 
-/// Bytes of the state of a grid's barriers; see [`kiln_ir::plan::Grid`].
+/// Bytes of the state of a grid that say whether launches failed; see [`kiln_ir::plan::Grid`].
 pub(crate) const GRID_STATE_BYTES: u64 = 8;
 
-/// Whether a workgroup has given up waiting, by that state.
+/// Whether a launch has failed, by that state.
 pub(crate) fn has_stalled(state: &[u8]) -> bool {
     state.iter().skip(4).any(|byte| *byte != 0)
 }
@@ -224,7 +249,7 @@ pub(crate) struct Allocation {
         reason = "bind groups keep them alive; a profile may read them"
     )]
     pub states: Vec<Resident>,
-    /// The buffer of the barriers' state, if a variant is run that has such.
+    /// The buffer of a grid's state, if a variant is run that has such.
     grid: Option<usize>,
     /// For each variant: its launches' groups, and those of its streams.
     groups: Vec<VariantGroups>,
@@ -363,7 +388,7 @@ impl Allocation {
         self.grid.map_or(0, |_| GRID_STATE_BYTES)
     }
 
-    /// Records the read-back of the state of a grid's barriers, if there is one, to
+    /// Records the read-back of the state of a grid, if there is one, to
     /// the place `at` of `staging`.
     pub fn copy_grid_state(&self, recorder: &mut Recorder<'_>, staging: &Staging, at: u64) {
         if let Some(Ok(buffer)) = self.grid.map(|grid| self.buffer(grid)) {
@@ -507,6 +532,7 @@ impl<'m> Recorder<'m> {
         let mut kernel = usize::MAX;
         for (launch, group) in launches.iter().zip(groups) {
             let count = launch.workgroups.eval(values)?;
+            let count = count.min(launch.most_workgroups);
             if count == 0 {
                 continue;
             }

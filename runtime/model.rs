@@ -267,14 +267,14 @@ impl Model {
         Ok(model)
     }
 
-    /// Runs each variant with a grid, and drops those in which a workgroup waited in
+    /// Runs each variant with a grid that is to be tried, and drops those in which a workgroup waited in
     /// vain, since how many run at once depends on the kernel, those that differ from
     /// the variant that is run without them, and those that the driver refuses.
     fn try_grids(&mut self) -> Result<()> {
         let mut unfit = Vec::new();
         for (name, program) in &self.entries {
             for variant in 0..program.variants.len() {
-                if program.variants[variant].grid.is_none() {
+                if !program.variants[variant].is_to_be_tried {
                     continue;
                 }
                 let fit = match self.is_fit(program, variant) {
@@ -360,8 +360,8 @@ impl Model {
         &self.tier
     }
 
-    /// Whether single tokens run the kernels of a layer in one launch, with barriers
-    /// across its [`Grid`](kiln_ir::plan::Grid).
+    /// Whether single tokens run kernels of a layer in one launch; see
+    /// [`Grid`](kiln_ir::plan::Grid).
     pub fn joins(&self) -> bool {
         let mut variants = self.entries.values().flat_map(|e| &e.variants);
         variants.any(|v| v.grid.is_some())

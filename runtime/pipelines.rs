@@ -170,10 +170,11 @@ impl<'d> Compiler<'d> {
                         has_dynamic_offset: false,
                         min_binding_size: None,
                     },
-                    Access::Texels | Access::WriteTexels => wgpu::BindingType::StorageTexture {
-                        access: match access.writes() {
-                            true => wgpu::StorageTextureAccess::WriteOnly,
-                            false => wgpu::StorageTextureAccess::ReadOnly,
+                    image => wgpu::BindingType::StorageTexture {
+                        access: match image {
+                            Access::ReadWriteTexels => wgpu::StorageTextureAccess::ReadWrite,
+                            Access::WriteTexels => wgpu::StorageTextureAccess::WriteOnly,
+                            _ => wgpu::StorageTextureAccess::ReadOnly,
                         },
                         format: TEXEL_FORMAT,
                         view_dimension: wgpu::TextureViewDimension::D2,

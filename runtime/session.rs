@@ -133,10 +133,10 @@ impl<'m> Session<'m> {
         self.past
     }
 
-    /// Whether single tokens run the kernels of a layer in one launch: no more once
-    /// its workgroups, which have to run at the same time, waited for each other in
-    /// vain, as they may when other work takes the device. What was lost is computed
-    /// again, in launches of their own.
+    /// Whether single tokens run kernels of a layer in one launch: no more once one
+    /// failed. On a GPU its workgroups have to run at the same time, and wait for each
+    /// other in vain when other work takes the device; a CPU driver may end its loops
+    /// early. What was lost is computed again, in launches of their own.
     pub fn joins(&self) -> bool {
         self.allocation.has_grid()
     }

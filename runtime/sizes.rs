@@ -49,6 +49,14 @@ pub(crate) fn keep_needed(entry: &mut Entry, most: u64, sessions: &[SessionSize]
                 needed.extend(taking(entry, batch, seq)?);
             }
         }
+        // In case that launches of the others fail.
+        let all = taking_all(entry, batch, 1)?;
+        let mut plain = all
+            .into_iter()
+            .filter(|i| entry.variants[*i].grid.is_none());
+        if plain.clone().all(|i| !needed.contains(&i)) {
+            needed.extend(plain.next());
+        }
     }
     let mut index = 0..;
     entry
@@ -57,9 +65,21 @@ pub(crate) fn keep_needed(entry: &mut Entry, most: u64, sessions: &[SessionSize]
     Ok(())
 }
 
-/// The variant that a step of these sizes runs, and if that has a grid, the one that is
-/// run without it.
+/// The variant that a step of these sizes runs, and if that has a grid that is to be
+/// tried, the one that it is compared with.
 fn taking(entry: &Entry, batch: u64, seq: u64) -> Result<Vec<usize>> {
+    let mut all = taking_all(entry, batch, seq)?;
+    let is_sure = |i: &usize| {
+        let grid = entry.variants[*i].grid.as_ref();
+        grid.is_none_or(|g| g.check.is_none())
+    };
+    let end = all.iter().position(is_sure).map_or(all.len(), |i| i + 1);
+    all.truncate(end);
+    Ok(all)
+}
+
+/// The variants that take these sizes.
+fn taking_all(entry: &Entry, batch: u64, seq: u64) -> Result<Vec<usize>> {
     let sizes = Bindings::new()
         .with("batch", batch)
         .with("seq", seq)
@@ -69,9 +89,6 @@ fn taking(entry: &Entry, batch: u64, seq: u64) -> Result<Vec<usize>> {
     for (index, variant) in entry.variants.iter().enumerate() {
         if variant.takes(&sizes)? {
             out.push(index);
-            if variant.grid.is_none() {
-                break;
-            }
         }
     }
     Ok(out)

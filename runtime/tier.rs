@@ -232,11 +232,11 @@ mod tests {
                     features: names.iter().map(|n| (*n).to_owned()).collect(),
                     ..Requirements::default()
                 },
-                check: Check {
+                check: Some(Check {
                     kernel: String::new(),
                     workgroups: 1,
                     words: 1,
-                },
+                }),
                 state: 0,
             }),
             bounds: Vec::new(),

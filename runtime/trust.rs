@@ -75,13 +75,17 @@ pub(crate) fn without_bad_grids(
     let mut passed: BTreeMap<&str, bool> = BTreeMap::new();
     let grids = tier.entries.values().flat_map(|e| &e.variants);
     for grid in grids.filter_map(|v| v.grid.as_ref()).filter(|g| wanted(g)) {
-        let check = &grid.check;
-        if !passed.contains_key(check.kernel.as_str()) {
+        if let Some(check) = &grid.check
+            && !passed.contains_key(check.kernel.as_str())
+        {
             let reason = reason(device, artifact, check, options)?;
             passed.insert(&check.kernel, reason.is_none());
         }
     }
-    let is_good = |grid: &Grid| wanted(grid) && passed.get(&*grid.check.kernel) == Some(&true);
+    let is_good = |grid: &Grid| {
+        let check = grid.check.as_ref();
+        wanted(grid) && check.is_none_or(|c| passed.get(&*c.kernel) == Some(&true))
+    };
     let mut tier = tier.clone();
     for entry in tier.entries.values_mut() {
         let grids = |v: &Variant| v.grid.as_ref().is_none_or(is_good);

@@ -80,6 +80,9 @@ pub const GRID: &str = include_str!("grid.wgsl");
 /// The norm of the rows that a launch leaves, for kernels that bind `done`.
 pub const NORM_LAST: &str = include_str!("norm_last.wgsl");
 
+/// Stages one after the other on a CPU driver, for kernels that bind `grid_state`.
+pub const TICKETS: &str = include_str!("tickets.wgsl");
+
 const FUNCTIONS: &str = include_str!("functions.wgsl");
 
 fn find(files: &[(&str, &'static str)], name: &str) -> Option<&'static str> {

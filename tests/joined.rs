@@ -1,5 +1,6 @@
-//! Launches that run the kernels of a layer one after the other, with barriers across
-//! their grid. Software drivers run few workgroups at a time, so grids are small here.
+//! Launches that run kernels of a layer one after the other, with barriers across their
+//! grid, or with tickets on a CPU. Software drivers run few workgroups at a time, so
+//! grids are small here.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -60,15 +61,15 @@ fn llama_conforms() {
 }
 
 /// The logits of a prompt and of tokens behind it.
-fn logits(artifact: &Artifact, join: bool) -> Result<Vec<f32>, Error> {
+fn logits(tier: &str, artifact: &Artifact, join: bool) -> Result<Vec<f32>, Error> {
     let options = LoadOptions {
-        tier: Some("subgroup".to_owned()),
+        tier: Some(tier.to_owned()),
         cache_dir: None,
         join,
         ..LoadOptions::default()
     };
     let model = Model::open(&adapter(NATIVE), artifact, &options, &mut |_| {})?;
-    assert!(join || !model.joins());
+    assert!(model.joins() == join || tier == "subgroup");
     let mut session = Session::new(&model, 1, 12)?;
     let mut logits = session.step(&[3, 1, 4], &[0])?;
     for id in [1, 5, 9, 2, 6] {
@@ -79,16 +80,23 @@ fn logits(artifact: &Artifact, join: bool) -> Result<Vec<f32>, Error> {
 
 /// In every packing a joined launch gives what the launches that it stands for give:
 /// in a grid of one workgroup, and of two, whether or not the driver has a thread for
-/// each that is not kept from running.
+/// each that is not kept from running; and with tickets.
 #[test]
 fn packings_agree_with_separate_launches() {
     for config in [GPT2, LLAMA] {
         let fixture = Fixture::random(config);
         for packing in Packing::ALL {
-            let separate = logits(&artifact(&fixture, packing, 1), false).unwrap();
+            let small = artifact(&fixture, packing, 1);
+            let separate = logits("software", &small, false).unwrap();
+            let joined = logits("software", &small, true).unwrap();
+            let label = format!("{} in {}, by tickets", fixture.name, packing.name());
+            assert_close(&label, &joined, &separate, F32);
+
+            let separate = logits("subgroup", &small, false).unwrap();
             for grid in [1, 2] {
                 let label = format!("{} in {}, {grid}", fixture.name, packing.name());
-                let joined = logits(&artifact(&fixture, packing, grid), true).unwrap();
+                let in_grid = artifact(&fixture, packing, grid);
+                let joined = logits("subgroup", &in_grid, true).unwrap();
                 assert_close(&label, &joined, &separate, F32);
             }
         }

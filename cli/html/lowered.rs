@@ -186,8 +186,8 @@ impl Lowered {
     }
 
     fn variant(&mut self, variant: &Variant, kernels: &mut Interner<String>) -> ShownVariant {
-        if let Some(grid) = &variant.grid {
-            kernels.number(grid.check.kernel.clone());
+        if let Some(check) = variant.grid.as_ref().and_then(|g| g.check.as_ref()) {
+            kernels.number(check.kernel.clone());
         }
         let mut launches = |launches: &[plan::Launch]| -> Vec<Launch> {
             launches.iter().map(|l| self.launch(l, kernels)).collect()

@@ -103,8 +103,8 @@ fn the_last_tier_that_fails_leaves_none() {
     assert!(text.contains(expected), "{text}");
 }
 
-/// A model with a variant for one token whose check writes `verdict`, that wants
-/// `features`, whose launch adds `error` to the logits, and in which a workgroup gives
+/// A model with a variant for one token whose check, if `verdict` is not empty, writes
+/// that, that wants `features`, whose launch adds `error` to the logits, and in which a workgroup gives
 /// up `stalls`.
 fn with_grid(
     verdict: &str,
@@ -143,11 +143,11 @@ fn with_grid(
             features: features.iter().map(|f| (*f).to_owned()).collect(),
             ..Requirements::default()
         },
-        check: Check {
+        check: (!verdict.is_empty()).then(|| Check {
             kernel: "trial".into(),
             workgroups: 8,
             words: WORDS,
-        },
+        }),
         state,
     });
     variant.launches[1].kernel = "joined".into();
@@ -243,7 +243,15 @@ fn a_grid_that_stalls_later_is_left() {
     };
     let (expected, joins) = steps(&plain);
     assert!(!joins);
-    assert_eq!(steps(&stalling(5)), (expected, false));
+    assert_eq!(steps(&stalling(5)), (expected.clone(), false));
+
+    // With nothing to check it is taken as it is, and left all the same.
+    let unchecked = |error: &str, stalls: &str| with_grid("", &[], error, stalls, &options());
+    let model = unchecked("select(0.0, 9.0, id.x == 7u)", "false").unwrap();
+    let (logits, joins) = steps(&model);
+    assert!(joins && logits != expected);
+    let failing = unchecked("select(0.0, 9.0, id.x == 7u)", "true").unwrap();
+    assert_eq!(steps(&failing), (expected, false));
 
     // Tokens that are chosen on the device: the barriers fail at every place of a burst
     // and behind it, with tokens drawn and the history minded, and in a batch of which

@@ -321,6 +321,29 @@ fn functions_come_with_their_callees_and_nothing_else() {
     assert!(all.is_ok());
 }
 
+#[test]
+fn tickets_want_nothing_but_a_state() {
+    let kernel = "
+        const STAGES: u32 = 1u;
+        const PATIENCE: u32 = 8u;
+        @group(0) @binding(0) var<storage, read_write> grid_state: array<atomic<u32>>;
+
+        @compute @workgroup_size(8)
+        fn main(
+            @builtin(num_workgroups) workgroups: vec3<u32>,
+            @builtin(local_invocation_index) lane: u32,
+        ) {
+            while grid_take(0u, lane) < 4u {
+                grid_complete(0u, lane);
+            }
+            if grid_wait(0u, 4u, lane) {
+                grid_leave(workgroups.x, 4u, lane);
+            }
+        }";
+    let text = kiln_shaders::TICKETS.to_owned() + kernel;
+    validate(&text, Capabilities::empty()).unwrap();
+}
+
 fn stems(folder: &Path) -> BTreeSet<String> {
     let files = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
     let shaders = files.filter(|p| p.extension().is_some_and(|e| e == "wgsl"));
@@ -337,7 +360,7 @@ fn names(files: &[(&str, &str)]) -> BTreeSet<String> {
 fn every_file_is_listed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut bodies = stems(folder);
-    for no_body in ["functions", "grid", "norm_last"] {
+    for no_body in ["functions", "grid", "norm_last", "tickets"] {
         assert!(bodies.remove(no_body));
     }
     assert_eq!(names(BODIES), bodies);

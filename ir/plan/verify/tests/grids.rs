@@ -13,11 +13,11 @@ fn with_grid(plan: &mut Plan, change: impl FnOnce(&mut Entry)) {
     step.buffers.push(buffer("grid", &["8"]));
     let grid = Grid {
         requires: Requirements::default(),
-        check: Check {
+        check: Some(Check {
             kernel: "trial".into(),
             workgroups: 4,
             words: 64,
-        },
+        }),
         state,
     };
     let mut variant = step.variants[0].clone();
@@ -31,6 +31,12 @@ fn with_grid(plan: &mut Plan, change: impl FnOnce(&mut Entry)) {
 #[test]
 fn a_grid_has_limits_of_its_own_and_may_be_left_out() {
     assert_eq!(errors_of(|p| with_grid(p, |_| {})), []);
+    let unchecked = |p: &mut Plan| {
+        with_grid(p, |step| {
+            step.variants[0].grid.as_mut().unwrap().check = None;
+        });
+    };
+    assert_eq!(errors_of(unchecked), []);
     let many = |p: &mut Plan, limit: u64| {
         with_grid(p, |step| {
             let grid = step.variants[0].grid.as_mut().unwrap();
@@ -59,7 +65,7 @@ fn a_grid_has_limits_of_its_own_and_may_be_left_out() {
     breaks(23, check, |p| {
         with_grid(p, |step| {
             let grid = step.variants[0].grid.as_mut().unwrap();
-            grid.check.kernel = "nothing".into();
+            grid.check.as_mut().unwrap().kernel = "nothing".into();
         });
     });
 }
