@@ -76,10 +76,15 @@ const MATRICES: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
 /// What stands before a binding whose writes other workgroups of the launch see.
 pub(crate) const COHERENT: &str = "@coherent ";
 
-/// Whether a kernel's text uses what WebGPU has: no cooperative matrices, and no
-/// memory that is coherent across a grid.
+/// The type of an image that a kernel reads and writes.
+const READ_WRITE_IMAGE: &str = "texture_storage_2d<rgba32uint, read_write>";
+
+/// Whether a kernel's text uses what WebGPU has: no cooperative matrices, no memory
+/// that is coherent across a grid, and no images of four words a texel that are read
+/// and written.
 pub(crate) fn is_webgpu(text: &str) -> bool {
-    !text.contains(MATRICES) && !text.contains(COHERENT)
+    let others = [MATRICES, COHERENT, READ_WRITE_IMAGE];
+    !others.iter().any(|other| text.contains(other))
 }
 
 /// A kernel and the launch that it is made for.

@@ -239,7 +239,8 @@ impl Compiled {
     }
 
     /// Every kernel in another language, by file name; to SPIR-V alone those that
-    /// WebGPU could not run, with cooperative matrices or barriers across a grid.
+    /// WebGPU could not run, with cooperative matrices, barriers across a grid, or images
+    /// that are read and written.
     ///
     /// # Errors
     /// When naga cannot translate one.

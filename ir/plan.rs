@@ -439,8 +439,8 @@ impl Bound {
     }
 }
 
-/// One dispatch. In a variant with a [`Grid`] it may do the work of several, with
-/// barriers across the grid between them, and then bind a buffer more than once.
+/// One dispatch. In a variant with a [`Grid`] it may do the work of several, one after
+/// the other, and then bind a buffer more than once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Launch {
     /// What it computes, for a person and for profiles: `h.3.attn.c_attn`.

@@ -144,7 +144,8 @@ fn has_matrices(kernel: &str) -> bool {
 
 /// Whether a kernel keeps to what WebGPU has.
 fn is_webgpu(kernel: &str) -> bool {
-    !has_matrices(kernel) && !kernel.contains("@coherent ")
+    let of_grids = ["@coherent ", "<rgba32uint, read_write>"];
+    !has_matrices(kernel) && !of_grids.iter().any(|text| kernel.contains(text))
 }
 
 /// The kernels with cooperative matrices, the checks of drivers among them.

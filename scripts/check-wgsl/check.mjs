@@ -16,10 +16,15 @@ import { create } from 'webgpu';
 
 const SHADERS = new URL('../../shaders/', import.meta.url);
 
-// What a tier requires without what no browser has: only kernels that are not
-// checked need that.
-function inBrowsers({ features, limits }) {
-    return { features: features.filter((feature) => !feature.startsWith('wgpu-')), limits };
+// What no browser has. Kernels that need it are not checked, but for the last, see
+// `withDirectives`.
+const OF_WGPU = /^wgpu-|^texture-adapter-specific-format-features$/;
+
+// What a tier requires, and one of its variants beside, without what no browser has.
+function inBrowsers(all) {
+    const features = all.flatMap(({ features }) => features);
+    const limits = Object.assign({}, ...all.map(({ limits }) => limits));
+    return { features: features.filter((feature) => !OF_WGPU.test(feature)), limits };
 }
 
 // Whether a kernel is in the language of browsers, or in wgpu's extension of it.
@@ -32,15 +37,23 @@ function kernelsOf(folder) {
     const found = new Map();
     const tiers = [...plan.tiers].sort((a, b) => a.requires.features.length - b.requires.features.length);
     for (const tier of tiers) {
-        const variants = Object.values(tier.entries).flatMap((entry) => entry.variants);
-        const launches = variants.flatMap((v) => [...v.launches, ...v.streams.flatMap((s) => s.launches)]);
-        const checks = [...(tier.checks ?? []), ...variants.flatMap((v) => v.grid?.check ?? [])];
-        for (const { kernel } of [...launches, ...checks]) {
+        const take = (kernel, requires) => {
             if (!found.has(kernel)) {
                 const file = join(folder, plan.kernels[kernel].file);
                 const text = readFileSync(file, 'utf8');
-                found.set(kernel, { file, text, requires: inBrowsers(tier.requires) });
+                found.set(kernel, { file, text, requires: inBrowsers(requires) });
             }
+        };
+        const variants = Object.values(tier.entries).flatMap((entry) => entry.variants);
+        // Variants with a grid last: they may require more.
+        variants.sort((a, b) => (a.grid ? 1 : 0) - (b.grid ? 1 : 0));
+        for (const check of tier.checks ?? []) {
+            take(check.kernel, [tier.requires]);
+        }
+        for (const { launches, streams, grid } of variants) {
+            const requires = [tier.requires, ...(grid ? [grid.requires] : [])];
+            const all = [...launches, ...streams.flatMap((s) => s.launches), ...(grid?.check ? [grid.check] : [])];
+            all.forEach(({ kernel }) => take(kernel, requires));
         }
     }
     const idle = Object.keys(plan.kernels).filter((name) => !found.has(name));
@@ -74,8 +87,10 @@ function samplerKernels() {
 
 // naga takes subgroup operations without a word and refuses the directive; the
 // language wants the directive. On the first line, it leaves the lines their
-// numbers.
-function withDirectives(text) {
+// numbers. Of the formats of images that are read and written it has those of one
+// word, from which texels have the same type.
+function withDirectives(kernel) {
+    const text = kernel.replaceAll('<rgba32uint, read_write>', '<r32uint, read_write>');
     const subgroups = /\bsubgroup_(size|invocation_id|id)\b|\b(subgroup|quad)[A-Z]\w*\s*\(/.test(text);
     return subgroups ? `enable subgroups; ${text}` : text;
 }
@@ -87,11 +102,20 @@ function limitsOf({ limits }) {
     return Object.fromEntries(Object.entries(limits).map(([name, value]) => [camel(name), value]));
 }
 
-// Whether Dawn complains of workgroup memory alone that the tier asks for: the null
-// back end offers no more than the default.
+// What Dawn says of a limit that is exceeded, by its name.
+const OVER = {
+    max_compute_workgroup_storage_size: /^The total use of workgroup storage \((\d+) bytes\)/,
+    max_storage_buffers_per_shader_stage: /^The number of storage buffers \((\d+)\)/,
+    max_storage_textures_per_shader_stage: /^The number of storage textures \((\d+)\)/,
+};
+
+// Whether Dawn complains of nothing but a limit that the tier asks for: the null back
+// end offers no more than the default.
 function isGranted(complaint, { limits }) {
-    const used = /^The total use of workgroup storage \((\d+) bytes\)/.exec(complaint);
-    return used !== null && Number(used[1]) <= (limits.max_compute_workgroup_storage_size ?? 0);
+    return Object.entries(OVER).some(([name, text]) => {
+        const used = text.exec(complaint);
+        return used !== null && Number(used[1]) <= (limits[name] ?? 0);
+    });
 }
 
 // What Tint and Dawn have against a kernel; nothing, if all is well.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
 use crate::dim::{Atom, Bindings, Dim};
 use crate::plan::{
-    BLOCK, Binding, CONTEXT, Entry, Grid, Launch, PAST, Plan, Port, Stream, TEXELS_IN_ROW, Tier,
-    Variant, texel_rows,
+    Access, BLOCK, Binding, CONTEXT, Entry, Grid, Launch, PAST, Plan, Port, Stream, TEXELS_IN_ROW,
+    Tier, Variant, texel_rows,
 };
 
 /// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
@@ -220,6 +220,11 @@ impl Checker<'_, '_> {
                 continue;
             };
             let subject = format!("kernel `{name}`");
+            if grid.is_none() && kernel.bindings.contains(&Access::ReadWriteTexels) {
+                let expected = "variants with a grid alone to launch it";
+                let found = "an image that it reads and writes";
+                self.report.error(26, subject.clone(), expected, found);
+            }
             let mut at_most = |what: &str, name: &str, found: u64| {
                 let most = limit(self.tier, grid, name);
                 if found > most {

@@ -577,6 +577,13 @@ fn invariant_26_images() {
         normed(p);
         forward_of(p).streams[0].launches[0].kernel = "copy".into();
     });
+    let both = "tier `base`, entry `forward`: kernel `norm`: expected variants with a grid alone to \
+                launch it, found an image that it reads and writes";
+    breaks(26, both, |p| {
+        normed(p);
+        let norm = p.kernels.get_mut("norm").unwrap();
+        norm.bindings[1] = Access::ReadWriteTexels;
+    });
     let port = "tier `base`, entry `forward`: output `hidden`: expected a buffer that is no image, \
                 found `hidden`";
     breaks(26, port, |p| entry(p, "forward").buffers[1].image = true);
