@@ -147,7 +147,7 @@ pub(crate) fn groups(
             let layer = layer(&launches[at].label);
             layer.filter(|_| can_join(&launches[at], meeting, ones))
         };
-        rounds += own;
+        rounds = u64::saturating_add(rounds, own);
         match out.last_mut() {
             Some(last)
                 if can_join(at).is_some()
