@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use kiln_ir::Bindings;
 use kiln_ir::plan::{Access, Binding, Kernel, Requirements};
+use kiln_ir::{Bindings, Dim};
 
 use crate::error::CodegenError;
 use crate::kernel::{self, Draft, Element, Launch, binding, uniforms};
@@ -131,21 +131,25 @@ pub(crate) const AWAITS: [&str; 2] = [
     "fn await_operands(lane: u32) {\n}\n",
 ];
 
-/// All launches in ranges: neighbours of one layer that can be joined where the symbols
-/// `ones` are 1, and each other one alone; none if nothing can be joined.
+/// All launches in ranges: neighbours of one layer that can be joined, where there are as
+/// many rows as at one of `corners`, and each other one alone; none if nothing can be
+/// joined.
 pub(crate) fn groups(
     launches: &[Launch],
     meeting: Meeting,
-    (ones, maxima): (&Bindings, &Bindings),
+    (corners, maxima): (&[Bindings], &Bindings),
 ) -> Result<Vec<Range<usize>>, CodegenError> {
     let mut out: Vec<Range<usize>> = Vec::new();
     let mut rounds = 0;
     for (at, launch) in launches.iter().enumerate() {
-        let tiles = launch.workgroups.at(ones).eval(maxima)?;
+        let mut tiles = 0;
+        for corner in corners {
+            tiles = tiles.max(launch.workgroups.at(corner).eval(maxima)?);
+        }
         let own = tiles.saturating_mul(launch.kernel.rounds.eval(maxima)?);
         let can_join = |at: usize| {
             let layer = layer(&launches[at].label);
-            layer.filter(|_| can_join(&launches[at], meeting, ones))
+            layer.filter(|_| can_join(&launches[at], meeting, corners))
         };
         rounds = u64::saturating_add(rounds, own);
         match out.last_mut() {
@@ -168,13 +172,15 @@ pub(crate) fn groups(
     })
 }
 
-fn can_join(launch: &Launch, meeting: Meeting, ones: &Bindings) -> bool {
+fn can_join(launch: &Launch, meeting: Meeting, corners: &[Bindings]) -> bool {
     let kernel = &launch.kernel;
     // A norm by itself is there in the first layer alone, whose kernel would be another.
     let is_norm = kernel.body.starts_with("row_norm");
     kernel.workgroup == meeting.workgroup()
         && kernel.counts_from_zero()
-        && launch.workgroups.at(ones).as_const().is_some()
+        && corners
+            .iter()
+            .all(|c| launch.workgroups.at(c).as_const().is_some())
         && !(meeting == Meeting::Tickets && is_norm)
 }
 
@@ -199,7 +205,7 @@ pub(crate) struct Stage<'a> {
     /// The buffers that it binds.
     pub buffers: Vec<Binding>,
     /// Workgroups that it would be launched with.
-    pub tiles: u64,
+    pub tiles: Dim,
 }
 
 /// A joined kernel and what it binds.
@@ -253,7 +259,7 @@ pub(crate) fn join(
         let arguments: Option<Vec<String>> = entry
             .builtins
             .iter()
-            .map(|builtin| argument(builtin, stage.tiles))
+            .map(|builtin| argument(builtin, &stage.tiles))
             .collect();
         calls.push(format!(
             "{prefix}main({});",
@@ -328,10 +334,10 @@ fn barriers(stages: &[Stage<'_>], calls: &[String], grid: u32) -> String {
             }
         }
         // At least once, for the wait inside; beyond the last tile it returns.
+        let tiles = stage.tiles.as_const().unwrap_or(0).max(u64::from(grid));
         let _ = writeln!(
             body,
-            "    for (var tile = workgroup.x; tile < {}u; tile += GRID) {{\n        {call}\n        workgroupBarrier();\n    }}",
-            stage.tiles.max(u64::from(grid))
+            "    for (var tile = workgroup.x; tile < {tiles}u; tile += GRID) {{\n        {call}\n        workgroupBarrier();\n    }}"
         );
     }
     format!(
@@ -348,20 +354,20 @@ fn barriers(stages: &[Stage<'_>], calls: &[String], grid: u32) -> String {
 /// The entry point of stages whose tiles are taken by tickets.
 fn tickets(stages: &[Stage<'_>], calls: &[String]) -> String {
     let mut body = String::new();
-    let mut last = 0;
+    let mut last = String::new();
     for (at, (stage, call)) in stages.iter().zip(calls).enumerate() {
         if at > 0 {
             let before = at - 1;
             let _ = writeln!(
                 body,
-                "    if !grid_wait({before}u, {last}u, lane) {{\n        return;\n    }}"
+                "    if !grid_wait({before}u, {last}, lane) {{\n        return;\n    }}"
             );
         }
-        last = stage.tiles;
+        last = wgsl::dim(&stage.tiles);
         let take = format!("grid_take({at}u, lane)");
         let _ = writeln!(
             body,
-            "    for (var tile = {take}; tile < {last}u; tile = {take}) {{\n        {call}\n        grid_complete({at}u, lane);\n    }}"
+            "    for (var tile = {take}; tile < {last}; tile = {take}) {{\n        {call}\n        grid_complete({at}u, lane);\n    }}"
         );
     }
     let workgroup = Meeting::Tickets.workgroup();
@@ -369,7 +375,7 @@ fn tickets(stages: &[Stage<'_>], calls: &[String]) -> String {
         "fn stages(lane: u32) {{\n{body}}}\n\n@compute @workgroup_size({workgroup})\nfn main(\n    \
          @builtin(num_workgroups) workgroups: vec3<u32>,\n    \
          @builtin(local_invocation_index) lane: u32,\n) {{\n    \
-         stages(lane);\n    grid_leave(workgroups.x, {last}u, lane);\n}}\n"
+         stages(lane);\n    grid_leave(workgroups.x, {last}, lane);\n}}\n"
     )
 }
 
@@ -388,10 +394,10 @@ fn reads_late(stage: &Stage<'_>, before: &Stage<'_>) -> bool {
 }
 
 /// What the entry point of a stage of so many tiles gets in place of a builtin.
-fn argument(builtin: &str, tiles: u64) -> Option<String> {
+fn argument(builtin: &str, tiles: &Dim) -> Option<String> {
     Some(match builtin {
         "workgroup_id" => "vec3<u32>(tile, 0u, 0u)".to_owned(),
-        "num_workgroups" => format!("vec3<u32>({tiles}u, 1u, 1u)"),
+        "num_workgroups" => format!("vec3<u32>({}, 1u, 1u)", wgsl::dim(tiles)),
         "local_invocation_index" => "lane".to_owned(),
         "subgroup_invocation_id" => "subgroup_lane".to_owned(),
         "subgroup_size" => "subgroup_size".to_owned(),

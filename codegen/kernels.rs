@@ -76,7 +76,7 @@ impl<'o> Kernels<'o> {
                 launch,
                 body: self.body(&launch.kernel),
                 buffers: buffers(launch, assigned),
-                tiles: launch.workgroups.eval(ones)?,
+                tiles: launch.workgroups.at(ones),
             });
         }
         let joined = join::join(&stages, (meeting, state), &self.symbols)

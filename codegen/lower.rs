@@ -172,6 +172,18 @@ impl<'a> Lowering<'a> {
         &self.ones
     }
 
+    /// Sizes of the factors of `rows`, a product, at which it is as large as the
+    /// variant's bound lets it be: each factor in turn is all of it. None if there is no
+    /// such bound.
+    pub fn corners(&self, rows: Option<&Dim>) -> Vec<Bindings> {
+        let (Some(rows), Some(most)) = (rows, self.shape.rows) else {
+            return Vec::new();
+        };
+        let ones = ones(rows);
+        let corner = |(symbol, _): (&Symbol, u64)| ones.clone().with(symbol.name(), most);
+        ones.iter().map(corner).collect()
+    }
+
     /// Those but the number of sequences.
     pub fn ones_but_batch(&self) -> Bindings {
         let mut ones = Bindings::new();

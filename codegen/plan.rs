@@ -177,6 +177,15 @@ struct Placed {
     maxima: Bindings,
 }
 
+/// How the launches of a variant are joined.
+struct Join {
+    meeting: Meeting,
+    /// The symbols that are 1.
+    ones: Bindings,
+    /// Sizes at which it has as many rows as it takes.
+    corners: Vec<Bindings>,
+}
+
 impl Placed {
     /// Places the values. Where a buffer would not fit a binding, the longest piece
     /// of a session's prompt, or else the largest batch, is halved until all do.
@@ -246,12 +255,17 @@ impl Placed {
             let of = (tier, shape);
             let lowering = Lowering::new(&self.graph, &self.placement, weights, &self.streams, of)
                 .of_rows(rows.as_ref());
-            if let (Some(1), Some(meeting)) = (shape.rows, meeting)
-                && let Some(joinable) = self.joinable(&lowering, meeting)?
+            let corners = lowering.corners(rows.as_ref());
+            if let Some(meeting) = meeting
+                && let Some(joinable) = self.joinable(&lowering, meeting, &corners)?
             {
                 lowered.push(joinable);
-                let ones = lowering.ones().clone();
-                made.push((Some((meeting, ones)), shape, bounds.clone()));
+                let join = Join {
+                    meeting,
+                    ones: lowering.ones().clone(),
+                    corners,
+                };
+                made.push((Some(join), shape, bounds.clone()));
             }
             lowered.push(lowering.run()?);
             made.push((None, shape, bounds));
@@ -267,7 +281,11 @@ impl Placed {
                 None => Some(self.variant(lowered, &mut pool, kernels)?),
             };
             variants.extend(variant.map(|variant| {
-                let name = join.map_or(shape.name, |_| JOINED).to_owned();
+                let name = match (&join, shape.rows) {
+                    (None, _) => shape.name.to_owned(),
+                    (Some(_), Some(1)) => JOINED.to_owned(),
+                    (Some(_), _) => format!("{JOINED}.{}", shape.name),
+                };
                 Variant {
                     name,
                     bounds,
@@ -419,8 +437,9 @@ impl Placed {
         })
     }
 
-    /// The variant for one row with the launches of a layer still apart, if they are to
-    /// be joined. Only sessions have steps so small, and so many of them.
+    /// The variant for one row, or on a CPU for few, with the launches of a layer still
+    /// apart, if they are to be joined. Only sessions have steps so small, and so many of
+    /// them.
     ///
     /// So that the kernels of all layers have the same text, and the device the same code
     /// to run, no two values that a launch touches share a buffer, and the sizes that are
@@ -430,10 +449,12 @@ impl Placed {
         &self,
         separate: &Lowering<'_>,
         meeting: Meeting,
+        corners: &[Bindings],
     ) -> Result<Option<Lowered>, CodegenError> {
         let ones = separate.ones();
         let worthwhile = !self.graph.states().is_empty() && self.streams.is_empty();
-        if !worthwhile || *ones == Bindings::new() {
+        let one_row = *ones != Bindings::new();
+        if !worthwhile || corners.is_empty() || !(one_row || meeting == Meeting::Tickets) {
             return Ok(None);
         }
         let (mut graph, mut states) = (self.graph.clone(), self.states.clone());
@@ -453,12 +474,16 @@ impl Placed {
         let lowering = Lowering::new(&graph, &placement, weights, &self.streams, of);
         let lowering = match meeting {
             Meeting::Barriers(grid) => lowering.in_grid(grid.into()),
+            // Of what is 1 this is left.
             Meeting::Tickets => lowering.of_rows(Some(&Dim::symbol(BATCH))),
         };
         let mut lowered = lowering.run()?;
         let locals = lowered.locals.iter_mut();
         for local in locals.filter(|l| l.role == Role::Scratch) {
-            local.elements = local.elements.at(ones);
+            let at = corners.iter().map(|c| local.elements.at(c).as_const());
+            if let Some(most) = at.collect::<Option<Vec<u64>>>() {
+                local.elements = most.into_iter().max().unwrap_or(0).into();
+            }
         }
         Ok(Some(lowered))
     }
@@ -468,12 +493,12 @@ impl Placed {
     fn joined(
         &self,
         lowered: &Lowered,
-        (meeting, ones): &(Meeting, Bindings),
+        join: &Join,
         pool: &mut Pool,
         kernels: &mut Kernels<'_>,
     ) -> Result<Option<Variant>, CodegenError> {
-        let meeting = *meeting;
-        let groups = join::groups(&lowered.launches, meeting, (ones, &self.maxima))?;
+        let meeting = join.meeting;
+        let groups = join::groups(&lowered.launches, meeting, (&join.corners, &self.maxima))?;
         // Inputs and outputs keep the buffers that they have in other variants.
         let fixed = |locals: &[Local]| -> Vec<(usize, String)> {
             let fixed = locals.iter().enumerate();
@@ -510,7 +535,7 @@ impl Placed {
                 launches.push(kernels.launch(alone, &assigned));
                 continue;
             }
-            let launch = kernels.joined(members, (meeting, state), ones, &assigned)?;
+            let launch = kernels.joined(members, (meeting, state), &join.ones, &assigned)?;
             joined.insert(launch.kernel.clone());
             launches.push(launch);
         }

@@ -45,17 +45,16 @@ pub(crate) fn keep_needed(entry: &mut Entry, most: u64, sessions: &[SessionSize]
         let takes = |seq| Ok(!taking(entry, batch, seq)?.is_empty());
         let piece = longest_piece(batch, most.min(prompt), takes)?;
         for seq in [piece, prompt % piece, 1] {
-            if seq > 0 {
-                needed.extend(taking(entry, batch, seq)?);
+            if seq == 0 {
+                continue;
             }
-        }
-        // In case that launches of the others fail.
-        let all = taking_all(entry, batch, 1)?;
-        let mut plain = all
-            .into_iter()
-            .filter(|i| entry.variants[*i].grid.is_none());
-        if plain.clone().all(|i| !needed.contains(&i)) {
-            needed.extend(plain.next());
+            needed.extend(taking(entry, batch, seq)?);
+            // In case that launches of the others fail.
+            let all = taking_all(entry, batch, seq)?.into_iter();
+            let mut plain = all.filter(|i| entry.variants[*i].grid.is_none());
+            if plain.clone().all(|i| !needed.contains(&i)) {
+                needed.extend(plain.next());
+            }
         }
     }
     let mut index = 0..;
