@@ -259,7 +259,12 @@ impl<'a> Lowering<'a> {
                     && !self.takes_norm(&linear)
                 {
                     linear.halves = self.takes_halves(&linear);
-                    linear.input = self.normed(id, norm, x, linear.halves, out)?;
+                    let (input, missing) = self.norm_of(id, norm, x, linear.halves, out);
+                    if let Some(missing) = missing {
+                        // Rows of a block are normalised with all others, before.
+                        out.launches.push(missing.lower()?);
+                    }
+                    linear.input = input;
                     linear.norm = None;
                 }
                 let mut launches = linear.lower()?;
@@ -446,26 +451,8 @@ impl<'a> Lowering<'a> {
         })
     }
 
-    /// The input `x` of the linear op `id` normalised, in f16 if `halves`, by a
-    /// launch of its own unless another op of the variant wanted the same.
-    fn normed(
-        &self,
-        id: ValueId,
-        norm: Norm,
-        x: &View,
-        halves: bool,
-        out: &mut Lowered,
-    ) -> Result<View, CodegenError> {
-        let (output, norm) = self.norm_of(id, norm, x, halves, out);
-        if let Some(norm) = norm {
-            // Rows of a block are normalised with all others, before.
-            out.launches.push(norm.lower()?);
-        }
-        Ok(output)
-    }
-
-    /// Where the input `x` of the linear op `id` lies normalised; and the norm that is
-    /// still to be computed for that, if no launch does so far.
+    /// Where the input `x` of the linear op `id` lies normalised, in f16 if `halves`; and
+    /// the norm that is still to be computed for that, if no launch does so far.
     fn norm_of(
         &self,
         id: ValueId,
