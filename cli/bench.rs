@@ -13,7 +13,7 @@ use kiln_ir::Packing;
 use kiln_runtime::generate::{GenerateOptions, Timings, generate};
 use kiln_runtime::{Artifact, Model, Session};
 
-use crate::device::{DeviceArgs, Target, warn_of_barriers};
+use crate::device::{DeviceArgs, Target, warn_of_separate_launches};
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
@@ -278,7 +278,7 @@ impl Bench<'_> {
         while runs.len() < RUNS && (runs.is_empty() || clock.elapsed() < ENOUGH) {
             runs.push(self.once(&mut session, length, new)?);
         }
-        warn_of_barriers(self.model, &session);
+        warn_of_separate_launches(self.model, &session);
         let prefill = median(runs.iter().map(|t| t.prefill.as_secs_f64()));
         let step = median(
             runs.iter()

@@ -89,7 +89,7 @@ impl DeviceArgs {
 }
 
 /// Says so where a session gave up launches of several kernels.
-pub fn warn_of_barriers(model: &Model, session: &Session<'_>) {
+pub fn warn_of_separate_launches(model: &Model, session: &Session<'_>) {
     if model.joins() && !session.joins() {
         warn(
             "a launch of several kernels failed, so each kernel became a launch; `--no-join` \

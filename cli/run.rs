@@ -11,7 +11,7 @@ use kiln_runtime::sampling::SamplingOptions;
 use kiln_runtime::{Decoder, Session};
 use serde_json::{Value, json};
 
-use crate::device::{DeviceArgs, Target, warn_of_barriers};
+use crate::device::{DeviceArgs, Target, warn_of_separate_launches};
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
@@ -196,7 +196,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
             drop(artifact);
             let mut session = Session::new(&model, batch, context)?;
             job.run(&mut session, &adapter.to_string(), Some(model.tier()))?;
-            warn_of_barriers(&model, &session);
+            warn_of_separate_launches(&model, &session);
             Ok(())
         }
         Target::Interpreter => {
