@@ -66,6 +66,14 @@ impl LoadBars {
     }
 
     pub fn set(&self, p: LoadProgress) {
+        if p.kernels_ahead < p.kernels_ahead_total {
+            // Once for a model and a driver, but for seconds.
+            self.kernels.set_message("compiling");
+            self.kernels.set_length(p.kernels_ahead_total as u64);
+            self.kernels.set_position(p.kernels_ahead as u64);
+            return;
+        }
+        self.kernels.set_message("kernels");
         self.weights.set_length(p.weight_bytes_total);
         self.weights.set_position(p.weight_bytes);
         self.kernels.set_length(p.kernels_total as u64);

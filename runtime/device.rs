@@ -275,7 +275,7 @@ impl Device {
                 label: Some(label),
                 size: wgpu::Extent3d {
                     width: TEXELS_IN_ROW as u32,
-                    height: rows.max(1) as u32,
+                    height: height(rows, most),
                     depth_or_array_layers: 1,
                 },
                 mip_level_count: 1,
@@ -286,6 +286,18 @@ impl Device {
                 view_formats: &[],
             })
         })
+    }
+}
+
+/// The rows of texels of an image that holds so many, of `most` that one can have.
+///
+/// llvmpipe compiles a kernel anew where another of its images has a power of two of rows,
+/// so none has, which the largest alone cannot avoid.
+fn height(rows: u64, most: u32) -> u32 {
+    let rows = rows.max(1) as u32;
+    match rows.is_power_of_two() {
+        true => (rows | 1).max(3).min(most),
+        false => rows,
     }
 }
 

@@ -42,6 +42,7 @@
 //! Nothing in this crate prints or panics; every failure is an [`Error`].
 
 mod adapter;
+mod ahead;
 mod artifact;
 mod check;
 mod decode;

@@ -62,6 +62,10 @@ pub(crate) fn sources<'s>(
 /// the blocks that small buffers have.
 const UPLOAD_PIECE: usize = 2 << 20;
 
+/// The stack of threads that compile kernels: naga recurses; unoptimised it needs more
+/// than the usual 2 MiB.
+pub(crate) const COMPILER_STACK: usize = 16 << 20;
+
 pub(crate) struct Loader<'a> {
     pub device: &'a Device,
     pub artifact: &'a Artifact,
@@ -157,8 +161,7 @@ impl Loader<'_> {
                         }
                     }
                 };
-                // naga recurses; unoptimised it needs more than the usual 2 MiB.
-                let builder = thread::Builder::new().stack_size(16 << 20);
+                let builder = thread::Builder::new().stack_size(COMPILER_STACK);
                 started += usize::from(builder.spawn_scoped(scope, work).is_ok());
             }
             drop(sender);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use kiln_ir::plan::{Binding, CONTEXT, Launch, PAST, Plan, Tier, Variant};
 
 use crate::adapter::Adapter;
+use crate::ahead;
 use crate::artifact::Artifact;
 use crate::device::Device;
 use crate::dims::{SlotDim, Slots};
@@ -18,7 +19,7 @@ use crate::readback::Staging;
 use crate::resident::Form;
 use crate::sampler;
 use crate::session::STEP;
-use crate::sizes::{SessionSize, keep_needed};
+use crate::sizes::{SessionSize, expected, keep_needed};
 use crate::tier;
 use crate::trust;
 
@@ -88,6 +89,11 @@ pub struct LoadProgress {
     pub kernels: usize,
     /// Pipelines in all.
     pub kernels_total: usize,
+    /// Kernels that a driver's cache received so far, before anything else; none if it
+    /// has them, and where there is no such cache.
+    pub kernels_ahead: usize,
+    /// Those in all.
+    pub kernels_ahead_total: usize,
 }
 
 /// A loaded model.
@@ -175,9 +181,13 @@ impl Model {
         on.features = device.features();
         let tier = tier::choose(plan, &on, options.tier.as_deref())?;
         let mut tier = trust::without_bad_grids(&device, artifact, tier, &on, options)?;
+        let mut run = BTreeSet::new();
         if let (Some(step), false) = (tier.entries.get_mut(STEP), options.sessions.is_empty()) {
             let most = maxima(plan, step).get("seq").copied().unwrap_or(1);
             keep_needed(step, most, &options.sessions)?;
+            let variants = expected(step, most, &options.sessions)?.into_iter();
+            let launches = variants.flat_map(Variant::all_launches);
+            run.extend(launches.map(|l| l.kernel.clone()));
         }
         let tier = &tier;
         let names = entry_names(tier, options)?;
@@ -200,6 +210,21 @@ impl Model {
         let slots = Slots::new(plan);
         let uniform_bytes = uniform_bytes(plan);
         let sources = sources(artifact, &kernels, &needed(tier, &names), &sampling)?;
+        if !run.is_empty() {
+            let how = ahead::How {
+                checked: options.checked,
+                uniform_bytes: [uniform_bytes, sampler::UNIFORM_BYTES],
+            };
+            let run = sources.iter().filter(|s| s.samples || run.contains(s.name));
+            let run: Vec<_> = run.collect();
+            ahead::compile(&device, how, &run, &mut |ready| {
+                progress(LoadProgress {
+                    kernels_ahead: ready,
+                    kernels_ahead_total: run.len(),
+                    ..LoadProgress::default()
+                });
+            });
+        }
         let cache = options.cache_dir.as_deref().and_then(|dir| {
             let key = kernels_key(artifact, options.checked);
             CacheFile::open(&device, dir, &key)

@@ -76,6 +76,8 @@ impl<'m> Session<'m> {
         capacity.set(slots, CONTEXT, context);
 
         let most = program.maxima.get("seq").copied().unwrap_or(1).min(context);
+        let longest = model.sessions.iter().map(|s| s.prompt).max();
+        let most = longest.map_or(most, |longest| most.min(longest.max(1)));
         let piece = longest_piece(batch as u64, most, |seq| {
             capacity.set(slots, "seq", seq);
             Ok(program.variant(&capacity).is_ok())

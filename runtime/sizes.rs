@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kiln_ir::Bindings;
-use kiln_ir::plan::{CONTEXT, Entry, PAST};
+use kiln_ir::plan::{CONTEXT, Entry, PAST, Variant};
 
 use crate::error::Result;
 
@@ -41,20 +41,13 @@ pub(crate) fn longest_piece(
 /// When a bound has no value.
 pub(crate) fn keep_needed(entry: &mut Entry, most: u64, sessions: &[SessionSize]) -> Result<()> {
     let mut needed = BTreeSet::new();
-    for &SessionSize { batch, prompt } in sessions {
-        let takes = |seq| Ok(!taking(entry, batch, seq)?.is_empty());
-        let piece = longest_piece(batch, most.min(prompt), takes)?;
-        for seq in [piece, prompt % piece, 1] {
-            if seq == 0 {
-                continue;
-            }
-            needed.extend(taking(entry, batch, seq)?);
-            // In case that launches of the others fail.
-            let all = taking_all(entry, batch, seq)?.into_iter();
-            let mut plain = all.filter(|i| entry.variants[*i].grid.is_none());
-            if plain.clone().all(|i| !needed.contains(&i)) {
-                needed.extend(plain.next());
-            }
+    for (batch, seq) in steps(entry, most, sessions)? {
+        needed.extend(taking(entry, batch, seq)?);
+        // In case that launches of the others fail.
+        let all = taking_all(entry, batch, seq)?.into_iter();
+        let mut plain = all.filter(|i| entry.variants[*i].grid.is_none());
+        if plain.clone().all(|i| !needed.contains(&i)) {
+            needed.extend(plain.next());
         }
     }
     let mut index = 0..;
@@ -62,6 +55,35 @@ pub(crate) fn keep_needed(entry: &mut Entry, most: u64, sessions: &[SessionSize]
         .variants
         .retain(|_| index.next().is_some_and(|i| needed.contains(&i)));
     Ok(())
+}
+
+/// The variants of `entry`, whose steps take `most` tokens of a sequence, that the steps
+/// of these sessions run unless one fails.
+///
+/// # Errors
+/// When a bound has no value.
+pub(crate) fn expected<'e>(
+    entry: &'e Entry,
+    most: u64,
+    sessions: &[SessionSize],
+) -> Result<Vec<&'e Variant>> {
+    let mut out = BTreeSet::new();
+    for (batch, seq) in steps(entry, most, sessions)? {
+        out.extend(taking(entry, batch, seq)?.first().copied());
+    }
+    Ok(out.into_iter().map(|i| &entry.variants[i]).collect())
+}
+
+/// The sequences, and the tokens of each, of the steps of these sessions.
+fn steps(entry: &Entry, most: u64, sessions: &[SessionSize]) -> Result<Vec<(u64, u64)>> {
+    let mut out = Vec::new();
+    for &SessionSize { batch, prompt } in sessions {
+        let takes = |seq| Ok(!taking(entry, batch, seq)?.is_empty());
+        let piece = longest_piece(batch, most.min(prompt), takes)?;
+        let all = [piece, prompt % piece, 1];
+        out.extend(all.into_iter().filter(|n| *n > 0).map(|seq| (batch, seq)));
+    }
+    Ok(out)
 }
 
 /// The variant that a step of these sizes runs, and if that has a grid that is to be
