@@ -6,6 +6,7 @@ use crate::error::CodegenError;
 use crate::expr::{Source, load};
 use crate::join::{self, GridSize};
 use crate::kernel::{Draft, Element, Launch};
+use crate::lanes;
 use crate::linear::Blocked;
 use crate::place::describe;
 use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
@@ -15,7 +16,10 @@ use crate::wgsl;
 /// The body for cooperative matrices.
 pub(crate) const COOP: &str = "attention_coop";
 
-/// Its constants for heads of a size, if it takes them.
+/// The body for many queries on a CPU driver.
+const FOR_MANY: &str = "attention_software_prefill";
+
+/// The constants of [`COOP`] for heads of a size, if it takes them.
 pub(crate) fn coop_tile(head_dim: u64) -> Option<Vec<(&'static str, u64)>> {
     let bytes = |subgroups| (64 + 16 * subgroups) * (2 * head_dim + 16) + 5632 * subgroups;
     let mut subgroups = [4, 2, 1].into_iter();
@@ -157,6 +161,9 @@ impl Attention<'_> {
         if self.split.is_some() {
             detail.push_str(".split");
         }
+        if body == FOR_MANY && lanes::share_loads(self.tier) {
+            detail.push_str(".shared");
+        }
         let mut d = Draft::new(body, detail, workgroup as u32);
         if body == COOP {
             d.enable_matrices();
@@ -187,6 +194,17 @@ impl Attention<'_> {
                 ("j", "kvh")
             };
             load_hook(name, view, row, head, head_dim, &mut d);
+        }
+        if body == FOR_MANY {
+            for (name, block) in ["k", "v"]
+                .into_iter()
+                .zip(lanes::hooks("software_attention"))
+            {
+                let load = format!("load_{name}(b, j, kvh, at)");
+                let place = |at| format!("[{at}]");
+                let count = head_dim.div_ceil(4);
+                d.hook(lanes::share(self.tier, block, count, &load, place));
+            }
         }
         if probabilities {
             self.store_prob(&keys, &mut d)?;
@@ -223,10 +241,12 @@ impl Attention<'_> {
         let workgroup = u64::from(self.tier.pointwise_workgroup());
         match (self.tier, self.few_queries) {
             _ if probabilities => ("attention_probs", vec![("WORKGROUP", workgroup)]),
-            (Tier::Software, true) => ("attention_software_decode", vec![("WORKGROUP", 8)]),
-            (Tier::Software, false) => (
-                "attention_software_prefill",
-                vec![("WORKGROUP", 8), ("TILE_QUERIES", 2)],
+            (tier, true) if tier.is_cpu() => {
+                ("attention_software_decode", vec![("WORKGROUP", workgroup)])
+            }
+            (tier, false) if tier.is_cpu() => (
+                FOR_MANY,
+                vec![("WORKGROUP", workgroup), ("TILE_QUERIES", 2)],
             ),
             (Tier::Coop | Tier::Subgroup, true) => {
                 let parts = head_dim.div_ceil(16).max(1);
@@ -280,7 +300,7 @@ impl Attention<'_> {
                 };
                 return rows.ceil_div(constant(constants, "WORKGROUP"));
             }
-            "attention_software_prefill" => queries
+            FOR_MANY => queries
                 .ceil_div(constant(constants, "WORKGROUP") * constant(constants, "TILE_QUERIES")),
             "attention_prefill" => queries.ceil_div(constant(constants, "TILE_QUERIES")),
             COOP => queries.ceil_div(16 * constant(constants, "SUBGROUPS")),
@@ -328,7 +348,7 @@ impl Attention<'_> {
         d.hook(format!(
             "fn store_out(b: u32, i: u32, h: u32, d4: u32, v: vec4<f32>) {{\n{body}}}\n"
         ));
-        if !self.few_queries || self.tier == Tier::Software {
+        if !self.few_queries || self.tier.is_cpu() {
             return Ok(());
         }
         d.hook(

@@ -215,7 +215,7 @@ pub(crate) fn along_axis(
         _ => return Err(source.unsupported(id, "it is no reduction")),
     };
     let place = along(shape, axis);
-    let long = tier != Tier::Software;
+    let long = !tier.is_cpu();
     let workgroup = tier.pointwise_workgroup();
     let body = match (reduce, long) {
         (Some(_), true) => "reduce_workgroup",

@@ -17,6 +17,7 @@ use kiln_ir::{Bindings, Dim};
 
 use crate::error::CodegenError;
 use crate::kernel::{self, Draft, Element, Launch, binding, uniforms};
+use crate::lanes::LANES;
 use crate::tier::Tier;
 use crate::view::Base;
 use crate::wgsl;
@@ -51,7 +52,7 @@ impl Meeting {
     pub fn of(tier: Tier, grid: u32) -> Option<Self> {
         match tier {
             _ if grid == 0 => None,
-            Tier::Software => Some(Meeting::Tickets),
+            Tier::SoftwareSubgroup | Tier::Software => Some(Meeting::Tickets),
             Tier::Coop | Tier::Subgroup => Some(Meeting::Barriers(grid)),
             Tier::Base => None,
         }
@@ -61,7 +62,7 @@ impl Meeting {
     fn workgroup(self) -> u32 {
         match self {
             Meeting::Barriers(_) => WORKGROUP as u32,
-            Meeting::Tickets => Tier::Software.pointwise_workgroup(),
+            Meeting::Tickets => LANES,
         }
     }
 

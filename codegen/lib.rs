@@ -41,6 +41,7 @@ mod images;
 mod join;
 mod kernel;
 mod kernels;
+mod lanes;
 mod linear;
 mod lower;
 mod memory;

@@ -9,6 +9,7 @@ use crate::error::CodegenError;
 use crate::expr::{At, Source};
 use crate::join::{AWAITS, GridSize};
 use crate::kernel::{Draft, Element, Launch};
+use crate::lanes;
 use crate::packed;
 use crate::place::{Part, describe};
 use crate::row_norm::word;
@@ -102,7 +103,10 @@ impl Linear<'_> {
             d.enable_matrices();
             self.half_hooks(matrix, part, &row, &mut d);
         } else {
-            weight_hooks(matrix, part, body, &mut d);
+            let weights = weight_hooks(matrix, part, body, &mut d);
+            if self.tier.is_cpu() {
+                self.common_hooks(matrix, &weights, &tile, &mut d);
+            }
             let whole = k.is_multiple_of(matrix.packing.group() as u64);
             match self.split {
                 Some(split) => split.load_x(whole, &mut d),
@@ -125,6 +129,23 @@ impl Linear<'_> {
             flops: &block * &Dim::constant(2 * k * n),
             bytes: &(&block * &Dim::constant(4 * (k + n))) + &Dim::constant(weight_bytes as u64),
         })
+    }
+
+    /// The hooks that the software bodies alone have.
+    fn common_hooks(&self, matrix: &Matrix, weights: &str, tile: &Tile, d: &mut Draft) {
+        for block in lanes::hooks("software_linear") {
+            if block.contains("fn w_scales(") {
+                packed::hook(block, matrix, weights, str::to_owned, d);
+            } else if block.contains("fn load_xs(") {
+                let vectors = tile.constant("XV");
+                let load = "load_x(tile_row(row + at / XV), k4 + at % XV)";
+                let place = |at| format!("[{}][{}]", at / vectors, at % vectors);
+                let shared = lanes::share(self.tier, block, tile.rows * vectors, load, place);
+                d.hook(shared);
+            } else {
+                d.hook(block);
+            }
+        }
     }
 
     /// What the kernel's name says besides its archetype.
@@ -158,6 +179,9 @@ impl Linear<'_> {
         }
         if self.blocked.is_some() {
             detail.push_str(".blocked");
+        }
+        if lanes::share_loads(self.tier) {
+            detail.push_str(".shared");
         }
         detail
     }
@@ -276,7 +300,7 @@ impl Linear<'_> {
         }
         // The matvec bodies of the GPU tiers end in `store`, all others in
         // `store4`.
-        let ends_in_one = matches!(self.rows, RowKernel::Matvec(_)) && self.tier != Tier::Software;
+        let ends_in_one = matches!(self.rows, RowKernel::Matvec(_)) && !self.tier.is_cpu();
         if ends_in_one || !whole_fours {
             let epilogue = self.epilogue(steps, operands, row, false, None, d)?;
             let writes = d.write_parts(&outputs, 1);
@@ -416,8 +440,8 @@ fn vector_load(base: Base, offset: u64, last: &str, four: bool, d: &mut Draft) -
 }
 
 /// The hooks with which `body` reads weights from the buffers of `part`: by units of 16
-/// bytes, or by groups.
-fn weight_hooks(matrix: &Matrix, part: &MatrixPart, body: &str, d: &mut Draft) {
+/// bytes, or by groups; the name of the weights.
+fn weight_hooks(matrix: &Matrix, part: &MatrixPart, body: &str, d: &mut Draft) -> String {
     let packing = matrix.packing;
     let data = Base::Weight(part.data);
     let weights = d.bind("weights", data, Element::of(packing), Access::Read);
@@ -438,16 +462,12 @@ fn weight_hooks(matrix: &Matrix, part: &MatrixPart, body: &str, d: &mut Draft) {
         false => &[" Unit", "unpack_bits(", "block_of("],
     };
     let is_hook = |b: &&str| ["fn ", "alias ", "struct "].iter().any(|w| b.contains(w));
-    let common = kiln_shaders::default_prelude("linear").unwrap_or_default();
-    let of_eight = common.split("\n\n").filter(|block| {
-        let is_software = body.starts_with("linear_software");
-        is_software && block.contains("fn w_scales(")
-    });
     let own = packed::prelude(packing).filter(is_hook);
     let own = own.filter(|block| !others.iter().any(|name| block.contains(name)));
-    for block in own.chain(of_eight) {
+    for block in own {
         packed::hook(block, matrix, &weights, str::to_owned, d);
     }
+    weights
 }
 
 /// The hook `load_x`: four elements of a row of `view`, which is `k` long.

@@ -39,7 +39,7 @@ impl RowNorm<'_> {
     pub fn lower(&self) -> Result<Launch, CodegenError> {
         let k = self.width()?;
         let (body, workgroup, per_workgroup) = match self.tier {
-            Tier::Software => ("row_norm_software", 8, 8),
+            Tier::SoftwareSubgroup | Tier::Software => ("row_norm_software", 8, 8),
             Tier::Coop | Tier::Subgroup => ("row_norm_subgroup", 256, 1),
             Tier::Base => ("row_norm", 64, 1),
         };

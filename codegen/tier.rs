@@ -4,6 +4,8 @@ use kiln_ir::plan::{Bound, Requirements};
 use kiln_ir::{Dim, Packing};
 use naga::valid::Capabilities;
 
+use crate::lanes::LANES;
+
 /// Bytes that a workgroup of any tier may share, WebGPU's default limit.
 pub(crate) const WORKGROUP_MEMORY: u64 = 16 << 10;
 
@@ -15,6 +17,9 @@ pub(crate) const COOP_SUBGROUP: u32 = 32;
 /// A class of adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tier {
+    /// A CPU driver whose subgroups are of [`LANES`], as where it has vectors of 256
+    /// bits: what a workgroup wants is loaded once.
+    SoftwareSubgroup,
     /// A CPU driver, such as lavapipe: no barriers in hot loops, register tiles.
     Software,
     /// A GPU with cooperative matrices, for weights of less than 32 bits.
@@ -27,7 +32,13 @@ pub(crate) enum Tier {
 
 impl Tier {
     /// All of them, in the order in which a runtime tries them.
-    pub const ALL: [Tier; 4] = [Tier::Software, Tier::Coop, Tier::Subgroup, Tier::Base];
+    pub const ALL: [Tier; 5] = [
+        Tier::SoftwareSubgroup,
+        Tier::Software,
+        Tier::Coop,
+        Tier::Subgroup,
+        Tier::Base,
+    ];
 
     /// The tiers for weights of a packing: rounding activations to f16, as
     /// cooperative matrices take them, would spoil weights of 32 bits.
@@ -38,6 +49,7 @@ impl Tier {
 
     pub fn name(self) -> &'static str {
         match self {
+            Tier::SoftwareSubgroup => "software-subgroup",
             Tier::Software => "software",
             Tier::Coop => "coop",
             Tier::Subgroup => "subgroup",
@@ -49,20 +61,29 @@ impl Tier {
         let coop = self == Tier::Coop;
         let features: &[&str] = match self {
             Tier::Coop => &["subgroups", "shader-f16", "wgpu-cooperative-matrix"],
-            Tier::Subgroup => &["subgroups"],
+            Tier::SoftwareSubgroup | Tier::Subgroup => &["subgroups"],
             Tier::Software | Tier::Base => &[],
         };
         let memory = "max_compute_workgroup_storage_size".to_owned();
         Requirements {
             features: features.iter().map(|f| (*f).to_owned()).collect(),
             limits: coop.then_some((memory, COOP_MEMORY)).into_iter().collect(),
-            cpu_only: self == Tier::Software,
-            subgroup_size: coop.then_some(COOP_SUBGROUP),
+            cpu_only: self.is_cpu(),
+            subgroup_size: match self {
+                Tier::SoftwareSubgroup => Some(LANES),
+                Tier::Coop => Some(COOP_SUBGROUP),
+                Tier::Software | Tier::Subgroup | Tier::Base => None,
+            },
             cooperative_matrix: coop.then_some([16, 16, 16]),
         }
     }
 
-    /// Whether kernels may use subgroup operations.
+    /// Whether it is a CPU driver's.
+    pub fn is_cpu(self) -> bool {
+        matches!(self, Tier::SoftwareSubgroup | Tier::Software)
+    }
+
+    /// Whether kernels are those that add up across the subgroups of a GPU.
     pub fn has_subgroups(self) -> bool {
         matches!(self, Tier::Coop | Tier::Subgroup)
     }
@@ -70,7 +91,7 @@ impl Tier {
     /// Whether kernels bind images where they can: Mesa's CPU driver loads from them at
     /// twice the rate (shaders/MEASUREMENTS.md).
     pub fn reads_images(self) -> bool {
-        self == Tier::Software
+        self.is_cpu()
     }
 
     /// What naga may accept in the tier's kernels.
@@ -82,7 +103,7 @@ impl Tier {
                 let matrices = Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
                 base | Capabilities::SUBGROUP | matrices
             }
-            Tier::Subgroup => base | Capabilities::SUBGROUP,
+            Tier::SoftwareSubgroup | Tier::Subgroup => base | Capabilities::SUBGROUP,
             Tier::Software | Tier::Base => base,
         }
     }
@@ -90,7 +111,7 @@ impl Tier {
     /// Invocations in a workgroup of kernels that treat each one alone.
     pub fn pointwise_workgroup(self) -> u32 {
         match self {
-            Tier::Software => 8,
+            Tier::SoftwareSubgroup | Tier::Software => LANES,
             Tier::Coop | Tier::Subgroup | Tier::Base => 64,
         }
     }
@@ -104,12 +125,18 @@ impl Tier {
             queries,
         };
         match self {
-            Tier::Software => vec![
-                shape("decode", Some(1), Some(1)),
-                shape("few", Some(4), Some(4)),
-                shape("batch", None, Some(1)),
-                shape("prefill", None, None),
-            ],
+            Tier::SoftwareSubgroup | Tier::Software => {
+                let mut shapes = vec![
+                    shape("decode", Some(1), Some(1)),
+                    shape("few", Some(4), Some(4)),
+                    shape("batch", None, Some(1)),
+                    shape("prefill", None, None),
+                ];
+                if self == Tier::SoftwareSubgroup {
+                    shapes.insert(2, shape("eight", Some(8), Some(8)));
+                }
+                shapes
+            }
             Tier::Coop | Tier::Subgroup | Tier::Base => {
                 let mut shapes = vec![
                     shape("decode", Some(1), Some(1)),

@@ -4,6 +4,7 @@ use kiln_ir::Packing;
 use kiln_ir::packing::BAND_ROWS;
 
 use crate::join::{self, GridSize};
+use crate::lanes::LANES;
 use crate::linear::Linear;
 use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
 use crate::weights::{Matrix, ROW_PADDING};
@@ -22,7 +23,11 @@ impl RowKernel {
     pub fn choose(tier: Tier, rows: Option<u64>) -> Self {
         match (tier, rows) {
             (_, Some(1)) => RowKernel::Matvec(1),
-            (Tier::Software, Some(rows @ ..=4)) => RowKernel::Matvec(rows.next_power_of_two()),
+            (tier, Some(rows @ ..=4)) if tier.is_cpu() => {
+                RowKernel::Matvec(rows.next_power_of_two())
+            }
+            (Tier::SoftwareSubgroup, Some(..=8)) => RowKernel::Matvec(8),
+            (Tier::SoftwareSubgroup, _) => RowKernel::Tiled(16),
             (Tier::Software, _) => RowKernel::Tiled(8),
             (_, Some(..=8)) => RowKernel::Matvec(4),
             (Tier::Coop, rows) => RowKernel::Tiled(rows.unwrap_or(MANY_ROWS)),
@@ -38,7 +43,7 @@ impl RowKernel {
         match (tier, self) {
             // A launch costs little there, and loads of a row that it left as texels
             // cost less than any others.
-            (Tier::Software, _) => false,
+            (tier, _) if tier.is_cpu() => false,
             (_, RowKernel::Matvec(_)) => true,
             // Its tiles take rows as they are, rounded to f16.
             (Tier::Coop, RowKernel::Tiled(_)) => false,
@@ -54,7 +59,7 @@ impl Linear<'_> {
     /// The kernel's body, and its tile for `n` outputs.
     pub fn tile(&self, matrix: &Matrix, n: u64) -> Tile {
         match (self.tier, self.rows) {
-            (Tier::Software, rows) => software_tile(matrix, rows, n),
+            (tier, rows) if tier.is_cpu() => software_tile(matrix, rows, n),
             (_, RowKernel::Tiled(rows)) if self.has_matrices(matrix.packing) => {
                 CoopTile::choose(rows, n).tile(matrix)
             }
@@ -134,25 +139,28 @@ pub(crate) const FEW: &str = "linear_software_matvec";
 
 /// The tile of a CPU driver for `n` outputs.
 fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
-    const WORKGROUP: u32 = 8;
-    let (body, rows, columns) = match rows {
-        RowKernel::Matvec(rows) => (FEW, rows, BAND_ROWS as u64),
+    let wv = matrix.packing.group() as u64 / 4;
+    let (body, rows, columns, xv) = match rows {
+        RowKernel::Matvec(rows) => (FEW, rows, BAND_ROWS as u64, wv),
         RowKernel::Tiled(rows) => {
             let stored = n.next_multiple_of(ROW_PADDING);
-            let columns = if stored.is_multiple_of(16) { 16 } else { 8 };
-            ("linear_software_tile", rows, columns)
+            // As many sums as before the driver no longer keeps them in registers.
+            let wide = rows == 8 && stored.is_multiple_of(16);
+            let columns = if wide { 16 } else { 8 };
+            ("linear_software_tile", rows, columns, 1)
         }
     };
     Tile {
         body,
-        workgroup: WORKGROUP,
+        workgroup: LANES,
         rows,
-        columns: u64::from(WORKGROUP) * columns,
-        wv: matrix.packing.group() as u64 / 4,
+        columns: u64::from(LANES) * columns,
+        wv,
         constants: vec![
             ("TILE_ROWS", rows),
             ("TILE_COLS", columns),
-            ("WORKGROUP", u64::from(WORKGROUP)),
+            ("XV", xv),
+            ("WORKGROUP", u64::from(LANES)),
         ],
     }
 }
@@ -237,6 +245,14 @@ pub(crate) struct Tile {
     pub wv: u64,
     /// The body's other constants.
     pub constants: Vec<(&'static str, u64)>,
+}
+
+impl Tile {
+    /// One of the constants; 1 if there is no such.
+    pub fn constant(&self, name: &str) -> u64 {
+        let mut constants = self.constants.iter();
+        constants.find(|(n, _)| *n == name).map_or(1, |(_, v)| *v)
+    }
 }
 
 /// The body that reads weights by units.

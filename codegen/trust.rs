@@ -3,6 +3,7 @@
 
 use crate::attention;
 use crate::kernel::{Draft, Element};
+use crate::lanes;
 use crate::tier::Tier;
 use crate::tile::{COOP, CoopTile};
 use crate::view::Base;
@@ -22,6 +23,7 @@ pub(crate) fn trials(tier: Tier) -> Vec<Trial> {
             let attentions = [64, 80].into_iter().filter_map(attention_coop);
             linears.chain(attentions).collect()
         }
+        Tier::SoftwareSubgroup => vec![lanes::trial()],
         Tier::Software | Tier::Subgroup | Tier::Base => Vec::new(),
     }
 }

@@ -260,7 +260,7 @@ pub const fn texel_rows(bytes: u64) -> u64 {
 /// A set of launches for one class of adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tier {
-    /// `base`, `subgroup`, `coop` or `software`.
+    /// `base`, `subgroup`, `coop`, `software` or `software-subgroup`.
     pub name: String,
     /// What the adapter must offer.
     pub requires: Requirements,

@@ -6,7 +6,9 @@
 //! model's own device finds what they made.
 
 use std::cmp::Reverse;
+use std::fs;
 use std::num::NonZero;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,7 +42,8 @@ pub(crate) struct How {
 }
 
 /// Has these kernels compiled on devices like `like`, if that fills a cache which does not
-/// have them yet; `done` is told how many are ready, after each.
+/// have them yet; `done` is told how many are ready, after each. A mark in the folder
+/// `marks`, if there is one, says for later that nothing is left to be done.
 ///
 /// Nothing but time depends on it, so the first failure ends it: what is wrong with a
 /// kernel is said where it is loaded.
@@ -48,12 +51,35 @@ pub(crate) fn compile(
     like: &Device,
     how: How,
     sources: &[&Source<'_>],
+    marks: Option<&Path>,
     done: &mut dyn FnMut(usize),
 ) {
     // Other drivers compile when a pipeline is made, which loading does side by side.
-    if like.adapter().is_cpu() && like.creates_in_parallel() {
-        let _ = fill(like, how, sources, done);
+    if !like.adapter().is_cpu() || !like.creates_in_parallel() {
+        return;
     }
+    let mark = marks.map(|folder| folder.join(mark(like, how, sources)));
+    if mark.as_deref().is_some_and(Path::exists) {
+        return;
+    }
+    if let (Ok(()), Some(mark)) = (fill(like, how, sources, done), mark) {
+        let folder = mark.parent().map_or(Ok(()), fs::create_dir_all);
+        let _ = folder.and_then(|()| fs::write(mark, []));
+    }
+}
+
+/// The name of the mark for these kernels and this driver.
+fn mark(like: &Device, how: How, sources: &[&Source<'_>]) -> String {
+    let info = like.adapter().info();
+    let mut hasher = blake3::Hasher::new();
+    for text in [&info.name, &info.driver, &info.driver_info] {
+        hasher.update(blake3::hash(text.as_bytes()).as_bytes());
+    }
+    hasher.update(&[u8::from(how.checked)]);
+    for source in sources {
+        hasher.update(blake3::hash(source.text.as_bytes()).as_bytes());
+    }
+    format!("{}.ahead", &hasher.finalize().to_hex()[..32])
 }
 
 fn fill(
@@ -65,10 +91,16 @@ fn fill(
     let mut sources = sources.to_vec();
     sources.sort_by_key(|source| Reverse(source.text.len()));
     // What the first kernel of a device takes says little; and caches are written behind
-    // a launch, so that the second has some time until it is asked for.
-    let (Some(first), Some(second)) = (sources.pop(), sources.pop()) else {
+    // a launch, so that the second has some time until it is asked for. Small kernels are
+    // those of many models, so one of middle size says whether this one's are there.
+    let Some(first) = sources.pop() else {
         return Ok(());
     };
+    let middle = sources.len() / 2;
+    let Some(second) = sources.get(middle).copied() else {
+        return Ok(());
+    };
+    sources.remove(middle);
     let try_out = || {
         let bench = Bench::new(like, how)?;
         bench.compile(first)?;

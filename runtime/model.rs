@@ -39,7 +39,8 @@ pub struct LoadOptions {
     /// than these may then be refused, and longer prompts take smaller pieces. All
     /// launches are loaded if it is empty.
     pub sessions: Vec<SessionSize>,
-    /// Where compiled pipelines are kept, if the driver allows it.
+    /// Where compiled pipelines are kept, if the driver allows it, and what is known of
+    /// its own cache.
     pub cache_dir: Option<PathBuf>,
     /// Whether variants with a [`Grid`](kiln_ir::plan::Grid) are taken that the
     /// device is found fit for.
@@ -217,7 +218,8 @@ impl Model {
             };
             let run = sources.iter().filter(|s| s.samples || run.contains(s.name));
             let run: Vec<_> = run.collect();
-            ahead::compile(&device, how, &run, &mut |ready| {
+            let marks = options.cache_dir.as_deref();
+            ahead::compile(&device, how, &run, marks, &mut |ready| {
                 progress(LoadProgress {
                     kernels_ahead: ready,
                     kernels_ahead_total: run.len(),

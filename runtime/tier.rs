@@ -10,6 +10,9 @@ use wgpu::{Features, Limits};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 
+/// Invocations of a workgroup in grids without a check.
+const TICKET_LANES: u32 = 8;
+
 /// What decides which tiers run: a summary of an [`Adapter`].
 #[derive(Clone, Debug)]
 pub struct Capabilities {
@@ -110,7 +113,10 @@ pub fn features(tier: &Tier, on: &Capabilities) -> Features {
 
 /// Whether variants with this grid can be tried.
 pub(crate) fn takes_grid(grid: &Grid, on: &Capabilities) -> bool {
-    on.orders_grids && missing(&grid.requires, on).is_empty()
+    // Lanes beyond a workgroup's invocations keep llvmpipe from ending the loops that
+    // wait as they should (seen with vectors of 512 bits, whose subgroups are of 16).
+    let fills_vectors = grid.check.is_some() || *on.subgroup_sizes.end() <= TICKET_LANES;
+    on.orders_grids && fills_vectors && missing(&grid.requires, on).is_empty()
 }
 
 fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
@@ -269,5 +275,19 @@ mod tests {
         );
         on.orders_grids = false;
         assert_eq!(features(&tier, &on), Features::SUBGROUP);
+
+        // Workgroups that take tickets fill the vectors of a CPU.
+        let mut on = Capabilities {
+            orders_grids: true,
+            ..on
+        };
+        let mut tickets = grid(&[]).grid.unwrap();
+        for (largest, checked, taken) in [(16, true, true), (16, false, false), (8, false, true)] {
+            on.subgroup_sizes = 4..=largest;
+            if !checked {
+                tickets.check = None;
+            }
+            assert_eq!(takes_grid(&tickets, &on), taken, "{largest}");
+        }
     }
 }

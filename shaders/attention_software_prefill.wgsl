@@ -4,7 +4,7 @@
 // No workgroup memory, no barriers.
 //
 // Constants: HEADS, KV_HEADS, HEAD_DIM, SCALE, CAUSAL, TILE_QUERIES, WORKGROUP.
-// Hooks: batch, queries, past, kv_len, visible_from, load_q, load_k, load_v, store_out, workgroup_index.
+// Hooks: batch, queries, past, kv_len, visible_from, load_q, load_key, load_value, store_out, workgroup_index.
 // Grid: batch * HEADS * ceil(queries / (WORKGROUP * TILE_QUERIES)) workgroups.
 
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
@@ -21,10 +21,11 @@ fn main(
     let b = tile / (query_tiles * HEADS);
     let h = (tile / query_tiles) % HEADS;
     // Lanes interleave, so that they end at about the same key.
-    let first = (tile % query_tiles) * WORKGROUP * TILE_QUERIES + lane;
-    if b >= batch() || first >= queries() {
+    let tile_first = (tile % query_tiles) * WORKGROUP * TILE_QUERIES;
+    if b >= batch() || tile_first >= queries() {
         return;
     }
+    let first = tile_first + lane;
     let kvh = h / (HEADS / KV_HEADS);
 
     var q: array<array<vec4<f32>, D4>, TILE_QUERIES>;
@@ -41,12 +42,16 @@ fn main(
         end[t] = select(kv_len(), min(past() + i + 1u, kv_len()), CAUSAL);
     }
 
-    for (var j = visible_from(b); j < end[TILE_QUERIES - 1u]; j++) {
+    // Up to the last key of the workgroup's last query: all invocations go on, for what they load for
+    // each other.
+    let last = min(tile_first + WORKGROUP * TILE_QUERIES, queries()) - 1u;
+    let all = select(kv_len(), min(past() + last + 1u, kv_len()), CAUSAL);
+    for (var j = visible_from(b); j < all; j++) {
         var score: array<f32, TILE_QUERIES>;
+        let k = load_key(b, j, kvh, lane);
         for (var d = 0u; d < D4; d++) {
-            let k = load_k(b, j, kvh, d);
             for (var t = 0u; t < TILE_QUERIES; t++) {
-                score[t] += dot(q[t][d], k);
+                score[t] += dot(q[t][d], k[d]);
             }
         }
         var keep: array<f32, TILE_QUERIES>;
@@ -59,10 +64,10 @@ fn main(
             total[t] = total[t] * keep[t] + weight[t];
             top[t] = higher;
         }
+        let v = load_value(b, j, kvh, lane);
         for (var d = 0u; d < D4; d++) {
-            let v = load_v(b, j, kvh, d);
             for (var t = 0u; t < TILE_QUERIES; t++) {
-                out[t][d] = out[t][d] * keep[t] + v * weight[t];
+                out[t][d] = out[t][d] * keep[t] + v[d] * weight[t];
             }
         }
     }

@@ -23,12 +23,15 @@ fn erf(x: f32) -> f32 {
     return erf4(vec4<f32>(x)).x;
 }
 
+// (1 + tanh u) / 2 is 1 / (1 + e^(-2u)): one exponential, where a driver's tanh takes two, and exact
+// where u is far below 0. The exponential's argument is clamped so that it stays finite.
 fn gelu_tanh(x: f32) -> f32 {
-    return 0.5 * x * (1.0 + safe_tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+    return x / (1.0 + exp(clamp(-1.5957691216057308 * (x + 0.044715 * x * x * x), -80.0, 80.0)));
 }
 
 fn gelu_tanh4(x: vec4<f32>) -> vec4<f32> {
-    return 0.5 * x * (1.0 + safe_tanh4(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+    let double = -1.5957691216057308 * (x + 0.044715 * x * x * x);
+    return x / (1.0 + exp(clamp(double, vec4<f32>(-80.0), vec4<f32>(80.0))));
 }
 
 fn gelu_erf(x: f32) -> f32 {

@@ -5,8 +5,8 @@
 //! ```
 //! let body = kiln_shaders::body("row_norm").unwrap_or_default();
 //! assert!(body.contains("fn main("));
-//! let helpers = kiln_shaders::functions(&["gelu_tanh"]);
-//! assert!(helpers.contains("fn safe_tanh("));
+//! let helpers = kiln_shaders::functions(&["gelu_erf"]);
+//! assert!(helpers.contains("fn erf4("));
 //! ```
 
 use std::collections::BTreeSet;
@@ -30,6 +30,7 @@ files! {
         "attention_software_decode",
         "attention_software_prefill",
         "grid_check",
+        "lanes_check",
         "linear_coop",
         "linear_matvec",
         "linear_matvec_subgroup",
@@ -57,6 +58,7 @@ files! {
         "attention",
         "common",
         "grid_check",
+        "lanes_check",
         "linear",
         "linear_coop",
         "matmul",
@@ -66,6 +68,8 @@ files! {
         "row_norm",
         "sample",
         "softmax",
+        "software_attention",
+        "software_linear",
         "stored",
         "weights_f16",
         "weights_f32",

@@ -1,37 +1,30 @@
 // y[rows, N] = x[rows, K] * W[N, K]^T for few rows, on a CPU driver.
 //
 // There a load costs far more than the arithmetic that uses it, and costs the same whether its
-// address is uniform or not, whether it brings 4 bytes or 16. So every invocation works alone: it
-// takes TILE_COLS consecutive outputs of TILE_ROWS rows, walks K one weight group (WV vec4s, loaded
-// 16 bytes at a time) after another, and reads each activation once for all its outputs.
+// address is uniform or not, whether it brings 4 bytes or 16. So every invocation takes TILE_COLS
+// consecutive outputs of TILE_ROWS rows, walks K one weight group (WV vec4s, loaded 16 bytes at a
+// time) after another, and has each activation once for all its outputs.
 // No barriers in the loop over K.
 //
-// Constants: K, N, WV, GROUPS, TILE_ROWS, TILE_COLS (4 or 8), WORKGROUP, ROW_SLACK
+// Constants: K, N, WV, XV (WV), GROUPS, TILE_ROWS, TILE_COLS (8), WORKGROUP, ROW_SLACK
 //            (see linear_software_tile). Rows of weights are padded to a multiple of TILE_COLS.
-// Hooks: rows, load_x, load_w, w_scales, store4, when_stored, workgroup_index.
+// Hooks: rows, load_xs, load_w, w_scales, store4, when_stored, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
 
-fn tile_row(row: u32) -> u32 {
-    if TILE_ROWS == 1u || ROW_SLACK {
-        return row;
-    }
-    return min(row, rows() - 1u);
-}
+// The outputs of the last invocation that has some.
+const LAST: u32 = (N - 1u) / TILE_COLS * TILE_COLS;
 
 // The outputs from n on of the rows from `row` on.
-fn multiply(row: u32, n: u32) {
+fn multiply(row: u32, n: u32, lane: u32) {
+    // Beyond the last outputs all invocations go on, for what they load for each other.
+    let stored = min(n, LAST);
     var acc: array<array<f32, TILE_COLS>, TILE_ROWS>;
     for (var group = 0u; group < GROUPS; group++) {
-        var x: array<array<vec4<f32>, WV>, TILE_ROWS>;
-        for (var r = 0u; r < TILE_ROWS; r++) {
-            for (var i = 0u; i < WV; i++) {
-                x[r][i] = load_x(tile_row(row + r), group * WV + i);
-            }
-        }
-        var scales = w_scales(n, group);
+        var x = load_xs(row, group * WV, lane);
+        var scales = w_scales(stored, group);
         // unroll TILE_COLS
         for (var c = 0u; c < TILE_COLS; c++) {
-            var w = load_w(n + c, group);
+            var w = load_w(stored + c, group);
             let scale = scales[c / 4u][c % 4u];
             for (var r = 0u; r < TILE_ROWS; r++) {
                 var sum = vec4<f32>(0.0);
@@ -66,9 +59,9 @@ fn main(
     let row_tiles = (rows() + TILE_ROWS - 1u) / TILE_ROWS;
     let tile = workgroup_index(workgroup_id, num_workgroups);
     let row = (tile % row_tiles) * TILE_ROWS;
-    let n = (tile / row_tiles) * WORKGROUP * TILE_COLS + lane * TILE_COLS;
-    if n < N {
-        multiply(row, n);
+    let first = (tile / row_tiles) * WORKGROUP * TILE_COLS;
+    if first < N {
+        multiply(row, first + lane * TILE_COLS, lane);
     }
     when_stored(lane, num_workgroups);
 }

@@ -10,18 +10,14 @@
 // Constants: K, N, WV, GROUPS, SCALED, TILE_ROWS, TILE_COLS (a multiple of 8), WORKGROUP, ROW_SLACK
 //            (load_x may be called for up to TILE_ROWS - 1 rows beyond the last; what it gives is not
 //            used). Rows of weights are padded to a multiple of TILE_COLS.
-// Hooks: rows, load_x, load_w4, w_scales, store4, workgroup_index.
+// Hooks: rows, load_xs, load_w4, w_scales, store4, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
 
 // vec4s of a row of weights under one scale.
 const SPAN: u32 = select(GROUPS * WV, WV, SCALED);
 
-fn tile_row(row: u32) -> u32 {
-    if ROW_SLACK {
-        return row;
-    }
-    return min(row, rows() - 1u);
-}
+// The outputs of the last invocation that has some.
+const LAST: u32 = (N - 1u) / TILE_COLS * TILE_COLS;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -37,15 +33,14 @@ fn main(
         return;
     }
     let n = first + lane * TILE_COLS;
-    if n >= N {
-        return;
-    }
+    // Beyond the last outputs all invocations go on, for what they load for each other.
+    let stored = min(n, LAST);
 
     var acc: array<array<f32, TILE_COLS>, TILE_ROWS>;
     for (var span = 0u; span < GROUPS * WV / SPAN; span++) {
         var scale: array<f32, TILE_COLS>;
         for (var first = 0u; first < TILE_COLS; first += 8u) {
-            var scales = w_scales(n + first, span);
+            var scales = w_scales(stored + first, span);
             for (var c = 0u; c < 8u; c++) {
                 scale[first + c] = scales[c / 4u][c % 4u];
             }
@@ -54,13 +49,13 @@ fn main(
             let k4 = span * SPAN + i;
             var w: array<vec4<f32>, TILE_COLS>;
             for (var c = 0u; c < TILE_COLS; c++) {
-                w[c] = scale[c] * load_w4(n + c, k4);
+                w[c] = scale[c] * load_w4(stored + c, k4);
             }
+            let x = load_xs(row, k4, lane);
             // unroll TILE_ROWS
             for (var r = 0u; r < TILE_ROWS; r++) {
-                let x = load_x(tile_row(row + r), k4);
                 for (var c = 0u; c < TILE_COLS; c++) {
-                    acc[r][c] += dot(x, w[c]);
+                    acc[r][c] += dot(x[r][0], w[c]);
                 }
             }
         }

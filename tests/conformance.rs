@@ -16,7 +16,8 @@ use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_models::registry::EntryOptions;
 
 #[test]
-fn software_tier() {
+fn software_tiers() {
+    conforms("gpt2", NATIVE, "software-subgroup");
     conforms("gpt2", NATIVE, "software");
 }
 
@@ -67,7 +68,7 @@ fn prompts_in_chunks() {
     };
     let compiled = compile_fixture(&fixture, Packing::F32, &options);
     let artifact = in_memory(compiled, &*fixture.loaded.params);
-    for tier in ["software", "base"] {
+    for tier in ["software-subgroup", "software", "base"] {
         let model = open(NATIVE, tier, &artifact);
         let on = On::new(&fixture, &model, fixture.cases());
         on.pieces();
@@ -96,7 +97,10 @@ fn weights_in_q4() {
 /// and of several with a rest, and one where all sizes are powers of two; and the
 /// tiers that it runs on, for a software driver takes long over the kernels.
 const PACKED: [(&str, &[&str]); 2] = [
-    ("silu", &["software", "subgroup", "base"]),
+    (
+        "silu",
+        &["software-subgroup", "software", "subgroup", "base"],
+    ),
     ("base", &["subgroup", "base"]),
 ];
 

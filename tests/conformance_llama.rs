@@ -23,6 +23,7 @@ use kiln_runtime::RunOptions;
 
 #[test]
 fn software_tier() {
+    conforms("llama", NATIVE, "software-subgroup");
     conforms("llama", NATIVE, "software");
 }
 
@@ -74,7 +75,7 @@ fn packed_weights() {
     }
 }
 
-const TIERS: [&str; 3] = ["software", "subgroup", "base"];
+const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base"];
 
 /// A layer of a decode step is seven launches on a GPU: queries, keys and values;
 /// their turning; attention; its output; gate; up; down. One more may be had by a

@@ -21,7 +21,7 @@ use kiln_ir::{Packing, ParamSource};
 use kiln_models::registry::EntryOptions;
 use kiln_runtime::{Artifact, Model, Session};
 
-const TIERS: [&str; 3] = ["software", "subgroup", "base"];
+const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base"];
 
 /// Embeddings of 288 elements, and no matrix of so few rows that a binding which has
 /// room for 256 of them holds it; its parts end within queries, keys and values.

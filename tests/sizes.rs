@@ -54,7 +54,7 @@ fn sessions_of_known_sizes_run_the_launches_that_they_would_have_run() {
     let fixture = Fixture::random(CONFIG);
     let compiled = compile_fixture(&fixture, Packing::F32, &EntryOptions::default());
     let artifact = in_memory(compiled, &*fixture.loaded.params);
-    for tier in ["software", "base", "subgroup"] {
+    for tier in ["software-subgroup", "software", "base", "subgroup"] {
         let (whole, all) = load(&artifact, tier, &[]);
         for size @ (batch, prompt) in [(1, 1), (1, 3), (1, 7), (1, 1029), (3, 2), (8, 1)] {
             let (model, kernels) = load(&artifact, tier, &[size]);

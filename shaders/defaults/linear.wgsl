@@ -46,14 +46,6 @@ fn norm_bias(k4: u32) -> vec4<f32> {
     return vec4<f32>(0.0);
 }
 
-// The scales of group g of rows n to n + 7; n is a multiple of 8. For the software bodies.
-fn w_scales(n: u32, g: u32) -> array<vec4<f32>, 2> {
-    return array<vec4<f32>, 2>(
-        vec4<f32>(w_scale(n, g), w_scale(n + 1u, g), w_scale(n + 2u, g), w_scale(n + 3u, g)),
-        vec4<f32>(w_scale(n + 4u, g), w_scale(n + 5u, g), w_scale(n + 6u, g), w_scale(n + 7u, g)),
-    );
-}
-
 // The epilogue of one element.
 fn store(row: u32, n: u32, acc: f32) {
     y[row * N + n] = acc + bias[n];

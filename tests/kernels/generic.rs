@@ -353,6 +353,6 @@ fn gather() {
             });
             suite.add(graph, sizes(&[(1, 1), (3, 7)]));
         }
-        suite.run(&["software", "base"]);
+        suite.run(&["software-subgroup", "software", "base"]);
     }
 }

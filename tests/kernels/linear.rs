@@ -207,7 +207,7 @@ fn epilogues_behind_a_norm() {
     let norms = [Some(LAYER), Some(RMS)];
     epilogues(&norms, 1).run(&["subgroup", "base"]);
     // A software driver takes long over each of these kernels.
-    epilogues(&norms, 3).run(&["software"]);
+    epilogues(&norms, 3).run(&["software-subgroup", "software"]);
 }
 
 /// What a subgroup's size decides: sums along rows, for layers and norms.
@@ -312,7 +312,7 @@ fn split_weights() {
     let mut suite = Suite::new(Packing::F32);
     let graph = tied("large", (33_001, 1024), (3, 4));
     suite.add(graph, sizes(&[(1, 1), (3, 4)]));
-    suite.run(&["software", "base"]);
+    suite.run(&["software-subgroup", "software", "base"]);
 }
 
 /// Matrices in many parts: of a tile's rows or fewer, of rows that are whole groups
