@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kiln_models::tokenizer::Tokenizer;
 use kiln_runtime::generate::{Finish, GenerateOptions, Generated, NewToken, Timings, generate};
 use kiln_runtime::sampling::SamplingOptions;
-use kiln_runtime::{Decoder, Session};
+use kiln_runtime::{Decoder, LoadOptions, Session};
 use serde_json::{Value, json};
 
 use crate::device::{DeviceArgs, Target, warn_of_separate_launches};
@@ -190,7 +190,11 @@ pub fn run(args: &Args, began: Instant) -> Result {
         Target::Adapter(adapter) => {
             let artifact = opened.into_artifact(name, &entries, batch, dtype)?;
             refuse_headless(name, has_logits(&artifact))?;
-            let load = args.device.options(&entries).session(batch as u64, longest);
+            let load = LoadOptions {
+                draw: job.options.sampling.temperature > 0.0,
+                ..args.device.options(&entries)
+            };
+            let load = load.session(batch as u64, longest);
             let model = args.device.load(&adapter, &artifact, &load)?;
             // The session needs no more than the model has on the device.
             drop(artifact);

@@ -144,7 +144,7 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
         RowKernel::Matvec(rows) => (FEW, rows, BAND_ROWS as u64, wv),
         RowKernel::Tiled(rows) => {
             let stored = n.next_multiple_of(ROW_PADDING);
-            // As many sums as before the driver no longer keeps them in registers.
+            // 128 sums either way: where loads of rows are shared, more of them cost less.
             let wide = rows == 8 && stored.is_multiple_of(16);
             let columns = if wide { 16 } else { 8 };
             ("linear_software_tile", rows, columns, 1)

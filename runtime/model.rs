@@ -42,6 +42,9 @@ pub struct LoadOptions {
     /// Where compiled pipelines are kept, if the driver allows it, and what is known of
     /// its own cache.
     pub cache_dir: Option<PathBuf>,
+    /// Whether kernels are loaded that draw tokens. Without, sessions choose the likeliest
+    /// token on the device, and draw on the host where that is asked for all the same.
+    pub draw: bool,
     /// Whether variants with a [`Grid`](kiln_ir::plan::Grid) are taken that the
     /// device is found fit for.
     pub join: bool,
@@ -57,6 +60,7 @@ impl Default for LoadOptions {
             entries: None,
             sessions: Vec::new(),
             cache_dir: user_cache_dir(),
+            draw: true,
             join: true,
         }
     }
@@ -204,7 +208,7 @@ impl Model {
             .collect();
 
         let sampling = match names.contains(&STEP) {
-            true => sampler::sources(plan, tier, STEP, &device).unwrap_or_default(),
+            true => sampler::sources(plan, tier, &device, options.draw).unwrap_or_default(),
             false => Vec::new(),
         };
 

@@ -19,6 +19,7 @@ use crate::model::Model;
 use crate::pipelines::Compiled;
 use crate::readback::Staging;
 use crate::sampling::SamplingError;
+use crate::session::STEP;
 
 /// Bytes of the uniform block, `Sampling` of `defaults/sample.wgsl`.
 pub(crate) const UNIFORM_BYTES: u64 = 48;
@@ -67,16 +68,17 @@ pub(crate) struct Source {
     pub text: String,
 }
 
-/// The kernels for `entry` of `tier` on `device`, the greedy pair first; none
-/// where its tokens cannot be chosen on the device: it has no logits, it
-/// overwrites inputs that are given once, or the device binds too few buffers.
+/// The kernels for steps of `tier` on `device`, the greedy pair first, and with `draw`
+/// the one that draws; none where its tokens cannot be chosen on the device: it has no
+/// logits, it overwrites inputs that are given once, or the device binds too few
+/// buffers.
 pub(crate) fn sources(
     plan: &Plan,
     tier: &Tier,
-    entry: &str,
     device: &Device,
+    draw: bool,
 ) -> Option<Vec<Source>> {
-    let entry = tier.entries.get(entry)?;
+    let entry = tier.entries.get(STEP)?;
     let bound = device.limits().max_storage_buffers_per_shader_stage;
     if !takes_its_tokens(plan, entry) || bound < BINDINGS.len() as u32 {
         return None;
@@ -85,7 +87,7 @@ pub(crate) fn sources(
     let shape = Shape::of(tier, vocab);
     let id_bits = u64::BITS - vocab.saturating_sub(1).leading_zeros();
     let mut out = Vec::new();
-    for greedy in [true, false] {
+    for greedy in [true, false].into_iter().filter(|greedy| *greedy || draw) {
         for name in ["sample_score", "sample_choose"] {
             let mut text = String::new();
             let constants = [
@@ -150,17 +152,18 @@ fn is_written(plan: &Plan, entry: &Entry, buffer: usize) -> bool {
 pub(crate) struct Kernels {
     shape: Shape,
     greedy: [Compiled; 2],
-    drawn: [Compiled; 2],
+    drawn: Option<[Compiled; 2]>,
 }
 
 impl Kernels {
     /// From the compiled [`sources`] for a tier of a plan, in their order.
     pub fn new(plan: &Plan, tier: &Tier, compiled: Vec<Compiled>) -> Option<Self> {
-        let [a, b, c, d] = <[Compiled; 4]>::try_from(compiled).ok()?;
+        let mut compiled = compiled.into_iter();
+        let mut pair = || Some([compiled.next()?, compiled.next()?]);
         Some(Kernels {
             shape: Shape::of(tier, plan.model.vocab_size),
-            greedy: [a, b],
-            drawn: [c, d],
+            greedy: pair()?,
+            drawn: pair(),
         })
     }
 }
@@ -245,6 +248,11 @@ impl<'m> DeviceSampler<'m> {
         }))
     }
 
+    /// Whether it has the kernels for a generation.
+    pub fn takes(&self, generation: &Generation<'_>) -> bool {
+        generation.sampler().rule().greedy || self.kernels.drawn.is_some()
+    }
+
     /// Prepares for a generation: its options, stop tokens and histories.
     pub fn begin(&mut self, device: &Device, generation: &Generation<'_>) {
         let rule = generation.sampler().rule();
@@ -295,9 +303,9 @@ impl<'m> DeviceSampler<'m> {
 
     /// Records the choice of every sequence's next token behind its logits.
     pub fn record(&self, recorder: &mut Recorder<'_>) {
-        let kernels = match self.greedy {
-            true => &self.kernels.greedy,
-            false => &self.kernels.drawn,
+        let kernels = match &self.kernels.drawn {
+            Some(drawn) if !self.greedy => drawn,
+            _ => &self.kernels.greedy,
         };
         let grids = [
             (self.kernels.shape.chunks, self.batch as u32),

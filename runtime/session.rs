@@ -382,11 +382,13 @@ impl Decoder for Session<'_> {
             let size = (self.batch, self.context);
             self.sampler = DeviceSampler::new(self.model, self.program, &self.allocation, size)?;
         }
-        let Some(mut sampler) = self.sampler.take() else {
-            return sample_on_host(self, generation);
-        };
-        let outcome = self.sample_on_device(&mut sampler, generation);
-        self.sampler = Some(sampler);
-        outcome
+        match self.sampler.take_if(|sampler| sampler.takes(generation)) {
+            Some(mut sampler) => {
+                let outcome = self.sample_on_device(&mut sampler, generation);
+                self.sampler = Some(sampler);
+                outcome
+            }
+            None => sample_on_host(self, generation),
+        }
     }
 }

@@ -10,13 +10,13 @@ mod common;
 
 use std::ops::ControlFlow;
 
-use common::{NATIVE, in_memory, open};
+use common::{NATIVE, adapter, in_memory, open};
 use kiln_codegen::{CompileOptions, compile};
 use kiln_models::registry::EntryOptions;
 use kiln_models::source::open_demo;
 use kiln_runtime::generate::{GenerateOptions, Generated, generate};
 use kiln_runtime::sampling::SamplingOptions;
-use kiln_runtime::{Artifact, Decoder, Result, Session};
+use kiln_runtime::{Artifact, Decoder, LoadOptions, Model, Result, Session};
 
 /// A session that is only asked for logits.
 struct OnHost<'s, 'm>(&'s mut Session<'m>);
@@ -92,18 +92,28 @@ fn a_seed_gives_the_same_text_everywhere() {
         backends.push(("gl", "software"));
     }
     let mut expected = Vec::new();
-    for (backend, tier) in backends {
+    let models = backends.into_iter().map(|(backend, tier)| {
         let model = open(backend, tier, &artifact);
+        (model, format!("{tier} on {backend}"))
+    });
+    // Without kernels that draw, the host does.
+    let options = LoadOptions {
+        cache_dir: None,
+        draw: false,
+        ..LoadOptions::default()
+    };
+    let model = Model::open(&adapter(NATIVE), &artifact, &options, &mut |_| {}).unwrap();
+    for (model, label) in models.chain([(model, "draws on the host".to_owned())]) {
         let mut session = Session::new(&model, prompts.len(), 64).unwrap();
         for (index, how) in settings().into_iter().enumerate() {
             session.reset();
             let device = run(&mut session, &prompts, how.clone());
             session.reset();
             let host = run(&mut OnHost(&mut session), &prompts, how.clone());
-            assert_eq!(device, host, "{tier} on {backend}: {how:?}");
+            assert_eq!(device, host, "{label}: {how:?}");
             match expected.get(index) {
                 None => expected.push(device),
-                Some(expected) => assert_eq!(&device, expected, "{tier} on {backend}: {how:?}"),
+                Some(expected) => assert_eq!(&device, expected, "{label}: {how:?}"),
             }
         }
     }
