@@ -215,7 +215,7 @@ impl Model {
         let slots = Slots::new(plan);
         let uniform_bytes = uniform_bytes(plan);
         let sources = sources(artifact, &kernels, &needed(tier, &names), &sampling)?;
-        if !run.is_empty() {
+        if !run.is_empty() && names.contains(&STEP) {
             let how = ahead::How {
                 checked: options.checked,
                 uniform_bytes: [uniform_bytes, sampler::UNIFORM_BYTES],
