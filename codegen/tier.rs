@@ -124,34 +124,26 @@ impl Tier {
             rows,
             queries,
         };
+        let few = match self.is_cpu() {
+            true => 4,
+            false => 8,
+        };
+        let mut shapes = vec![
+            shape("decode", Some(1), Some(1)),
+            shape("few", Some(few), Some(few)),
+            shape("batch", None, Some(1)),
+            shape("prefill", None, None),
+        ];
         match self {
-            Tier::SoftwareSubgroup | Tier::Software => {
-                let mut shapes = vec![
-                    shape("decode", Some(1), Some(1)),
-                    shape("few", Some(4), Some(4)),
-                    shape("batch", None, Some(1)),
-                    shape("prefill", None, None),
-                ];
-                if self == Tier::SoftwareSubgroup {
-                    shapes.insert(2, shape("eight", Some(8), Some(8)));
-                }
-                shapes
+            Tier::SoftwareSubgroup => shapes.insert(2, shape("eight", Some(8), Some(8))),
+            Tier::Coop => {
+                // Before large tiles, small ones: a card wants many of them.
+                shapes.insert(3, shape("short", Some(128), None));
+                shapes.insert(4, shape("middle", Some(512), None));
             }
-            Tier::Coop | Tier::Subgroup | Tier::Base => {
-                let mut shapes = vec![
-                    shape("decode", Some(1), Some(1)),
-                    shape("few", Some(8), Some(8)),
-                    shape("batch", None, Some(1)),
-                    shape("prefill", None, None),
-                ];
-                if self == Tier::Coop {
-                    // Before large tiles, small ones: a card wants many of them.
-                    shapes.insert(3, shape("short", Some(128), None));
-                    shapes.insert(4, shape("middle", Some(512), None));
-                }
-                shapes
-            }
+            Tier::Software | Tier::Subgroup | Tier::Base => {}
         }
+        shapes
     }
 }
 
