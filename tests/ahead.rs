@@ -26,6 +26,9 @@ const CONFIG: &str = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions":
 /// Says that a process is to load the model, or to run it too.
 const ROLE: &str = "KILN_TEST_AHEAD";
 
+/// Names the packing of its weights.
+const PACKING: &str = "KILN_TEST_PACKING";
+
 /// What its process prints before the number of kernels.
 const AHEAD: &str = "compiled ahead: ";
 
@@ -35,9 +38,8 @@ const PROMPT: u64 = 20;
 #[test]
 #[ignore = "it is a part of the other test"]
 fn part() {
-    let role = env::var(ROLE).unwrap();
     let fixture = Fixture::random(CONFIG);
-    let packing = Packing::from_name(&role[4..]).unwrap();
+    let packing = Packing::from_name(&env::var(PACKING).unwrap()).unwrap();
     let compiled = compile_fixture(&fixture, packing, &EntryOptions::default());
     let artifact = in_memory(compiled, &*fixture.loaded.params);
     let options = LoadOptions {
@@ -51,7 +53,7 @@ fn part() {
     });
     let model = model.unwrap();
     println!("{AHEAD}{ahead}");
-    if role.starts_with("run") {
+    if env::var(ROLE).unwrap() == "run" {
         let mut session = Session::new(&model, 1, PROMPT + 2).unwrap();
         session.step(&[7; PROMPT as usize], &[0]).unwrap();
         for _ in 0..2 {
@@ -77,7 +79,8 @@ fn files(folder: &Path) -> usize {
 fn part_of(role: &str, packing: &str, cache: &Path) -> (usize, usize) {
     let output = Command::new(env::current_exe().unwrap())
         .args(["part", "--exact", "--ignored", "--nocapture"])
-        .env(ROLE, format!("{role:4}{packing}"))
+        .env(ROLE, role)
+        .env(PACKING, packing)
         .env("XDG_CACHE_HOME", cache)
         .env("MESA_DISK_CACHE_MULTI_FILE", "1")
         .env_remove("MESA_SHADER_CACHE_DIR")

@@ -96,13 +96,7 @@ fn weights_in_q4() {
 /// A fixture whose matrices have rows of 18 and 58 weights, so of less than a group
 /// and of several with a rest, and one where all sizes are powers of two; and the
 /// tiers that it runs on, for a software driver takes long over the kernels.
-const PACKED: [(&str, &[&str]); 2] = [
-    (
-        "silu",
-        &["software-subgroup", "software", "subgroup", "base"],
-    ),
-    ("base", &["subgroup", "base"]),
-];
+const PACKED: [(&str, &[&str]); 2] = [("silu", &common::TIERS), ("base", &["subgroup", "base"])];
 
 /// Rounded weights: as exact as `f32` on the weights as they are, and within
 /// `bound` of what the original ones give.

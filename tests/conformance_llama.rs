@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use common::fixtures::{Case, assert_close, fixtures};
 use common::on::{On, conforms, every_size, interpreted};
-use common::{NATIVE, compiled_folder, in_memory, open};
+use common::{NATIVE, TIERS, compiled_folder, in_memory, open};
 use kiln_codegen::{CompileOptions, compile};
 use kiln_ir::interp::{HostData, HostTensor, Interpreter, Tensors, run};
 use kiln_ir::plan::ModelInfo;
@@ -74,8 +74,6 @@ fn packed_weights() {
         }
     }
 }
-
-const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base"];
 
 /// A layer of a decode step is seven launches on a GPU: queries, keys and values;
 /// their turning; attention; its output; gate; up; down. One more may be had by a

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::fixtures::{self, Case, Fixture, assert_close, fixtures};
 use common::on::{On, interpreted};
-use common::{F32, NATIVE, compile_as, in_memory, open};
+use common::{F32, NATIVE, TIERS, compile_as, in_memory, open};
 use kiln_codegen::{CodegenError, CompileOptions};
 use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_ir::plan::verify::{PlanErrors, verify};
@@ -20,8 +20,6 @@ use kiln_ir::plan::{Access, Binding, Launch, Plan};
 use kiln_ir::{Packing, ParamSource};
 use kiln_models::registry::EntryOptions;
 use kiln_runtime::{Artifact, Model, Session};
-
-const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base"];
 
 /// Embeddings of 288 elements, and no matrix of so few rows that a binding which has
 /// room for 256 of them holds it; its parts end within queries, keys and values.

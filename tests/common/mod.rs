@@ -30,6 +30,9 @@ pub const NATIVE: &str = if cfg!(target_os = "linux") {
     "dx12"
 };
 
+/// The tiers that run on a CPU driver with subgroups of 8.
+pub const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base"];
+
 /// The adapter to test a back end with.
 #[track_caller]
 pub fn adapter(backend: &str) -> Adapter {

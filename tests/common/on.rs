@@ -40,7 +40,7 @@ pub fn every_size(folder: &Path) {
             cases.push(interpreted(&interpreter, label, ids));
         }
     }
-    for tier in ["software-subgroup", "software", "subgroup", "base"] {
+    for tier in super::TIERS {
         let model = open(NATIVE, tier, &artifact);
         let on = On::new(&fixture, &model, cases.clone());
         on.whole_sequences();

@@ -4,7 +4,8 @@
 use kiln_ir::plan::Launch;
 use kiln_ir::{AttentionSpec, Bindings, DType, Dim, Graph, GraphBuilder, Op, Packing, Step};
 
-use crate::suite::{Suite, TIERS};
+use crate::common::TIERS;
+use crate::suite::Suite;
 
 /// Sequences, their queries, and the keys before these.
 const SIZES: [(u64, u64, u64); 13] = [

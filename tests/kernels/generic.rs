@@ -5,7 +5,8 @@ use kiln_ir::{
     UnaryOp, ValueId,
 };
 
-use crate::suite::{IDS, Suite, TIERS};
+use crate::common::TIERS;
+use crate::suite::{IDS, Suite};
 
 fn sizes(all: &[(u64, u64)]) -> Vec<Bindings> {
     let both = |(a, b): &(u64, u64)| Bindings::new().with("a", *a).with("b", *b);

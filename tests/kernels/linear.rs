@@ -2,7 +2,8 @@
 
 use kiln_ir::{Activation, Bindings, DType, Dim, Graph, GraphBuilder, Norm, Op, Packing, Step};
 
-use crate::suite::{IDS, Suite, TIERS};
+use crate::common::TIERS;
+use crate::suite::{IDS, Suite};
 
 /// `[n, k]` matrices: sizes of one, of primes, one under and over a group of
 /// weights, a workgroup's columns and a tile.

@@ -12,9 +12,6 @@ use kiln_runtime::{Model, Output, OutputData, RunOptions};
 use crate::common::fixtures::distance;
 use crate::common::{F32, NATIVE, in_memory, open};
 
-/// Tiers that run on a CPU driver with subgroups of 8.
-pub const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base"];
-
 /// Ids that input `ids` holds: some lie outside a table of as many rows as this.
 pub const IDS: i32 = 37;
 
