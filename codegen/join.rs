@@ -336,10 +336,17 @@ fn barriers(stages: &[Stage<'_>], calls: &[String], grid: u32) -> String {
         }
         // At least once, for the wait inside; beyond the last tile it returns.
         let tiles = stage.tiles.as_const().unwrap_or(0).max(u64::from(grid));
-        let _ = writeln!(
-            body,
-            "    for (var tile = workgroup.x; tile < {tiles}u; tile += GRID) {{\n        {call}\n        workgroupBarrier();\n    }}"
-        );
+        let _ = match tiles == u64::from(grid) {
+            true => writeln!(
+                body,
+                "    {{\n        let tile = workgroup.x;\n        {call}\n    }}"
+            ),
+            // A tile may take the memory that the last one's loads are from.
+            false => writeln!(
+                body,
+                "    for (var tile = workgroup.x; tile < {tiles}u; tile += GRID) {{\n        {call}\n        workgroupBarrier();\n    }}"
+            ),
+        };
     }
     format!(
         "@compute @workgroup_size({WORKGROUP})\nfn main(\n    \

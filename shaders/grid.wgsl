@@ -22,7 +22,7 @@ fn grid_begin(lane: u32) {
 }
 
 fn grid_arrive(lane: u32) {
-    workgroupBarrier();
+    // What all of the workgroup stored goes ahead of what lane 0 says.
     storageBarrier();
     if lane == 0u {
         grid_target += GRID;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use kiln_codegen::{CompileOptions, Compiled, lower};
+use kiln_emulator::Program;
 use kiln_ir::interp::{HostData, HostTensor, Interpreter, Tensors};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Bindings, DType, Graph, Packing};
@@ -18,13 +19,18 @@ pub const IDS: i32 = 37;
 /// How outputs are called whose values do not matter, if they are finite.
 pub const UNUSED: &str = "unused_";
 
+/// The tier for cooperative matrices, which no software driver has.
+pub const MATRICES: &str = "coop";
+
+/// The tiers that an emulated device runs.
+const FOR_GPUS: [&str; 3] = ["base", "subgroup", MATRICES];
+
 /// Graphs of different names, compiled together, and the sizes to run each at.
 pub struct Suite {
     options: CompileOptions,
     graphs: Vec<(Graph, Vec<Bindings>)>,
     /// How far results may be from what is wanted, over all elements.
     tolerance: f64,
-    change: fn(&mut Compiled),
 }
 
 impl Suite {
@@ -36,19 +42,12 @@ impl Suite {
             },
             graphs: Vec::new(),
             tolerance: F32,
-            change: |_| {},
         }
     }
 
     /// Has results be only so near to what is wanted.
     pub fn within(mut self, tolerance: f64) -> Self {
         self.tolerance = tolerance;
-        self
-    }
-
-    /// Changes what was compiled before it is run.
-    pub fn changed(mut self, change: fn(&mut Compiled)) -> Self {
-        self.change = change;
         self
     }
 
@@ -71,17 +70,16 @@ impl Suite {
         lower(&graphs, &graphs, info, &self.options).unwrap()
     }
 
-    /// Runs every graph at every size on each of `tiers`, on the native back end.
+    /// Runs every graph at every size on each of `tiers`: on the native back end, and
+    /// those for GPUs on an emulated device, [`MATRICES`] there alone.
     pub fn run(&self, tiers: &[&str]) {
         let mut params = BTreeMap::new();
         for (name, ty) in self.graphs.iter().flat_map(|(graph, _)| graph.params()) {
             let elements = ty.elements().as_const().unwrap() as usize;
             params.insert(name.to_owned(), noise(name, elements));
         }
-        let mut compiled = self.compile();
-        (self.change)(&mut compiled);
-        let artifact = in_memory(compiled, &params);
-        drop(params);
+        let compiled = self.compile();
+        let artifact = in_memory(compiled.clone(), &params);
 
         // What every tier has to give, of the weights as they were rounded.
         let mut wanted = Vec::new();
@@ -98,10 +96,27 @@ impl Suite {
             }
         }
         let mut wrong = Vec::new();
-        for tier in tiers {
+        let devices = tiers.iter().filter(|tier| **tier != MATRICES);
+        let mut runs: Vec<(String, Run<'_>)> = Vec::new();
+        for tier in devices {
             let model = open(NATIVE, tier, &artifact);
+            let run = move |graph: &Graph, sizes: &Bindings, inputs: &Tensors<f32>| {
+                run(&model, &graph.name, sizes, inputs)
+            };
+            runs.push(((*tier).to_owned(), Box::new(run)));
+        }
+        for tier in tiers.iter().filter(|tier| FOR_GPUS.contains(tier)) {
+            let weight = |name: &str| compiled.weight(name, &params).unwrap();
+            let program = Program::new(&compiled.plan, &compiled.kernels, tier, false, weight);
+            let mut program = program.unwrap();
+            let run = move |graph: &Graph, sizes: &Bindings, inputs: &Tensors<f32>| {
+                emulate(&mut program, graph, sizes, inputs)
+            };
+            runs.push((format!("{tier}, emulated"), Box::new(run)));
+        }
+        for (tier, mut run) in runs {
             for (graph, sizes, inputs, wanted) in &wanted {
-                let found = run(&model, &graph.name, sizes, inputs);
+                let found = run(graph, sizes, inputs);
                 assert_eq!(found.len(), wanted.len(), "{}", graph.name);
                 for output in found {
                     if let Some(how) = differs(&output, &wanted[&output.name], self.tolerance) {
@@ -121,6 +136,42 @@ impl Suite {
             wrong.join("\n")
         );
     }
+}
+
+/// Runs a graph at some sizes.
+type Run<'a> = Box<dyn FnMut(&Graph, &Bindings, &Tensors<f32>) -> Vec<Output> + 'a>;
+
+fn emulate(
+    program: &mut Program<'_>,
+    graph: &Graph,
+    sizes: &Bindings,
+    inputs: &Tensors<f32>,
+) -> Vec<Output> {
+    let words = inputs.iter().map(|(name, tensor)| {
+        let words: &[u32] = match &tensor.data {
+            HostData::F(values) => bytemuck::cast_slice(values),
+            HostData::I32(values) => bytemuck::cast_slice(values),
+            HostData::Bool(_) => panic!("no truth values are taken in"),
+        };
+        (name.as_str(), words)
+    });
+    let words: Vec<(&str, &[u32])> = words.collect();
+    let session = program.session(&graph.name, sizes, 0).unwrap();
+    let found = program.run(&session, &words, sizes);
+    let mut found = found.unwrap_or_else(|error| panic!("{} at {sizes:?}: {error}", graph.name));
+    let outputs = graph.outputs().iter().map(|(name, id)| {
+        let words = found.remove(name).unwrap();
+        let ty = graph.ty(*id);
+        Output {
+            name: name.clone(),
+            shape: ty.eval_shape(sizes).unwrap(),
+            data: match ty.dtype {
+                DType::F32 => OutputData::F32(bytemuck::cast_vec(words)),
+                DType::I32 | DType::Bool => OutputData::I32(bytemuck::cast_vec(words)),
+            },
+        }
+    });
+    outputs.collect()
 }
 
 fn run(model: &Model, entry: &str, sizes: &Bindings, inputs: &Tensors<f32>) -> Vec<Output> {

@@ -1,0 +1,242 @@
+//! Compiled models on an emulated device, which bears nothing that no device promises to:
+//! the tiers for GPUs, with subgroups and cooperative matrices of the size that they ask
+//! for, launches in one and joined.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed helper is a failed test"
+)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
+
+use common::fixtures::{Case, Fixture, assert_close, fixtures};
+use common::on::interpreted;
+use common::{F32, compile_as, compile_fixture, in_memory};
+use kiln_codegen::{CompileOptions, Compiled};
+use kiln_emulator::{Program, RunError};
+use kiln_ir::interp::{HostTensor, Interpreter};
+use kiln_ir::{Bindings, Packing};
+use kiln_models::registry::EntryOptions;
+
+/// Rows of several units a lane, some of them over its end, and several heads.
+const GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 16, "n_embd": 288,
+    "n_inner": 600, "n_head": 6, "n_layer": 2}"#;
+const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 100, "max_position_embeddings": 16,
+    "hidden_size": 288, "intermediate_size": 400, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
+
+/// What rounding activations to f16 takes away, over all elements.
+const ROUNDED: f64 = 2e-3;
+
+fn program<'a>(
+    fixture: &Fixture,
+    compiled: &'a Compiled,
+    (tier, join): (&str, bool),
+) -> Program<'a> {
+    let params = &*fixture.loaded.params;
+    let weight = |name: &str| compiled.weight(name, params).unwrap();
+    let program = Program::new(&compiled.plan, &compiled.kernels, tier, join, weight);
+    program.unwrap_or_else(|error| panic!("{}: {error}", fixture.name))
+}
+
+/// What a program gives for a case: hidden states of whole sequences, their logits if the
+/// model has a head, and what it gives for the last tokens, by their places, when it is
+/// run in pieces with states.
+struct Found {
+    hidden: Vec<f32>,
+    logits: Option<Vec<f32>>,
+    last: Vec<(usize, Vec<f32>)>,
+}
+
+/// Runs a case.
+fn launch(program: &mut Program<'_>, case: &Case, context: u64) -> Result<Found, RunError> {
+    let [batch, seq] = case.ids.shape[..] else {
+        panic!("{:?}", case.ids.shape);
+    };
+    let ids = case.ids.as_i32().unwrap().iter().map(|id| *id as u32);
+    let ids: Vec<u32> = ids.collect();
+    let sizes = |seq: usize| {
+        Bindings::new()
+            .with("batch", batch as u64)
+            .with("seq", seq as u64)
+    };
+    let whole = program.session("forward", &sizes(seq), 0)?;
+    let mut outputs = program.run(&whole, &[("ids", &ids)], &sizes(seq))?;
+    let mut output = |name: &str| outputs.remove(name).map(bytemuck::cast_vec);
+    let (hidden, logits) = (output("hidden").unwrap(), output("logits"));
+
+    let steps = program.session("step", &sizes(seq), context)?;
+    let singles = (seq / 2).min(3);
+    let mut last = Vec::new();
+    let mut past = 0;
+    for piece in iter::once(seq - singles).chain(iter::repeat_n(1, singles)) {
+        let end = past + piece;
+        let rows = ids.chunks_exact(seq);
+        let tokens: Vec<u32> = rows.flat_map(|row| &row[past..end]).copied().collect();
+        let inputs: [(&str, &[u32]); 2] = [("ids", &tokens), ("start", &vec![0; batch])];
+        let sizes = sizes(piece).with("past", past as u64);
+        let (_, output) = program.run(&steps, &inputs, &sizes)?.pop_first().unwrap();
+        last.push((end - 1, bytemuck::cast_vec(output)));
+        past = end;
+    }
+    Ok(Found {
+        hidden,
+        logits,
+        last,
+    })
+}
+
+/// Holds a tier against what is expected of the cases; gives the kernels that were
+/// launched, with the barriers that were reached.
+fn conforms(
+    fixture: &Fixture,
+    compiled: &Compiled,
+    cases: &[Case],
+    tier: (&str, bool),
+    tolerance: f64,
+) -> BTreeMap<String, BTreeSet<usize>> {
+    let mut program = program(fixture, compiled, tier);
+    for case in cases {
+        let label = format!("{} on {tier:?}: {}", fixture.name, case.label);
+        let found = launch(&mut program, case, compiled.plan.model.max_context);
+        let found = found.unwrap_or_else(|error| panic!("{label}: {error}"));
+        assert_close(&label, &found.hidden, &case.hidden, tolerance);
+        if let Some(logits) = &found.logits {
+            assert_close(&label, logits, case.logits.as_ref().unwrap(), tolerance);
+        }
+        let wanted = case.logits.as_ref().unwrap_or(&case.hidden);
+        let [batch, seq] = case.ids.shape[..] else {
+            panic!("{:?}", case.ids.shape);
+        };
+        let width = wanted.len() / (batch * seq);
+        for (at, found) in &found.last {
+            let rows = wanted.chunks_exact(seq * width);
+            let wanted = rows.flat_map(|row| &row[at * width..(at + 1) * width]);
+            let wanted: Vec<f32> = wanted.copied().collect();
+            assert_close(&label, found, &wanted, tolerance);
+        }
+    }
+    program.launched
+}
+
+fn compile(fixture: &Fixture, packing: Packing, grid: u32) -> Compiled {
+    let how = CompileOptions {
+        packing,
+        grid,
+        ..CompileOptions::default()
+    };
+    compile_as(fixture, &how, &EntryOptions::default()).unwrap()
+}
+
+/// What the interpreter says of so many sequences of so many tokens, of weights as they
+/// were rounded.
+fn cases(fixture: &Fixture, compiled: &Compiled, sizes: &[(usize, usize)]) -> Vec<Case> {
+    let artifact = in_memory(compiled.clone(), &*fixture.loaded.params);
+    let interpreter = Interpreter::<f64>::new(fixture.graph("forward"), &artifact).unwrap();
+    let cases = sizes.iter().map(|(batch, seq)| {
+        let ids = (0..batch * seq).map(|i| ((i * i * 17 + i * 89) % 100) as i32);
+        let ids = HostTensor::i32([*batch, *seq], ids.collect::<Vec<i32>>());
+        interpreted(&interpreter, format!("{batch} of {seq}"), ids)
+    });
+    cases.collect()
+}
+
+/// Every fixture, for what its shapes make of kernels.
+#[test]
+fn tiers_without_matrices() {
+    for folder in ["gpt2", "llama"].into_iter().flat_map(fixtures) {
+        let fixture = Fixture::open(&folder);
+        let compiled = compile_fixture(&fixture, Packing::F32, &EntryOptions::default());
+        for tier in ["base", "subgroup"] {
+            let cases = fixture.cases();
+            conforms(&fixture, &compiled, &cases[1..2], (tier, false), F32);
+        }
+    }
+}
+
+/// A model of each family, of layers that do not fill tiles, in every packing that
+/// matrices take.
+#[test]
+fn matrices() {
+    for config in [GPT2, LLAMA] {
+        let fixture = Fixture::random(config);
+        for (packing, sizes) in [
+            (Packing::F16, [(1, 13), (3, 7)].as_slice()),
+            (Packing::Q8, &[(3, 7)]),
+            (Packing::Q4, &[(1, 13)]),
+        ] {
+            let compiled = compile(&fixture, packing, 1);
+            let cases = cases(&fixture, &compiled, sizes);
+            conforms(&fixture, &compiled, &cases, ("coop", false), ROUNDED);
+        }
+    }
+}
+
+/// What is checked of a driver that says it has matrices, and of barriers across a grid.
+#[test]
+fn checks() {
+    let fixture = Fixture::random(GPT2);
+    let compiled = compile(&fixture, Packing::F16, 1);
+    assert!(
+        program(&fixture, &compiled, ("coop", true))
+            .check()
+            .unwrap()
+    );
+}
+
+/// Layers in one launch, whose workgroups wait for each other.
+#[test]
+fn joined() {
+    for config in [GPT2, LLAMA] {
+        let fixture = Fixture::random(config);
+        for packing in Packing::ALL {
+            let compiled = compile(&fixture, packing, 8);
+            let cases = cases(&fixture, &compiled, &[(1, 3)]);
+            let tier = match packing {
+                Packing::F32 => "subgroup",
+                _ => "coop",
+            };
+            let launched = conforms(&fixture, &compiled, &cases, (tier, true), ROUNDED);
+            assert!(launched.keys().any(|kernel| kernel.starts_with("joined")));
+        }
+    }
+}
+
+/// Whether a barrier is needed is for the emulator to say: without any one of those that
+/// are reached, launches have to fail. So none is there in vain, either.
+#[test]
+fn every_barrier_is_needed() {
+    const LONG: &str = r#"{"model_type": "gpt2", "vocab_size": 32, "n_positions": 80,
+        "n_embd": 128, "n_inner": 192, "n_head": 2, "n_layer": 1}"#;
+    let fixture = Fixture::random(LONG);
+    let compiled = compile(&fixture, Packing::F16, 4);
+    let cases = cases(&fixture, &compiled, &[(1, 75)]);
+    let mut needless = Vec::new();
+    for tier in [("coop", false), ("subgroup", true)] {
+        let launched = conforms(&fixture, &compiled, &cases, tier, ROUNDED);
+        let mut bodies = BTreeSet::new();
+        for (name, barriers) in launched {
+            // One of each body, the same for all sizes.
+            if !bodies.insert(name.split('.').next().map(str::to_owned)) {
+                continue;
+            }
+            let file = &compiled.plan.kernels[&name].file;
+            for at in barriers {
+                let mut changed = compiled.clone();
+                let text = changed.kernels.get_mut(file).unwrap();
+                let end = at + text[at..].find(';').unwrap() + 1;
+                assert!(text[at..end].ends_with("Barrier();"), "{}", &text[at..end]);
+                text.replace_range(at..end, "");
+                let mut program = program(&fixture, &changed, tier);
+                if launch(&mut program, &cases[0], 80).is_ok() {
+                    let line = compiled.kernels[file][..at].matches('\n').count() + 1;
+                    needless.push(format!("{name}, line {line}"));
+                }
+            }
+        }
+    }
+    assert!(needless.is_empty(), "{needless:#?}");
+}

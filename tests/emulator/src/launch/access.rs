@@ -1,0 +1,463 @@
+//! Pointers, and what is loaded and stored through them.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use naga::{
+    AddressSpace, ArraySize, AtomicFunction, Expression, GlobalVariable, Handle, SubgroupOperation,
+    TypeInner,
+};
+
+use super::{Launch, Pointer, Root};
+use crate::fault::Fault;
+use crate::lanes::{Lanes, Mask};
+use crate::memory::{Access, Space};
+use crate::scalar::{self};
+use crate::types::Pointee;
+
+impl<'a> Launch<'a> {
+    pub(super) fn name(&self, root: Root) -> &str {
+        let name = match root {
+            Root::Local(frame, variable) => self.frames[frame].function.local_variables[variable]
+                .name
+                .as_ref(),
+            Root::Global(variable) => self.kernel.global(variable).name.as_ref(),
+        };
+        name.map_or("a variable", String::as_str)
+    }
+
+    /// Whether offsets are in bytes.
+    pub(super) fn in_bytes(&self, root: Root) -> bool {
+        match root {
+            Root::Local(..) => false,
+            Root::Global(variable) => matches!(
+                self.kernel.global(variable).space,
+                AddressSpace::Storage { .. } | AddressSpace::Uniform
+            ),
+        }
+    }
+
+    pub(super) fn buffer_of(&self, variable: Handle<GlobalVariable>) -> usize {
+        let place = self.kernel.global(variable).binding.as_ref();
+        let binding = place.map_or(1, |b| b.binding as usize);
+        self.bindings[binding.max(1) - 1].0
+    }
+
+    pub(super) fn check_index(
+        &self,
+        name: &str,
+        index: &Lanes,
+        len: usize,
+        mask: &Mask,
+    ) -> Result<(), Fault> {
+        let beyond = match index {
+            Lanes::Same(index) if (*index as usize) < len => return Ok(()),
+            Lanes::Same(_) => mask.lanes().next(),
+            Lanes::Each(all) => mask.lanes().find(|lane| all[*lane] as usize >= len),
+        };
+        let Some(lane) = beyond else {
+            return Ok(());
+        };
+        Err(Fault::OutOfBounds {
+            name: name.to_owned(),
+            index: index.at(lane).into(),
+            len: len as u64,
+            who: self.who(lane),
+        })
+    }
+
+    /// The number of elements of the array that a pointer points to.
+    pub(super) fn length(&self, pointer: &Pointer) -> Result<usize, Fault> {
+        match (self.inner(pointer.to), pointer.root) {
+            (
+                TypeInner::Array {
+                    size: ArraySize::Constant(size),
+                    ..
+                },
+                _,
+            ) => Ok(size.get() as usize),
+            (TypeInner::Array { stride, .. }, Root::Global(variable)) => {
+                Ok(4 * self.buffers[self.buffer_of(variable)].len() / stride as usize)
+            }
+            (other, _) => Err(Fault::Unsupported(format!("the length of {other:?}"))),
+        }
+    }
+
+    pub(super) fn element(
+        &self,
+        pointer: &Pointer,
+        index: &Lanes,
+        mask: &Mask,
+    ) -> Result<Pointer, Fault> {
+        let in_bytes = self.in_bytes(pointer.root);
+        let (to, size, len) = match self.inner(pointer.to) {
+            TypeInner::Array { base, stride, .. } => {
+                let slots = self.count(&self.kernel.module.types[base].inner);
+                let size = if in_bytes { stride as usize } else { slots };
+                (Pointee::Type(base), size, self.length(pointer)?)
+            }
+            TypeInner::Vector { size, scalar } => {
+                let width = if in_bytes { scalar.width as usize } else { 1 };
+                (Pointee::Component(scalar), width, size as usize)
+            }
+            other => return Err(Fault::Unsupported(format!("an element of {other:?}"))),
+        };
+        self.check_index(self.name(pointer.root), index, len, mask)?;
+        let size = size as u32;
+        let offset = pointer
+            .offset
+            .zip(index, |a, i| a.wrapping_add(i.wrapping_mul(size)));
+        Ok(Pointer {
+            root: pointer.root,
+            offset,
+            to,
+        })
+    }
+
+    pub(super) fn member(
+        &self,
+        pointer: &Pointer,
+        index: u32,
+        mask: &Mask,
+    ) -> Result<Pointer, Fault> {
+        let TypeInner::Struct { members, .. } = self.inner(pointer.to) else {
+            return self.element(pointer, &Lanes::Same(index), mask);
+        };
+        let index = index as usize;
+        let types = &self.kernel.module.types;
+        let before = match self.in_bytes(pointer.root) {
+            true => members[index].offset,
+            false => {
+                let before = members[..index].iter();
+                before
+                    .map(|m| self.count(&types[m.ty].inner))
+                    .sum::<usize>() as u32
+            }
+        };
+        Ok(Pointer {
+            root: pointer.root,
+            offset: pointer.offset.map(|a| a + before),
+            to: Pointee::Type(members[index].ty),
+        })
+    }
+
+    /// Whether an atomic is pointed to.
+    pub(super) fn is_atomic(&self, pointer: &Pointer) -> bool {
+        matches!(self.inner(pointer.to), TypeInner::Atomic(_))
+    }
+
+    pub(super) fn load(&mut self, pointer: &Pointer, mask: &Mask) -> Result<Rc<[Lanes]>, Fault> {
+        let count = self.count(&self.inner(pointer.to));
+        match pointer.root {
+            Root::Local(frame, variable) => {
+                let slots = &self.frames[frame].locals[variable.index()];
+                Ok(load_slots(slots, &pointer.offset, count, mask))
+            }
+            Root::Global(variable) => match self.kernel.global(variable).space {
+                AddressSpace::Private => {
+                    let slots = &self.private[&variable];
+                    Ok(load_slots(slots, &pointer.offset, count, mask))
+                }
+                AddressSpace::WorkGroup => self.load_shared(variable, pointer, count, mask),
+                AddressSpace::Uniform => {
+                    let fields = self.fields(pointer.to)?;
+                    let words = fields.iter().map(|field| {
+                        let word = |at: u32| (at + field.offset) as usize / 4;
+                        pointer
+                            .offset
+                            .map(|at| self.uniforms.get(word(at)).copied().unwrap_or(0))
+                    });
+                    Ok(words.collect())
+                }
+                AddressSpace::Storage { .. } => self.load_buffer(variable, pointer, mask),
+                other => Err(Fault::Unsupported(format!("loads from {other:?}"))),
+            },
+        }
+    }
+
+    pub(super) fn load_shared(
+        &mut self,
+        variable: Handle<GlobalVariable>,
+        pointer: &Pointer,
+        count: usize,
+        mask: &Mask,
+    ) -> Result<Rc<[Lanes]>, Fault> {
+        let mut out = vec![vec![0; self.lanes]; count];
+        for lane in mask.lanes() {
+            for (i, out) in out.iter_mut().enumerate() {
+                let at = pointer.offset.at(lane) as usize + i;
+                out[lane] = self.shared_word(variable, lane, at)?;
+            }
+        }
+        Ok(out.into_iter().map(|all| Lanes::Each(all.into())).collect())
+    }
+
+    /// A word of workgroup memory, read by an invocation.
+    pub(super) fn shared_word(
+        &mut self,
+        variable: Handle<GlobalVariable>,
+        lane: usize,
+        at: usize,
+    ) -> Result<u32, Fault> {
+        let by = self.by(lane);
+        let name = || {
+            self.kernel
+                .global(variable)
+                .name
+                .clone()
+                .unwrap_or_default()
+        };
+        let Some(shared) = self.shared.get_mut(&variable) else {
+            return Ok(0);
+        };
+        let word = lane / self.workgroup * shared.slots + at;
+        let uses = &mut shared.uses[word];
+        if !uses.is_written() {
+            return Err(Fault::Unwritten {
+                name: name(),
+                word: at,
+                who: self.order.invocation(by),
+            });
+        }
+        let what = self.kernel.name(variable);
+        self.order
+            .note(uses, by, Access::Read, Space::Workgroup, (what, at))?;
+        Ok(shared.words[word])
+    }
+
+    pub(super) fn set_shared_word(
+        &mut self,
+        variable: Handle<GlobalVariable>,
+        lane: usize,
+        at: usize,
+        bits: u32,
+    ) -> Result<(), Fault> {
+        let by = self.by(lane);
+        let Some(shared) = self.shared.get_mut(&variable) else {
+            return Ok(());
+        };
+        let word = lane / self.workgroup * shared.slots + at;
+        let what = self.kernel.name(variable);
+        let uses = &mut shared.uses[word];
+        let how = Access::write(shared.words[word], bits);
+        self.order
+            .note(uses, by, how, Space::Workgroup, (what, at))?;
+        shared.words[word] = bits;
+        Ok(())
+    }
+
+    pub(super) fn load_buffer(
+        &mut self,
+        variable: Handle<GlobalVariable>,
+        pointer: &Pointer,
+        mask: &Mask,
+    ) -> Result<Rc<[Lanes]>, Fault> {
+        let buffer = self.buffer_of(variable);
+        let fields = self.fields(pointer.to)?;
+        let is_atomic = self.is_atomic(pointer);
+        let name = self.kernel.name(variable);
+        let mut out = vec![vec![0; self.lanes]; fields.len()];
+        for lane in mask.lanes() {
+            let by = self.by(lane);
+            for (field, out) in fields.iter().zip(&mut out) {
+                let at = (pointer.offset.at(lane) + field.offset) as usize;
+                let Some(word) = self.buffers[buffer].get(at / 4).copied() else {
+                    return Err(self.beyond(variable, at, lane));
+                };
+                if is_atomic {
+                    self.order.atomic(by, buffer, at / 4);
+                } else if let Some(uses) = self.uses.get_mut(&buffer) {
+                    let what = (name, at / 4);
+                    self.order
+                        .note(&mut uses[at / 4], by, Access::Read, Space::Storage, what)?;
+                }
+                out[lane] = match field.scalar.width {
+                    2 => word >> (8 * (at % 4)) & 0xffff,
+                    _ => word,
+                };
+            }
+        }
+        Ok(out.into_iter().map(|all| Lanes::Each(all.into())).collect())
+    }
+
+    /// An address in bytes that lies beyond the end of a buffer.
+    pub(super) fn beyond(&self, variable: Handle<GlobalVariable>, at: usize, lane: usize) -> Fault {
+        Fault::OutOfBounds {
+            name: self.name(Root::Global(variable)).to_owned(),
+            index: at as u64 / 4,
+            len: self.buffers[self.buffer_of(variable)].len() as u64,
+            who: self.who(lane),
+        }
+    }
+
+    pub(super) fn store(
+        &mut self,
+        pointer: &Pointer,
+        value: &[Lanes],
+        mask: &Mask,
+    ) -> Result<(), Fault> {
+        match pointer.root {
+            Root::Local(frame, variable) => {
+                let slots = &mut self.frames[frame].locals[variable.index()];
+                store_slots(slots, &pointer.offset, value, mask);
+                Ok(())
+            }
+            Root::Global(variable) => match self.kernel.global(variable).space {
+                AddressSpace::Private => {
+                    if let Some(slots) = self.private.get_mut(&variable) {
+                        store_slots(slots, &pointer.offset, value, mask);
+                    }
+                    Ok(())
+                }
+                AddressSpace::WorkGroup => {
+                    for lane in mask.lanes() {
+                        let at = pointer.offset.at(lane) as usize;
+                        for (i, scalar) in value.iter().enumerate() {
+                            self.set_shared_word(variable, lane, at + i, scalar.at(lane))?;
+                        }
+                    }
+                    Ok(())
+                }
+                AddressSpace::Storage { .. } => self.store_buffer(variable, pointer, value, mask),
+                other => Err(Fault::Unsupported(format!("stores to {other:?}"))),
+            },
+        }
+    }
+
+    pub(super) fn store_buffer(
+        &mut self,
+        variable: Handle<GlobalVariable>,
+        pointer: &Pointer,
+        value: &[Lanes],
+        mask: &Mask,
+    ) -> Result<(), Fault> {
+        let buffer = self.buffer_of(variable);
+        let fields = self.fields(pointer.to)?;
+        let is_atomic = self.is_atomic(pointer);
+        let name = self.kernel.name(variable);
+        for lane in mask.lanes() {
+            let by = self.by(lane);
+            for (field, scalar) in fields.iter().zip(value) {
+                let at = (pointer.offset.at(lane) + field.offset) as usize;
+                if at / 4 >= self.buffers[buffer].len() {
+                    return Err(self.beyond(variable, at, lane));
+                }
+                let word = &mut self.buffers[buffer][at / 4];
+                let bits = match field.scalar.width {
+                    2 => {
+                        let shift = 8 * (at % 4);
+                        *word & !(0xffff << shift) | (scalar.at(lane) & 0xffff) << shift
+                    }
+                    _ => scalar.at(lane),
+                };
+                if is_atomic {
+                    self.order.atomic(by, buffer, at / 4);
+                } else if let Some(uses) = self.uses.get_mut(&buffer) {
+                    let how = Access::write(*word, bits);
+                    let what = (name, at / 4);
+                    self.order
+                        .note(&mut uses[at / 4], by, how, Space::Storage, what)?;
+                }
+                *word = bits;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn atomic(
+        &mut self,
+        pointer: Handle<Expression>,
+        function: &AtomicFunction,
+        value: Handle<Expression>,
+        mask: &Mask,
+    ) -> Result<Lanes, Fault> {
+        let pointer = self.pointer(pointer)?;
+        let kind = self.kind(value)?;
+        let value = self.scalar(value)?;
+        let operation = match function {
+            AtomicFunction::Add => Some(SubgroupOperation::Add),
+            AtomicFunction::Subtract => None,
+            AtomicFunction::And => Some(SubgroupOperation::And),
+            AtomicFunction::ExclusiveOr => Some(SubgroupOperation::Xor),
+            AtomicFunction::InclusiveOr => Some(SubgroupOperation::Or),
+            AtomicFunction::Min => Some(SubgroupOperation::Min),
+            AtomicFunction::Max => Some(SubgroupOperation::Max),
+            AtomicFunction::Exchange { compare: None } => None,
+            AtomicFunction::Exchange { .. } => {
+                return Err(Fault::Unsupported("a compare and exchange".to_owned()));
+            }
+        };
+        let Root::Global(variable) = pointer.root else {
+            return Err(Fault::Unsupported(
+                "an atomic that is not global".to_owned(),
+            ));
+        };
+        if !matches!(
+            self.kernel.global(variable).space,
+            AddressSpace::Storage { .. }
+        ) {
+            return Err(Fault::Unsupported(
+                "an atomic in workgroup memory".to_owned(),
+            ));
+        }
+        let buffer = self.buffer_of(variable);
+        let mut before = vec![0; self.lanes];
+        for lane in mask.lanes() {
+            let word = pointer.offset.at(lane) as usize / 4;
+            let Some(old) = self.buffers[buffer].get(word).copied() else {
+                return Err(self.beyond(variable, 4 * word, lane));
+            };
+            self.order.atomic(self.by(lane), buffer, word);
+            let operand = value.at(lane);
+            self.buffers[buffer][word] = match (operation, function) {
+                (Some(operation), _) => scalar::combine(operation, kind, old, operand)?,
+                (None, AtomicFunction::Subtract) => old.wrapping_sub(operand),
+                (None, _) => operand,
+            };
+            before[lane] = old;
+        }
+        Ok(Lanes::Each(before.into()))
+    }
+}
+
+fn load_slots(slots: &[Lanes], offset: &Lanes, count: usize, mask: &Mask) -> Rc<[Lanes]> {
+    match offset {
+        Lanes::Same(at) => slots[*at as usize..*at as usize + count].into(),
+        Lanes::Each(at) => (0..count)
+            .map(|i| {
+                let mut out = vec![0; at.len()];
+                for lane in mask.lanes() {
+                    out[lane] = slots[at[lane] as usize + i].at(lane);
+                }
+                Lanes::Each(out.into())
+            })
+            .collect(),
+    }
+}
+
+fn store_slots(slots: &mut [Lanes], offset: &Lanes, value: &[Lanes], mask: &Mask) {
+    match offset {
+        Lanes::Same(at) => {
+            let slots = slots[*at as usize..].iter_mut();
+            for (slot, value) in slots.zip(value) {
+                *slot = value.over(slot, mask);
+            }
+        }
+        Lanes::Each(at) => {
+            // The slots that are written, each made an array of its own once.
+            let mut written: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+            for lane in mask.lanes() {
+                for (i, value) in value.iter().enumerate() {
+                    let slot = at[lane] as usize + i;
+                    let words = written.entry(slot).or_insert_with(|| {
+                        (0..at.len()).map(|lane| slots[slot].at(lane)).collect()
+                    });
+                    words[lane] = value.at(lane);
+                }
+            }
+            for (slot, words) in written {
+                slots[slot] = Lanes::Each(words.into());
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Who used which word when, and what orders two uses.
+
+use std::collections::BTreeMap;
+
+use crate::fault::{Fault, Invocation};
+
+/// A use of a word: by which invocation of the launch, and behind how many barriers of
+/// its workgroup.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    by: u32,
+    barriers: u32,
+}
+
+const NOBODY: Use = Use {
+    by: u32::MAX,
+    barriers: 0,
+};
+
+/// The last uses of a word: a write, and reads by two different invocations, so that one
+/// of them is not by the next that writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Uses {
+    wrote: Use,
+    read: [Use; 2],
+}
+
+impl Uses {
+    pub const NONE: Uses = Uses {
+        wrote: NOBODY,
+        read: [NOBODY; 2],
+    };
+
+    pub fn is_written(&self) -> bool {
+        self.wrote.by != NOBODY.by
+    }
+}
+
+/// Which barriers order uses of a memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Space {
+    Workgroup,
+    Storage,
+}
+
+/// How a word is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    /// What was there is there again.
+    WriteSame,
+    Write,
+}
+
+impl Access {
+    /// A write of `bits` over `before`.
+    pub fn write(before: u32, bits: u32) -> Self {
+        match before == bits {
+            true => Access::WriteSame,
+            false => Access::Write,
+        }
+    }
+}
+
+/// What is known of each workgroup: of how many of its barriers what stands before them
+/// was done (a vector clock: Fidge, 1988; Mattern, 1989).
+type Clock = Vec<u32>;
+
+fn join(clock: &mut Clock, other: &Clock) {
+    clock.resize(clock.len().max(other.len()), 0);
+    for (own, other) in clock.iter_mut().zip(other) {
+        *own = (*own).max(*other);
+    }
+}
+
+/// What orders the invocations of a launch.
+///
+/// Within a workgroup its barriers do. Across workgroups an atomic hands on, to whoever
+/// uses the same word by an atomic later, what its invocation knows, and what its
+/// workgroup did before the last barrier for buffers. What an invocation learns so, others
+/// of its workgroup know behind the next barrier.
+#[derive(Debug)]
+pub(crate) struct Order {
+    workgroup: usize,
+    /// Barriers of each workgroup, for workgroup memory and for buffers.
+    barriers: [Vec<u32>; 2],
+    /// What all of a workgroup know, and what single invocations do besides.
+    known: Vec<Clock>,
+    learnt: Vec<BTreeMap<u32, Clock>>,
+    /// What words of buffers hand on.
+    released: BTreeMap<(usize, usize), Clock>,
+}
+
+impl Order {
+    pub fn new(workgroups: usize, workgroup: usize) -> Self {
+        Order {
+            workgroup,
+            barriers: [vec![0; workgroups], vec![0; workgroups]],
+            known: vec![Clock::new(); workgroups],
+            learnt: vec![BTreeMap::new(); workgroups],
+            released: BTreeMap::new(),
+        }
+    }
+
+    pub fn invocation(&self, by: u32) -> Invocation {
+        Invocation {
+            workgroup: by as usize / self.workgroup,
+            index: by as usize % self.workgroup,
+        }
+    }
+
+    /// A barrier of a workgroup, for uses of some memories.
+    pub fn barrier(&mut self, workgroup: usize, spaces: &[Space]) {
+        for space in spaces {
+            self.barriers[*space as usize][workgroup] += 1;
+        }
+        for (_, learnt) in std::mem::take(&mut self.learnt[workgroup]) {
+            join(&mut self.known[workgroup], &learnt);
+        }
+    }
+
+    /// An atomic on a word of a buffer.
+    pub fn atomic(&mut self, by: u32, buffer: usize, word: usize) {
+        let workgroup = by as usize / self.workgroup;
+        let done = self.barriers[Space::Storage as usize][workgroup];
+        let released = self.released.entry((buffer, word)).or_default();
+        let learnt = self.learnt[workgroup].entry(by).or_default();
+        join(released, learnt);
+        join(released, &self.known[workgroup]);
+        released.resize(self.known.len(), 0);
+        released[workgroup] = released[workgroup].max(done);
+        join(learnt, released);
+    }
+
+    /// Notes that `by` uses a word. Whoever writes what is there already, as all of a
+    /// subgroup do with what they have reduced, is in nobody's way who wrote it.
+    ///
+    /// # Errors
+    /// [`Fault::Race`], when another's use of it is not ordered before; `what` has the
+    /// variable's name and the word's number.
+    pub fn note(
+        &self,
+        uses: &mut Uses,
+        by: u32,
+        how: Access,
+        space: Space,
+        what: (&str, usize),
+    ) -> Result<(), Fault> {
+        let workgroup = by as usize / self.workgroup;
+        let own = Use {
+            by,
+            barriers: self.barriers[space as usize][workgroup],
+        };
+        let writes = how != Access::Read;
+        if how != Access::WriteSame {
+            self.check(uses.wrote, own, "wrote", writes, what)?;
+        }
+        if writes {
+            for read in uses.read {
+                self.check(read, own, "read", writes, what)?;
+            }
+            uses.wrote = own;
+        } else {
+            if uses.read[0].by != by {
+                uses.read[1] = uses.read[0];
+            }
+            uses.read[0] = own;
+        }
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        before: Use,
+        own: Use,
+        did: &'static str,
+        writes: bool,
+        (name, word): (&str, usize),
+    ) -> Result<(), Fault> {
+        if before.by == own.by || before.by == NOBODY.by {
+            return Ok(());
+        }
+        let workgroup = own.by as usize / self.workgroup;
+        let other = before.by as usize / self.workgroup;
+        let is_ordered = match other == workgroup {
+            true => before.barriers < own.barriers,
+            false => {
+                let known = self.known[workgroup].get(other);
+                let learnt = self.learnt[workgroup].get(&own.by);
+                let learnt = learnt.and_then(|clock| clock.get(other));
+                Some(&before.barriers) < known.max(learnt)
+            }
+        };
+        if is_ordered {
+            return Ok(());
+        }
+        Err(Fault::Race {
+            name: name.to_owned(),
+            word,
+            who: self.invocation(own.by),
+            does: if writes { "writes" } else { "reads" },
+            other: self.invocation(before.by),
+            did,
+        })
+    }
+}

@@ -1,0 +1,284 @@
+//! Launch plans, run on an emulated device.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln_ir::plan::{self, BLOCK, Binding, CONTEXT, Launch, PAST, Plan, Tier};
+use kiln_ir::{Bindings, Dim, DimError};
+
+use crate::device::{Buffer, Device, Kernel};
+use crate::fault::Fault;
+
+/// What keeps a plan from being run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A kernel did what none may.
+    #[error("`{label}`, kernel `{kernel}`: {fault}")]
+    Launch {
+        /// The launch.
+        label: String,
+        /// Its kernel.
+        kernel: String,
+        /// What it did.
+        fault: Box<Fault>,
+    },
+    /// The plan has no tier, entry, variant, kernel or input of this name or for these
+    /// sizes.
+    #[error("the plan has no {0}")]
+    Missing(String),
+    /// A size has no value.
+    #[error(transparent)]
+    Size(#[from] DimError),
+}
+
+/// A tier of a plan, with its weights on an emulated device.
+///
+/// What is not an image can be run: the tiers for GPUs, that is. Buffers hold no number
+/// before they are written.
+pub struct Program<'a> {
+    plan: &'a Plan,
+    tier: &'a Tier,
+    texts: &'a BTreeMap<String, String>,
+    /// Those that have been launched.
+    kernels: BTreeMap<&'a str, Kernel>,
+    device: Device,
+    weights: Vec<Buffer>,
+    /// Whether variants are run whose launches do the work of several.
+    join: bool,
+    /// The kernels that have been launched, and those of their barriers that were reached,
+    /// by where they begin in the text.
+    pub launched: BTreeMap<String, BTreeSet<usize>>,
+}
+
+/// The buffers of an entry point, and states, at a capacity.
+pub struct Session {
+    entry: String,
+    buffers: Vec<Buffer>,
+    states: Vec<Buffer>,
+    context: u64,
+}
+
+/// Words that are no numbers, and that nobody has by chance.
+const UNWRITTEN: u32 = 0x7fc0_dead;
+
+impl<'a> Program<'a> {
+    /// The tier `tier` of a plan: `texts` has kernels by file, `weight` gives the bytes of
+    /// a weight.
+    ///
+    /// # Errors
+    /// When there is no such tier.
+    pub fn new(
+        plan: &'a Plan,
+        texts: &'a BTreeMap<String, String>,
+        tier: &str,
+        join: bool,
+        weight: impl Fn(&str) -> Vec<u8>,
+    ) -> Result<Self, RunError> {
+        let found = plan.tiers.iter().find(|t| t.name == tier);
+        let tier = found.ok_or_else(|| RunError::Missing(format!("tier `{tier}`")))?;
+        let subgroup = tier.requires.subgroup_size.unwrap_or(32);
+        let mut device = Device::new(subgroup as usize);
+        let weights = plan.weights.iter();
+        let weights = weights
+            .map(|w| device.buffer(words(&weight(&w.name))))
+            .collect();
+        Ok(Program {
+            plan,
+            tier,
+            texts,
+            kernels: BTreeMap::new(),
+            device,
+            weights,
+            join,
+            launched: BTreeMap::new(),
+        })
+    }
+
+    fn entry(&self, name: &str) -> Result<&'a plan::Entry, RunError> {
+        let found = self.tier.entries.get(name);
+        found.ok_or_else(|| RunError::Missing(format!("entry `{name}`")))
+    }
+
+    /// Runs the tier's checks; whether all of them find what they should.
+    ///
+    /// # Errors
+    /// When a launch fails.
+    pub fn check(&mut self) -> Result<bool, RunError> {
+        let mut passed = true;
+        for check in &self.tier.checks {
+            let buffer = self.device.buffer(vec![0; check.words as usize]);
+            let kernel = self.plan.kernels.get(&check.kernel);
+            let bindings = vec![buffer; kernel.map_or(0, |k| k.bindings.len())];
+            let none = vec![0; self.plan.uniforms.len()];
+            let workgroups = check.workgroups as usize;
+            self.start("a check", &check.kernel, workgroups, &none, &bindings)?;
+            passed &= self.device.words(buffer).iter().all(|word| *word == 1);
+        }
+        Ok(passed)
+    }
+
+    /// Buffers and states for `entry`, for sizes up to those of `capacity`; states hold
+    /// `context` positions.
+    ///
+    /// # Errors
+    /// When there is no such entry or a size has no value.
+    pub fn session(
+        &mut self,
+        entry: &str,
+        capacity: &Bindings,
+        context: u64,
+    ) -> Result<Session, RunError> {
+        let mut sizes = capacity.clone();
+        sizes.set(CONTEXT, context).set(BLOCK, 0);
+        if sizes.get(&kiln_ir::Symbol::new(PAST)).is_none() {
+            sizes.set(PAST, context);
+        }
+        let found = self.entry(entry)?;
+        let grids = found.variants.iter().filter_map(|v| v.grid.as_ref());
+        let grids: Vec<usize> = grids.map(|grid| grid.state).collect();
+        let mut buffers = Vec::new();
+        for (index, buffer) in found.buffers.iter().enumerate() {
+            let mut bytes = 0;
+            for size in &buffer.bytes {
+                bytes = bytes.max(size.eval(&sizes)?);
+            }
+            let is_zero = grids.contains(&index);
+            let word = if is_zero { 0 } else { UNWRITTEN };
+            buffers.push(self.device.buffer(vec![word; bytes.div_ceil(4) as usize]));
+        }
+        let mut states = Vec::new();
+        for state in &self.plan.states {
+            let bytes = state.bytes.eval(&sizes)?;
+            states.push(
+                self.device
+                    .buffer(vec![UNWRITTEN; bytes.div_ceil(4) as usize]),
+            );
+        }
+        Ok(Session {
+            entry: entry.to_owned(),
+            buffers,
+            states,
+            context,
+        })
+    }
+
+    /// Runs the session's entry at these sizes; `inputs` are words by name. Gives the
+    /// outputs by name.
+    ///
+    /// # Errors
+    /// When an input is missing, no variant takes the sizes, or a launch fails.
+    pub fn run(
+        &mut self,
+        session: &Session,
+        inputs: &[(&str, &[u32])],
+        sizes: &Bindings,
+    ) -> Result<BTreeMap<String, Vec<u32>>, RunError> {
+        let entry = self.entry(&session.entry)?;
+        let mut sizes = sizes.clone();
+        sizes.set(CONTEXT, session.context).set(BLOCK, 0);
+        for port in &entry.inputs {
+            let given = inputs.iter().find(|(name, _)| *name == port.name);
+            let (_, words) =
+                given.ok_or_else(|| RunError::Missing(format!("input `{}`", port.name)))?;
+            let buffer = self.device.words_mut(session.buffers[port.buffer]);
+            buffer[..words.len()].copy_from_slice(words);
+        }
+        let mut chosen = None;
+        for variant in &entry.variants {
+            let fits = self.join || variant.grid.is_none();
+            if chosen.is_none() && fits && variant.takes(&sizes)? {
+                chosen = Some(variant);
+            }
+        }
+        let variant =
+            chosen.ok_or_else(|| RunError::Missing("variant for these sizes".to_owned()))?;
+        for launch in &variant.launches {
+            self.launch(session, launch, &sizes)?;
+        }
+        let mut outputs = BTreeMap::new();
+        for (index, port) in entry.outputs.iter().enumerate() {
+            let elements = Dim::product(&port.ty.shape).eval(&sizes)? as usize;
+            let buffer = session.buffers[port.buffer];
+            let mut words = Vec::with_capacity(elements);
+            let mut streams = variant.streams.iter();
+            if let Some(stream) = streams.find(|stream| stream.output == index) {
+                let rows = stream.rows.eval(&sizes)?;
+                let row = elements / rows.max(1) as usize;
+                for block in (0..rows).step_by(stream.rows_per_block as usize) {
+                    let at = sizes.clone().with(BLOCK, block);
+                    for launch in &stream.launches {
+                        self.launch(session, launch, &at)?;
+                    }
+                    let count = stream.rows_per_block.min(rows - block) as usize;
+                    words.extend_from_slice(&self.device.words(buffer)[..count * row]);
+                }
+            } else {
+                words.extend_from_slice(&self.device.words(buffer)[..elements]);
+            }
+            outputs.insert(port.name.clone(), words);
+        }
+        Ok(outputs)
+    }
+
+    fn launch(
+        &mut self,
+        session: &Session,
+        launch: &'a Launch,
+        sizes: &Bindings,
+    ) -> Result<(), RunError> {
+        let value = |name: &String| sizes.get(&kiln_ir::Symbol::new(name)).unwrap_or(0) as u32;
+        let uniforms: Vec<u32> = self.plan.uniforms.iter().map(value).collect();
+        let bindings = launch.bindings.iter().map(|binding| match *binding {
+            Binding::Weight(index) => self.weights[index],
+            Binding::State(index) => session.states[index],
+            Binding::Buffer(index) => session.buffers[index],
+        });
+        let bindings: Vec<Buffer> = bindings.collect();
+        let workgroups = launch.workgroups.eval(sizes)? as usize;
+        self.start(
+            &launch.label,
+            &launch.kernel,
+            workgroups,
+            &uniforms,
+            &bindings,
+        )
+    }
+
+    fn start(
+        &mut self,
+        label: &str,
+        name: &'a str,
+        workgroups: usize,
+        uniforms: &[u32],
+        bindings: &[Buffer],
+    ) -> Result<(), RunError> {
+        let failed = |fault| RunError::Launch {
+            label: label.to_owned(),
+            kernel: name.to_owned(),
+            fault: Box::new(fault),
+        };
+        let kernel = match self.kernels.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let text = self.plan.kernels.get(name);
+                let text = text.and_then(|kernel| self.texts.get(&kernel.file));
+                let text = text.ok_or_else(|| RunError::Missing(format!("kernel `{name}`")))?;
+                unknown.insert(Kernel::new(text).map_err(failed)?)
+            }
+        };
+        let barriers = self.device.launch(kernel, workgroups, uniforms, bindings);
+        let known = self.launched.entry(name.to_owned()).or_default();
+        known.extend(barriers.map_err(failed)?);
+        Ok(())
+    }
+}
+
+/// Bytes as little-endian words.
+fn words(bytes: &[u8]) -> Vec<u32> {
+    let words = bytes.chunks(4).map(|chunk| {
+        let mut word = [0; 4];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u32::from_le_bytes(word)
+    });
+    words.collect()
+}
