@@ -5,7 +5,7 @@ use kiln_ir::{AttentionSpec, Dim, Op, ValueId};
 use crate::error::CodegenError;
 use crate::expr::{Source, load};
 use crate::join::{self, GridSize};
-use crate::kernel::{Draft, Element, Launch};
+use crate::kernel::{Draft, Element, Launch, default_hooks};
 use crate::lanes;
 use crate::linear::Blocked;
 use crate::place::describe;
@@ -195,15 +195,22 @@ impl Attention<'_> {
             };
             load_hook(name, view, row, head, head_dim, &mut d);
         }
-        if body == FOR_MANY {
-            for (name, block) in ["k", "v"]
-                .into_iter()
-                .zip(lanes::hooks("software_attention"))
-            {
-                let load = format!("load_{name}(b, j, kvh, at)");
+        let v = views.get(2).map_or(k, |(_, v)| v);
+        for block in default_hooks(body) {
+            if body == COOP {
+                let (name, view) = match block.contains("fn half_k(") {
+                    true => ("k", k),
+                    false => ("v", v),
+                };
+                half_hook(name, view, block, head_dim, &mut d);
+            } else {
+                let load = match block.contains("fn load_key(") {
+                    true => "load_k(b, j, kvh, at)",
+                    false => "load_v(b, j, kvh, at)",
+                };
                 let place = |at| format!("[{at}]");
                 let count = head_dim.div_ceil(4);
-                d.hook(lanes::share(self.tier, block, count, &load, place));
+                d.hook(lanes::share(self.tier, block, count, load, place));
             }
         }
         if probabilities {
@@ -217,8 +224,10 @@ impl Attention<'_> {
         let tokens = &batch * &queries;
         let pairs = &tokens * &keys;
         let products = if probabilities { 2 } else { 4 };
+        let is_half = self.tier.halves_states() && matches!(k.base, Base::State(_));
+        let element = if is_half { 2 } else { 4 };
         let kv_bytes = &(&batch * &keys)
-            * &Dim::constant(4 * head_dim * self.spec.kv_heads as u64 * (plain as u64 - 1));
+            * &Dim::constant(element * head_dim * self.spec.kv_heads as u64 * (plain as u64 - 1));
         let out_bytes = match probabilities {
             true => &pairs * &Dim::constant(4 * heads),
             false => &tokens * &Dim::constant(4 * width),
@@ -428,4 +437,17 @@ fn load_hook(name: &str, view: &View, row: &str, head: &str, head_dim: u64, d: &
     d.hook(format!(
         "fn load_{name}(b: u32, {row}: u32, {head}: u32, d4: u32) -> vec4<f32> {{\n{body}}}\n"
     ));
+}
+
+/// The hook `rounded`, which is `half_k` or `half_v`, or what it is where the elements
+/// are of f16.
+fn half_hook(name: &str, view: &View, rounded: &str, head_dim: u64, d: &mut Draft) {
+    if !view.is_vectorised() {
+        return d.hook(rounded);
+    }
+    let bound = d.read(name, view.base, Element::F32x4);
+    let address = head_address(view, "j", "kvh", head_dim / 4, "d4", 4);
+    let head = format!("fn half_{name}(b: u32, j: u32, kvh: u32, d4: u32) -> vec4<f16>");
+    let halves = format!("{head} {{\n    return {bound}[{address}];\n}}\n");
+    d.hook_of(&bound, rounded.to_owned(), halves);
 }

@@ -13,7 +13,6 @@ use crate::memory::bytes;
 use crate::place::{Local, Role};
 use crate::view::Base;
 use crate::weights::Weights;
-use crate::wgsl;
 
 /// How many images every WebGPU adapter lets a kernel bind, and their rows.
 pub(crate) const DEFAULT_IMAGES: usize = 4;
@@ -55,18 +54,11 @@ pub(crate) fn bind_image(bound: &mut Bound, hooks: &mut Vec<Hook>) {
         false => load(&bound.name, bound.element),
     };
     for hook in hooks.iter_mut() {
-        if let Some((_, other)) = hook.of_image.take_if(|(name, _)| *name == bound.name) {
+        if let Some((_, other)) = hook.otherwise.take_if(|(name, _)| *name == bound.name) {
             hook.text = other;
         }
-        hook.text = match writes {
-            true => wgsl::call_for_store(&hook.text, &bound.name, &function),
-            false => wgsl::call_for_load(&hook.text, &bound.name, &function),
-        };
     }
-    hooks.push(Hook {
-        text,
-        of_image: None,
-    });
+    bound.call(hooks, &function, text);
     bound.access = match writes {
         true => Access::WriteTexels,
         false => Access::Texels,

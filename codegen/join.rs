@@ -16,7 +16,7 @@ use kiln_ir::plan::{Access, Binding, Kernel, Requirements};
 use kiln_ir::{Bindings, Dim};
 
 use crate::error::CodegenError;
-use crate::kernel::{self, Draft, Element, Launch, binding, uniforms};
+use crate::kernel::{self, Draft, Element, HALF_STATES, Launch, binding, uniforms};
 use crate::lanes::LANES;
 use crate::tier::Tier;
 use crate::view::Base;
@@ -268,7 +268,9 @@ pub(crate) fn join(
         ));
     }
 
-    let mut out = uniforms(symbols);
+    let mut enables = stages.iter().map(|stage| stage.launch.kernel.enables());
+    let mut out = enables.find(|text| !text.is_empty()).unwrap_or_default();
+    out.push_str(&uniforms(symbols));
     for (at, (key, name)) in (1..).zip(bound.keys.iter().zip(&bound.all_names)) {
         let access = bound.access(key.0);
         let coherent = access == Access::ReadWrite && meeting != Meeting::Tickets;
@@ -310,8 +312,10 @@ pub(crate) fn join(
         .iter()
         .map(|s| s.launch.label.rsplit('.').next().unwrap_or_default());
     let parts: Vec<&str> = parts.collect();
+    let halves = stages.iter().any(|s| s.launch.kernel.has_half_states());
+    let states = if halves { HALF_STATES } else { "" };
     Ok(Joined {
-        name: format!("joined.{}", parts.join(".")),
+        name: format!("joined.{}{states}", parts.join(".")),
         text: out,
         workgroup: meeting.workgroup(),
         bindings,

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use kiln_ir::plan::Access;
 use kiln_ir::{Dim, Packing};
 
+use crate::halves::bind_halves;
 use crate::images::bind_image;
 use crate::place::Part;
 use crate::view::Base;
@@ -20,6 +21,8 @@ pub(crate) enum Element {
     U32,
     U32x2,
     U32x4,
+    F16,
+    F16x4,
     /// Eight f16, a struct of the body.
     Half8,
     /// A word that invocations of several workgroups change.
@@ -42,6 +45,8 @@ impl Element {
             Element::I32 => "i32",
             Element::U32 => "u32",
             Element::U32x2 => "vec2<u32>",
+            Element::F16 => "f16",
+            Element::F16x4 => "vec4<f16>",
             Element::Half8 => "Half8",
             Element::AtomicU32 => "atomic<u32>",
             Element::U32x4 => "vec4<u32>",
@@ -62,16 +67,43 @@ pub(crate) struct Bound {
     pub reloaded: bool,
 }
 
+impl Bound {
+    /// Puts calls of `function`, whose text is added, in place of the loads from it, or the
+    /// stores to it, in `hooks`.
+    pub fn call(&self, hooks: &mut Vec<Hook>, function: &str, text: String) {
+        for hook in hooks.iter_mut() {
+            hook.text = match self.access.writes() {
+                true => wgsl::call_for_store(&hook.text, &self.name, function),
+                false => wgsl::call_for_load(&hook.text, &self.name, function),
+            };
+        }
+        hooks.push(Hook {
+            text,
+            otherwise: None,
+        });
+    }
+}
+
 /// A function of a kernel's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hook {
     pub text: String,
-    /// What is bound, and the text where that is an image.
-    pub of_image: Option<(String, String)>,
+    /// What is bound, and the text where that is an image, or a buffer of f16.
+    pub otherwise: Option<(String, String)>,
 }
 
-/// The directives for cooperative matrices of f16.
-const MATRICES: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
+/// What names end in of kernels that keep states in f16.
+pub(crate) const HALF_STATES: &str = ".f16_states";
+
+/// The hooks of a default prelude.
+pub(crate) fn default_hooks(prelude: &str) -> impl Iterator<Item = &'static str> {
+    let text = kiln_shaders::default_prelude(prelude).unwrap_or_default();
+    text.split("\n\n").filter(|block| block.contains("fn "))
+}
+
+/// The directive for f16 in a kernel's types, and that for cooperative matrices.
+const HALVES: &str = "enable f16;\n";
+const MATRICES: &str = "enable wgpu_cooperative_matrix;\n";
 
 /// What stands before a binding whose writes other workgroups of the launch see.
 pub(crate) const COHERENT: &str = "@coherent ";
@@ -100,7 +132,7 @@ pub(crate) struct Draft {
     hooks: Vec<Hook>,
     wanted: BTreeSet<&'static str>,
     first_workgroup: Option<String>,
-    enables: &'static str,
+    has_matrices: bool,
     /// How often loops of a workgroup go round, where that is often.
     pub rounds: Dim,
 }
@@ -116,7 +148,7 @@ impl Draft {
             hooks: Vec::new(),
             wanted: BTreeSet::new(),
             first_workgroup: None,
-            enables: "",
+            has_matrices: false,
             rounds: Dim::default(),
         }
     }
@@ -235,16 +267,16 @@ impl Draft {
     pub fn hook(&mut self, text: impl Into<String>) {
         self.add(Hook {
             text: text.into(),
-            of_image: None,
+            otherwise: None,
         });
     }
 
-    /// As [`Draft::hook`], for one that has another text where what is bound as `name`
-    /// is an image.
-    pub fn hook_of(&mut self, name: &str, text: String, of_image: String) {
+    /// As [`Draft::hook`], for one that has another text where what is bound as `name` is
+    /// an image, or a buffer of f16, which that loads from as it is bound.
+    pub fn hook_of(&mut self, name: &str, text: String, otherwise: String) {
         self.add(Hook {
             text,
-            of_image: Some((name.to_owned(), of_image)),
+            otherwise: Some((name.to_owned(), otherwise)),
         });
     }
 
@@ -274,7 +306,7 @@ impl Draft {
 
     /// Puts the directives for cooperative matrices in front.
     pub fn enable_matrices(&mut self) {
-        self.enables = MATRICES;
+        self.has_matrices = true;
     }
 
     /// Makes workgroups count from `first`, an expression.
@@ -313,6 +345,40 @@ impl Draft {
         }
     }
 
+    /// Binds buffers as such of f16, and says so in the name, if any is bound that is to.
+    pub fn make_halves(&mut self, is: impl Fn(Base) -> bool) {
+        let mut bindings = self.bindings.iter_mut();
+        let found: Vec<&mut Bound> = bindings.by_ref().filter(|b| is(b.base)).collect();
+        if !found.is_empty() {
+            self.detail.push_str(HALF_STATES);
+        }
+        for bound in found {
+            bind_halves(bound, &mut self.hooks);
+        }
+    }
+
+    /// Whether it binds such buffers.
+    pub fn has_half_states(&self) -> bool {
+        self.detail.ends_with(HALF_STATES)
+    }
+
+    /// The directives for what is in its types.
+    pub fn enables(&self) -> String {
+        let halves = [Element::F16, Element::F16x4, Element::Half8];
+        let mut elements = self.bindings.iter().map(|b| b.element);
+        let mut out = String::new();
+        if self.has_matrices || elements.any(|element| halves.contains(&element)) {
+            out.push_str(HALVES);
+        }
+        if self.has_matrices {
+            out.push_str(MATRICES);
+        }
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out
+    }
+
     /// Whether workgroups count from 0.
     pub fn counts_from_zero(&self) -> bool {
         self.first_workgroup.is_none()
@@ -329,7 +395,7 @@ impl Draft {
     /// The text, without a line that names it. `symbols` are the members of the
     /// uniform block, `body` the archetype's text.
     pub fn text(&self, symbols: &[String], body: &str) -> String {
-        let mut out = self.enables.to_owned();
+        let mut out = self.enables();
         out.push_str(&uniforms(symbols));
         for (at, b) in (1..).zip(&self.bindings) {
             out.push_str(&binding(at, &b.name, b.element, b.access, b.coherent));

@@ -19,12 +19,6 @@ pub(crate) fn share_loads(tier: Tier) -> bool {
     tier == Tier::SoftwareSubgroup
 }
 
-/// The hooks of a default prelude.
-pub(crate) fn hooks(prelude: &str) -> impl Iterator<Item = &'static str> {
-    let text = kiln_shaders::default_prelude(prelude).unwrap_or_default();
-    text.split("\n\n").filter(|block| block.contains("fn "))
-}
-
 /// The hook `plain`, which gives all invocations of a workgroup the same `count` vec4s,
 /// as `tier` has it: with subgroups, each is loaded by one of them. `load` is an expression
 /// for number `at`, `place` says where a number lies in what is returned.

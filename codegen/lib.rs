@@ -37,6 +37,7 @@ mod elementwise;
 mod error;
 mod expr;
 mod generic;
+mod halves;
 mod images;
 mod join;
 mod kernel;

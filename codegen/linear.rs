@@ -8,7 +8,7 @@ use crate::elementwise::activation;
 use crate::error::CodegenError;
 use crate::expr::{At, Source};
 use crate::join::{AWAITS, GridSize};
-use crate::kernel::{Draft, Element, Launch};
+use crate::kernel::{Draft, Element, Launch, default_hooks};
 use crate::lanes;
 use crate::packed;
 use crate::place::{Part, describe};
@@ -133,7 +133,7 @@ impl Linear<'_> {
 
     /// The hooks that the software bodies alone have.
     fn common_hooks(&self, matrix: &Matrix, weights: &str, tile: &Tile, d: &mut Draft) {
-        for block in lanes::hooks("software_linear") {
+        for block in default_hooks("software_linear") {
             if block.contains("fn w_scales(") {
                 packed::hook(block, matrix, weights, str::to_owned, d);
             } else if block.contains("fn load_xs(") {

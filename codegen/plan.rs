@@ -6,9 +6,10 @@ use kiln_ir::plan::{
     Access, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
     StateBuffer, Stream, Variant,
 };
-use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
+use kiln_ir::{Bindings, DType, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
 use crate::error::CodegenError;
+use crate::halves::halve_states;
 use crate::images::make_images;
 use crate::join::{self, Meeting};
 use crate::kernel;
@@ -74,6 +75,7 @@ pub(crate) fn make(
             name: tier.name().to_owned(),
             requires,
             checks: checks.collect(),
+            half_states: keeps_halves(*tier, &states),
             entries,
         });
     }
@@ -136,7 +138,13 @@ fn states(graphs: &[Graph]) -> Result<States, CodegenError> {
     Ok(out)
 }
 
-/// A state's bytes at a session's capacity.
+/// Whether states, which have to be reals for that, are kept in f16.
+fn keeps_halves(tier: Tier, states: &States) -> bool {
+    let are_reals = states.iter().all(|(_, ty)| ty.dtype == DType::F32);
+    tier.halves_states() && are_reals && !states.is_empty()
+}
+
+/// A state's bytes at a session's capacity, with elements as they are in the graph.
 fn bytes_of_state(ty: &TensorType) -> Dim {
     &Dim::product(&capacity_shape(&ty.shape)) * &Dim::constant(ty.dtype.device_bytes())
 }
@@ -272,6 +280,9 @@ impl Placed {
         }
         if tier.reads_images() {
             make_images(&mut lowered, weights, &self.state_bytes(), &self.maxima)?;
+        }
+        if keeps_halves(tier, &self.states) {
+            halve_states(&mut lowered);
         }
         let mut pool = Pool::new(&self.placement.locals);
         let mut variants: Vec<Variant> = Vec::new();

@@ -94,6 +94,12 @@ impl Tier {
         self.is_cpu()
     }
 
+    /// Whether states are kept in f16: attention with cooperative matrices rounds keys and
+    /// values to that, so what it gives is the same, and half the bytes are read.
+    pub fn halves_states(self) -> bool {
+        self == Tier::Coop
+    }
+
     /// What naga may accept in the tier's kernels.
     pub fn capabilities(self) -> Capabilities {
         // `unpack2x16float`, which every WebGPU implementation has.

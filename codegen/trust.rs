@@ -2,7 +2,7 @@
 //! plainly, and compared. See [`kiln_ir::plan::Check`].
 
 use crate::attention;
-use crate::kernel::{Draft, Element};
+use crate::kernel::{Draft, Element, default_hooks};
 use crate::lanes;
 use crate::tier::Tier;
 use crate::tile::{COOP, CoopTile};
@@ -97,6 +97,9 @@ fn attention_coop(head_dim: u64) -> Option<Trial> {
     ];
     for (name, size) in sizes {
         d.hook(format!("fn {name}() -> u32 {{\n    return {size}u;\n}}\n"));
+    }
+    for hook in default_hooks(attention::COOP) {
+        d.hook(hook);
     }
     let verdicts = d.write("verdicts", Base::Local(0), Element::U32);
     d.hook(format!(

@@ -35,7 +35,7 @@ use crate::packing::{BAND_ROWS, Packing};
 use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 5;
+pub const PLAN_VERSION: u32 = 6;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -191,7 +191,7 @@ impl WeightPart {
 pub struct StateBuffer {
     /// The state's name.
     pub name: String,
-    /// Its bytes at a session's maxima.
+    /// Its bytes at a session's maxima, of elements of 32 bits; see [`Tier::state_bytes`].
     pub bytes: Dim,
 }
 
@@ -267,8 +267,21 @@ pub struct Tier {
     /// What must hold of its driver before the tier is trusted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
+    /// Whether its kernels keep the elements of states in f16.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub half_states: bool,
     /// Entry points by name.
     pub entries: BTreeMap<String, Entry>,
+}
+
+impl Tier {
+    /// The bytes of a state in this tier, at a session's maxima: a multiple of 4.
+    pub fn state_bytes(&self, state: &StateBuffer) -> Dim {
+        match self.half_states {
+            true => &state.bytes.ceil_div(8) * &Dim::constant(4),
+            false => state.bytes.clone(),
+        }
+    }
 }
 
 /// What an adapter must offer.

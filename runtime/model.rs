@@ -279,7 +279,10 @@ impl Model {
             let program = Program::new(plan, name, &entry, &slots, &index)?;
             entries.insert(name.to_owned(), program);
         }
-        let states = plan.states.iter().map(|s| slots.compile(&s.bytes));
+        let states = plan
+            .states
+            .iter()
+            .map(|s| slots.compile(&tier.state_bytes(s)));
         let uniforms = plan.uniforms.iter().filter_map(|name| slots.get(name));
         let mut model = Model {
             uniform_slots: uniforms.collect(),

@@ -264,6 +264,7 @@ mod tests {
             name: "subgroup".into(),
             requires,
             checks: Vec::new(),
+            half_states: false,
             entries: [("step".to_owned(), entry)].into(),
         };
         let mut on = on;

@@ -9,7 +9,8 @@
 // Subgroups must have SUBGROUP invocations: the tier that has this body asks for it.
 //
 // Constants: HEADS, KV_HEADS, HEAD_DIM (a multiple of 16), SCALE, CAUSAL, SUBGROUP (32), SUBGROUPS.
-// Hooks: batch, queries, past, kv_len, visible_from, load_q, load_k, load_v, store_out, workgroup_index.
+// Hooks: batch, queries, past, kv_len, visible_from, load_q, half_k, half_v, store_out, workgroup_index.
+// half_k and half_v give keys and values in f16, and may call half4.
 // Grid: batch * HEADS * ceil(queries / (16 * SUBGROUPS)) workgroups.
 // Workgroup: SUBGROUP * SUBGROUPS invocations.
 // Workgroup memory: (64 + 16 * SUBGROUPS) * (2 * HEAD_DIM + 16) + 5,632 * SUBGROUPS bytes.
@@ -68,13 +69,13 @@ fn main(
     var out: array<vec4<f32>, 8u * GROUPS>;
     var top = LOWEST;
     var total = 0.0;
-    var k: array<vec4<f32>, LOADS>;
-    var v: array<vec4<f32>, LOADS>;
+    var k: array<vec4<f16>, LOADS>;
+    var v: array<vec4<f16>, LOADS>;
     for (var n = 0u; n < LOADS; n++) {
         let at = n * WORKGROUP + lane;
         let j = min(from_key + at / D4, kv_len() - 1u);
-        k[n] = load_k(b, j, kvh, at % D4);
-        v[n] = load_v(b, j, kvh, at % D4);
+        k[n] = half_k(b, j, kvh, at % D4);
+        v[n] = half_v(b, j, kvh, at % D4);
     }
     for (var base = from_key; base < to_key; base += KEYS) {
         // Nobody reads the last keys and values any more: all have met since, behind their product.
@@ -82,8 +83,8 @@ fn main(
             let at = n * WORKGROUP + lane;
             if at < KEYS * D4 {
                 let slot = at / D4 * PITCH + at % D4;
-                k_tile[slot] = half4(k[n]);
-                v_tile[slot] = half4(v[n]);
+                k_tile[slot] = k[n];
+                v_tile[slot] = v[n];
             }
         }
         workgroupBarrier();
@@ -91,8 +92,8 @@ fn main(
             for (var n = 0u; n < LOADS; n++) {
                 let at = n * WORKGROUP + lane;
                 let j = min(base + KEYS + at / D4, kv_len() - 1u);
-                k[n] = load_k(b, j, kvh, at % D4);
-                v[n] = load_v(b, j, kvh, at % D4);
+                k[n] = half_k(b, j, kvh, at % D4);
+                v[n] = half_v(b, j, kvh, at % D4);
             }
         }
         var s0: coop_mat16x16<f32, C>;

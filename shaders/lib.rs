@@ -56,6 +56,8 @@ files! {
     /// Default preludes, with which each body validates on its own.
     DEFAULTS: "defaults/" {
         "attention",
+        "attention_coop",
+        "attention_software_prefill",
         "common",
         "grid_check",
         "lanes_check",
@@ -68,7 +70,6 @@ files! {
         "row_norm",
         "sample",
         "softmax",
-        "software_attention",
         "software_linear",
         "stored",
         "weights_f16",

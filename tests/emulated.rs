@@ -170,7 +170,12 @@ fn matrices() {
         ] {
             let compiled = compile(&fixture, packing, 1);
             let cases = cases(&fixture, &compiled, sizes);
-            conforms(&fixture, &compiled, &cases, ("coop", false), ROUNDED);
+            let launched = conforms(&fixture, &compiled, &cases, ("coop", false), ROUNDED);
+            assert!(
+                launched
+                    .keys()
+                    .any(|kernel| kernel.ends_with(".f16_states"))
+            );
         }
     }
 }

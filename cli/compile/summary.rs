@@ -28,10 +28,7 @@ pub fn summary(output: &Path, plan: &Plan, times: &Times) -> Result<String> {
     table.row(["kernels".to_owned(), plan.kernels.len().to_string()]);
     table.row(["weights".to_owned(), bytes(weights)]);
     table.row(["activations".to_owned(), activations(plan)?]);
-    table.row([
-        "cache".to_owned(),
-        format!("{} a token", bytes(cache(plan)?)),
-    ]);
+    table.row(["cache".to_owned(), cache(plan)?]);
     let stages = [
         ("reading", times.read),
         ("building", times.build),
@@ -136,8 +133,21 @@ fn buffer_bytes(plan: &Plan, entry: &Entry) -> std::result::Result<u64, DimError
     Ok(total)
 }
 
-/// Bytes of state for one position of one sequence.
-fn cache(plan: &Plan) -> std::result::Result<u64, DimError> {
+/// Bytes of state for one position of one sequence, and those tiers that take another
+/// number than the last, which every adapter has.
+fn cache(plan: &Plan) -> std::result::Result<String, DimError> {
     let one = Bindings::new().with("batch", 1).with(CONTEXT, 1);
-    plan.states.iter().map(|s| s.bytes.eval(&one)).sum()
+    let of = |tier: &Tier| -> std::result::Result<u64, DimError> {
+        let states = plan.states.iter();
+        states.map(|s| tier.state_bytes(s).eval(&one)).sum()
+    };
+    let usual = plan.tiers.last().map_or(Ok(0), of)?;
+    let mut text = format!("{} a token", bytes(usual));
+    for tier in &plan.tiers {
+        let own = of(tier)?;
+        if own != usual {
+            text += &format!(", {} on `{}`", bytes(own), tier.name);
+        }
+    }
+    Ok(text)
 }

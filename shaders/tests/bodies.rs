@@ -118,7 +118,10 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
         "attention_software_prefill" => [2, 4]
             .map(|tile| {
                 let constants = constants(&[("TILE_QUERIES", tile), ("WORKGROUP", 8)]);
-                (constants, vec!["common", "attention", "software_attention"])
+                (
+                    constants,
+                    vec!["common", "attention", "attention_software_prefill"],
+                )
             })
             .into(),
         "attention_software_decode" => vec![(workgroup(8), vec!["common", "attention"])],
@@ -135,7 +138,8 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
         "attention_coop" => {
             let enables = "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned();
             let tile = [("SUBGROUP", 32), ("SUBGROUPS", 4)];
-            vec![(enables + &constants(&tile), vec!["common", "attention"])]
+            let preludes = vec!["common", "attention", "attention_coop"];
+            vec![(enables + &constants(&tile), preludes)]
         }
         "attention_decode_subgroup" => [(256, 2), (64, 1)]
             .map(|(size, keys)| {

@@ -211,6 +211,7 @@ pub fn plan() -> Plan {
         checks: Vec::new(),
         name: name.into(),
         requires,
+        half_states: false,
         entries: entries.clone(),
     };
     Plan {

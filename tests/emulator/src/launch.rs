@@ -94,7 +94,7 @@ pub(crate) struct Launch<'a> {
     buffers: &'a mut [Vec<u32>],
     order: Order,
     barriers: BTreeSet<usize>,
-    /// Of buffers that are written.
+    /// Of the halves of the words of buffers that are written.
     uses: BTreeMap<usize, Vec<Uses>>,
     fields: BTreeMap<Handle<naga::Type>, Rc<[Field]>>,
 
@@ -124,7 +124,7 @@ impl<'a> Launch<'a> {
                 && access.contains(naga::StorageAccess::STORE)
             {
                 let buffer = bindings[place.binding as usize - 1].0;
-                uses.insert(buffer, vec![Uses::NONE; buffers[buffer].len()]);
+                uses.insert(buffer, vec![Uses::NONE; 2 * buffers[buffer].len()]);
             }
         }
         Launch {

@@ -148,7 +148,7 @@ impl<'a> Program<'a> {
         }
         let mut states = Vec::new();
         for state in &self.plan.states {
-            let bytes = state.bytes.eval(&sizes)?;
+            let bytes = self.tier.state_bytes(state).eval(&sizes)?;
             states.push(
                 self.device
                     .buffer(vec![UNWRITTEN; bytes.div_ceil(4) as usize]),

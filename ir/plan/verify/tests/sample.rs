@@ -177,6 +177,7 @@ pub fn plan() -> Plan {
             checks: Vec::new(),
             name: "base".into(),
             requires: Requirements::default(),
+            half_states: false,
             entries: entries.into(),
         }],
         files: BTreeMap::new(),

@@ -267,9 +267,11 @@ impl<'a> Launch<'a> {
                 if is_atomic {
                     self.order.atomic(by, buffer, at / 4);
                 } else if let Some(uses) = self.uses.get_mut(&buffer) {
-                    let what = (name, at / 4);
-                    self.order
-                        .note(&mut uses[at / 4], by, Access::Read, Space::Storage, what)?;
+                    for uses in &mut uses[halves(at, field.scalar.width)] {
+                        let what = (name, at / 4);
+                        self.order
+                            .note(uses, by, Access::Read, Space::Storage, what)?;
+                    }
                 }
                 out[lane] = match field.scalar.width {
                     2 => word >> (8 * (at % 4)) & 0xffff,
@@ -354,9 +356,10 @@ impl<'a> Launch<'a> {
                     self.order.atomic(by, buffer, at / 4);
                 } else if let Some(uses) = self.uses.get_mut(&buffer) {
                     let how = Access::write(*word, bits);
-                    let what = (name, at / 4);
-                    self.order
-                        .note(&mut uses[at / 4], by, how, Space::Storage, what)?;
+                    for uses in &mut uses[halves(at, field.scalar.width)] {
+                        let what = (name, at / 4);
+                        self.order.note(uses, by, how, Space::Storage, what)?;
+                    }
                 }
                 *word = bits;
             }
@@ -418,6 +421,11 @@ impl<'a> Launch<'a> {
         }
         Ok(Lanes::Each(before.into()))
     }
+}
+
+/// The halves of a buffer's words that a scalar lies in, of so many bytes.
+fn halves(at: usize, width: naga::Bytes) -> std::ops::Range<usize> {
+    at / 2..(at + width as usize) / 2
 }
 
 fn load_slots(slots: &[Lanes], offset: &Lanes, count: usize, mask: &Mask) -> Rc<[Lanes]> {
