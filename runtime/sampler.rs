@@ -5,6 +5,9 @@
 //! where the next step reads its ids, so that the host has nothing to do between
 //! steps. They give the tokens that [`Sampler`](crate::sampling::Sampler) gives.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Write;
 
 use kiln_ir::DType;
@@ -18,7 +21,7 @@ use crate::generate::Generation;
 use crate::model::Model;
 use crate::pipelines::Compiled;
 use crate::readback::Staging;
-use crate::sampling::SamplingError;
+use crate::sampling::{Rule, SamplingError};
 use crate::session::STEP;
 
 /// Bytes of the uniform block, `Sampling` of `defaults/sample.wgsl`.
@@ -85,23 +88,10 @@ pub(crate) fn sources(
     }
     let vocab = plan.model.vocab_size;
     let shape = Shape::of(tier, vocab);
-    let id_bits = u64::BITS - vocab.saturating_sub(1).leading_zeros();
     let mut out = Vec::new();
     for greedy in [true, false].into_iter().filter(|greedy| *greedy || draw) {
-        for name in ["sample_score", "sample_choose"] {
-            let mut text = String::new();
-            let constants = [
-                ("WORKGROUP", shape.workgroup),
-                ("CHUNKS", shape.chunks),
-                ("ID_LEVELS", id_bits.div_ceil(8).max(1)),
-            ];
-            for (name, value) in constants {
-                let _ = writeln!(text, "const {name}: u32 = {value}u;");
-            }
-            let _ = writeln!(text, "const GREEDY: bool = {greedy};");
-            text += kiln_shaders::default_prelude("sample")?;
-            text += &kiln_shaders::functions(&["multiply_high"]);
-            text += kiln_shaders::body(name)?;
+        for name in BODIES {
+            let text = text(name, shape, vocab, greedy)?;
             let greedy = if greedy { "_greedy" } else { "" };
             out.push(Source {
                 name: format!("{name}{greedy}"),
@@ -115,6 +105,46 @@ pub(crate) fn sources(
         }
     }
     Some(out)
+}
+
+/// The kernels of a pair, in the order in which they are launched.
+const BODIES: [&str; 2] = ["sample_score", "sample_choose"];
+
+/// The text of a kernel, if there is a body of that name.
+fn text(body: &str, shape: Shape, vocab: u64, greedy: bool) -> Option<String> {
+    let id_bits = u64::BITS - vocab.saturating_sub(1).leading_zeros();
+    let mut text = String::new();
+    let constants = [
+        ("WORKGROUP", shape.workgroup),
+        ("CHUNKS", shape.chunks),
+        ("ID_LEVELS", id_bits.div_ceil(8).max(1)),
+    ];
+    for (name, value) in constants {
+        let _ = writeln!(text, "const {name}: u32 = {value}u;");
+    }
+    let _ = writeln!(text, "const GREEDY: bool = {greedy};");
+    text += kiln_shaders::default_prelude("sample")?;
+    text += &kiln_shaders::functions(&["multiply_high"]);
+    text += kiln_shaders::body(body)?;
+    Some(text)
+}
+
+/// The uniform block for `batch` sequences; `pad` is fed to one that has ended.
+fn uniforms(rule: &Rule, vocab: u32, batch: u32, pad: u32) -> [u32; (UNIFORM_BYTES / 4) as usize] {
+    [
+        vocab,
+        batch,
+        pad,
+        rule.top_k,
+        rule.top_p,
+        rule.farthest,
+        rule.scale.to_bits(),
+        rule.limit.to_bits(),
+        rule.penalty.to_bits(),
+        rule.inverse_penalty.to_bits(),
+        rule.seed[0],
+        rule.seed[1],
+    ]
 }
 
 /// Whether a step's output is the next step's input but for the choice between.
@@ -257,20 +287,8 @@ impl<'m> DeviceSampler<'m> {
     pub fn begin(&mut self, device: &Device, generation: &Generation<'_>) {
         let rule = generation.sampler().rule();
         self.greedy = rule.greedy;
-        let block: [u32; (UNIFORM_BYTES / 4) as usize] = [
-            self.vocab,
-            self.batch as u32,
-            generation.options().pad_token,
-            rule.top_k,
-            rule.top_p,
-            rule.farthest,
-            rule.scale.to_bits(),
-            rule.limit.to_bits(),
-            rule.penalty.to_bits(),
-            rule.inverse_penalty.to_bits(),
-            rule.seed[0],
-            rule.seed[1],
-        ];
+        let pad = generation.options().pad_token;
+        let block = uniforms(rule, self.vocab, self.batch as u32, pad);
         let write = |buffer: &wgpu::Buffer, words: &[u32]| {
             device
                 .queue

@@ -280,6 +280,8 @@ fn main(
                 cut = min(cut, key);
             }
         }
+        // All have read the sequence, which is changed now.
+        storageBarrier();
     }
     if lane == 0u {
         choose(b, id, top.score > EXCLUDED);

@@ -120,7 +120,7 @@ impl Device {
         &mut self.buffers[buffer.0]
     }
 
-    /// Launches so many workgroups of a kernel: `uniforms` are the words of the uniform
+    /// Launches a kernel in a grid of so many workgroups along each axis: `uniforms` are the words of the uniform
     /// block at binding 0 of group 0, `bindings` the buffers at 1, 2, ... Gives the barriers
     /// that were reached, by where they begin in the kernel's text.
     ///
@@ -129,7 +129,7 @@ impl Device {
     pub fn launch(
         &mut self,
         kernel: &Kernel,
-        workgroups: usize,
+        grid: [usize; 3],
         uniforms: &[u32],
         bindings: &[Buffer],
     ) -> Result<BTreeSet<usize>, Fault> {
@@ -149,7 +149,7 @@ impl Device {
         Launch::new(
             kernel,
             self.subgroup,
-            workgroups,
+            grid,
             uniforms,
             bindings,
             &mut self.buffers,

@@ -86,9 +86,10 @@ struct Shared {
 pub(crate) struct Launch<'a> {
     kernel: &'a Kernel,
     subgroup: usize,
-    /// Invocations in a workgroup, and workgroups.
+    /// Invocations in a workgroup, workgroups, and those along each axis.
     workgroup: usize,
     workgroups: usize,
+    grid: [usize; 3],
     uniforms: &'a [u32],
     bindings: &'a [Buffer],
     buffers: &'a mut [Vec<u32>],
@@ -111,12 +112,13 @@ impl<'a> Launch<'a> {
     pub fn new(
         kernel: &'a Kernel,
         subgroup: usize,
-        workgroups: usize,
+        grid: [usize; 3],
         uniforms: &'a [u32],
         bindings: &'a [Buffer],
         buffers: &'a mut [Vec<u32>],
     ) -> Self {
         let workgroup = kernel.workgroup();
+        let workgroups = grid.iter().product();
         let mut uses = BTreeMap::new();
         for (_, variable) in kernel.module.global_variables.iter() {
             if let (Some(place), AddressSpace::Storage { access }) =
@@ -132,6 +134,7 @@ impl<'a> Launch<'a> {
             subgroup,
             workgroup,
             workgroups,
+            grid,
             uniforms,
             bindings,
             buffers,
@@ -214,27 +217,28 @@ impl<'a> Launch<'a> {
     }
 
     fn builtin(&self, builtin: BuiltIn) -> Result<Value, Fault> {
-        // Grids are folded where a dimension would be over the limit; here they are not.
-        let (own, workgroup) = (self.workgroup, self.first);
+        let own = self.workgroup;
         let sizes = self.kernel.module.entry_points.iter();
-        let [x, y, _] = sizes.map(|e| e.workgroup_size).next().unwrap_or([1; 3]);
-        let (x, y) = (x as usize, y as usize);
-        let zero = || Lanes::Same(0);
-        let one = || Lanes::Same(1);
+        let size = sizes.map(|e| e.workgroup_size).next().unwrap_or([1; 3]);
+        let size = size.map(|n| n as usize);
+        let along = |at: usize, [x, y, _]: [usize; 3], axis: usize| match axis {
+            0 => at % x,
+            1 => at / x % y,
+            _ => at / (x * y),
+        };
+        let workgroup = |i: usize, axis| along(self.first + i / own, self.grid, axis);
+        let local = |i: usize, axis| along(i % own, size, axis);
+        let axes = |f: &dyn Fn(usize, usize) -> usize| -> Vec<Lanes> {
+            (0..3).map(|axis| self.each(|i| f(i, axis))).collect()
+        };
         let scalars = match builtin {
             BuiltIn::LocalInvocationIndex => vec![self.each(|i| i % own)],
-            BuiltIn::LocalInvocationId => vec![
-                self.each(|i| i % own % x),
-                self.each(|i| i % own / x % y),
-                self.each(|i| i % own / (x * y)),
-            ],
-            BuiltIn::WorkGroupId => vec![self.each(|i| workgroup + i / own), zero(), zero()],
-            BuiltIn::GlobalInvocationId => vec![
-                self.each(|i| (workgroup + i / own) * x + i % own % x),
-                self.each(|i| i % own / x % y),
-                self.each(|i| i % own / (x * y)),
-            ],
-            BuiltIn::NumWorkGroups => vec![Lanes::Same(self.workgroups as u32), one(), one()],
+            BuiltIn::LocalInvocationId => axes(&local),
+            BuiltIn::WorkGroupId => axes(&workgroup),
+            BuiltIn::GlobalInvocationId => {
+                axes(&|i, axis| workgroup(i, axis) * size[axis] + local(i, axis))
+            }
+            BuiltIn::NumWorkGroups => self.grid.map(|n| Lanes::Same(n as u32)).into(),
             BuiltIn::SubgroupSize => vec![Lanes::Same(self.subgroup as u32)],
             BuiltIn::SubgroupInvocationId => vec![self.each(|i| i % own % self.subgroup)],
             BuiltIn::SubgroupId => vec![self.each(|i| i % own / self.subgroup)],

@@ -30,10 +30,10 @@
 //! )?;
 //! let mut device = Device::new(32);
 //! let y = device.buffer(vec![0; 64]);
-//! device.launch(&kernel, 2, &[64, 0, 0, 0], &[y])?;
+//! device.launch(&kernel, [2, 1, 1], &[64, 0, 0, 0], &[y])?;
 //! assert_eq!(f32::from_bits(device.words(y)[63]), 31.5);
 //!
-//! let beyond = device.launch(&kernel, 3, &[64, 0, 0, 0], &[y]).unwrap_err();
+//! let beyond = device.launch(&kernel, [3, 1, 1], &[64, 0, 0, 0], &[y]).unwrap_err();
 //! assert!(matches!(beyond, Fault::OutOfBounds { index: 64, .. }), "{beyond}");
 //! # Ok::<(), Fault>(())
 //! ```

@@ -50,6 +50,8 @@ pub(crate) enum Access {
     /// What was there is there again.
     WriteSame,
     Write,
+    /// By an atomic, as all uses of the word are: nothing has to order them.
+    Atomic,
 }
 
 impl Access {
@@ -151,6 +153,10 @@ impl Order {
             by,
             barriers: self.barriers[space as usize][workgroup],
         };
+        if how == Access::Atomic {
+            uses.wrote = own;
+            return Ok(());
+        }
         let writes = how != Access::Read;
         if how != Access::WriteSame {
             self.check(uses.wrote, own, "wrote", writes, what)?;

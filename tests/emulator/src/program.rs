@@ -266,7 +266,9 @@ impl<'a> Program<'a> {
                 unknown.insert(Kernel::new(text).map_err(failed)?)
             }
         };
-        let barriers = self.device.launch(kernel, workgroups, uniforms, bindings);
+        let barriers = self
+            .device
+            .launch(kernel, [workgroups, 1, 1], uniforms, bindings);
         let known = self.launched.entry(name.to_owned()).or_default();
         known.extend(barriers.map_err(failed)?);
         Ok(())

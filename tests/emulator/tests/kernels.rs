@@ -36,7 +36,7 @@ fn launch(
     let kernel = Kernel::new(&text)?;
     let mut device = Device::new(subgroup);
     let (x, y) = (device.buffer(x), device.buffer(vec![0; words]));
-    device.launch(&kernel, workgroups, &[], &[x, y])?;
+    device.launch(&kernel, [workgroups, 1, 1], &[], &[x, y])?;
     Ok(device.words(y).to_vec())
 }
 
@@ -310,7 +310,7 @@ fn handed_on(barrier: &str, again: &str) -> Result<Vec<u32>, Fault> {
     let kernel = Kernel::new(&text)?;
     let mut device = Device::new(32);
     let (y, counter) = (device.buffer(vec![0; 384]), device.buffer(vec![0; 1]));
-    device.launch(&kernel, 3, &[], &[counter, y, counter])?;
+    device.launch(&kernel, [3, 1, 1], &[], &[counter, y, counter])?;
     Ok(device.words(y)[192..].to_vec())
 }
 
@@ -339,6 +339,22 @@ fn buffers_across_workgroups() {
 }
 
 #[test]
+fn atomics_in_workgroup_memory() {
+    let counter = "var<workgroup> counter: atomic<u32>;";
+    gives(
+        counter,
+        "if lane == 0u { atomicStore(&counter, 7u); }
+         workgroupBarrier();
+         let own = atomicAdd(&counter, 2u);
+         workgroupBarrier();
+         y[at] = own + atomicLoad(&counter);",
+        |n| 7 + 2 * n + 7 + 128,
+    );
+    let fault = first(counter, "atomicAdd(&counter, 1u);").unwrap_err();
+    assert!(matches!(fault, Fault::Unwritten { .. }), "{fault}");
+}
+
+#[test]
 fn loops_without_an_end() {
     let fault = first("", "var i = 0u; while i < 2u { i = lane % 2u; }").unwrap_err();
     assert!(matches!(fault, Fault::Endless { .. }), "{fault}");
@@ -352,7 +368,7 @@ fn what_is_no_kernel() {
         @compute @workgroup_size(1) fn main() { let first = z[0]; }";
     let mut device = Device::new(32);
     let one = device.buffer(vec![0]);
-    let fault = device.launch(&Kernel::new(kernel).unwrap(), 1, &[], &[one]);
+    let fault = device.launch(&Kernel::new(kernel).unwrap(), [1, 1, 1], &[], &[one]);
     let fault = fault.unwrap_err();
     assert_eq!(
         fault.to_string(),

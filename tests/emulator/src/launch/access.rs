@@ -16,7 +16,7 @@ use crate::scalar::{self};
 use crate::types::Pointee;
 
 impl<'a> Launch<'a> {
-    pub(super) fn name(&self, root: Root) -> &str {
+    fn name(&self, root: Root) -> &str {
         let name = match root {
             Root::Local(frame, variable) => self.frames[frame].function.local_variables[variable]
                 .name
@@ -27,7 +27,7 @@ impl<'a> Launch<'a> {
     }
 
     /// Whether offsets are in bytes.
-    pub(super) fn in_bytes(&self, root: Root) -> bool {
+    fn in_bytes(&self, root: Root) -> bool {
         match root {
             Root::Local(..) => false,
             Root::Global(variable) => matches!(
@@ -142,7 +142,7 @@ impl<'a> Launch<'a> {
     }
 
     /// Whether an atomic is pointed to.
-    pub(super) fn is_atomic(&self, pointer: &Pointer) -> bool {
+    fn is_atomic(&self, pointer: &Pointer) -> bool {
         matches!(self.inner(pointer.to), TypeInner::Atomic(_))
     }
 
@@ -175,18 +175,22 @@ impl<'a> Launch<'a> {
         }
     }
 
-    pub(super) fn load_shared(
+    fn load_shared(
         &mut self,
         variable: Handle<GlobalVariable>,
         pointer: &Pointer,
         count: usize,
         mask: &Mask,
     ) -> Result<Rc<[Lanes]>, Fault> {
+        let how = match self.is_atomic(pointer) {
+            true => Access::Atomic,
+            false => Access::Read,
+        };
         let mut out = vec![vec![0; self.lanes]; count];
         for lane in mask.lanes() {
             for (i, out) in out.iter_mut().enumerate() {
                 let at = pointer.offset.at(lane) as usize + i;
-                out[lane] = self.shared_word(variable, lane, at)?;
+                out[lane] = self.shared_word(variable, lane, at, how)?;
             }
         }
         Ok(out.into_iter().map(|all| Lanes::Each(all.into())).collect())
@@ -198,15 +202,10 @@ impl<'a> Launch<'a> {
         variable: Handle<GlobalVariable>,
         lane: usize,
         at: usize,
+        how: Access,
     ) -> Result<u32, Fault> {
         let by = self.by(lane);
-        let name = || {
-            self.kernel
-                .global(variable)
-                .name
-                .clone()
-                .unwrap_or_default()
-        };
+        let name = self.kernel.name(variable);
         let Some(shared) = self.shared.get_mut(&variable) else {
             return Ok(0);
         };
@@ -214,14 +213,13 @@ impl<'a> Launch<'a> {
         let uses = &mut shared.uses[word];
         if !uses.is_written() {
             return Err(Fault::Unwritten {
-                name: name(),
+                name: name.to_owned(),
                 word: at,
                 who: self.order.invocation(by),
             });
         }
-        let what = self.kernel.name(variable);
         self.order
-            .note(uses, by, Access::Read, Space::Workgroup, (what, at))?;
+            .note(uses, by, how, Space::Workgroup, (name, at))?;
         Ok(shared.words[word])
     }
 
@@ -230,23 +228,25 @@ impl<'a> Launch<'a> {
         variable: Handle<GlobalVariable>,
         lane: usize,
         at: usize,
-        bits: u32,
+        (bits, is_atomic): (u32, bool),
     ) -> Result<(), Fault> {
         let by = self.by(lane);
         let Some(shared) = self.shared.get_mut(&variable) else {
             return Ok(());
         };
         let word = lane / self.workgroup * shared.slots + at;
-        let what = self.kernel.name(variable);
+        let how = match is_atomic {
+            true => Access::Atomic,
+            false => Access::write(shared.words[word], bits),
+        };
+        let what = (self.kernel.name(variable), at);
         let uses = &mut shared.uses[word];
-        let how = Access::write(shared.words[word], bits);
-        self.order
-            .note(uses, by, how, Space::Workgroup, (what, at))?;
+        self.order.note(uses, by, how, Space::Workgroup, what)?;
         shared.words[word] = bits;
         Ok(())
     }
 
-    pub(super) fn load_buffer(
+    fn load_buffer(
         &mut self,
         variable: Handle<GlobalVariable>,
         pointer: &Pointer,
@@ -283,7 +283,7 @@ impl<'a> Launch<'a> {
     }
 
     /// An address in bytes that lies beyond the end of a buffer.
-    pub(super) fn beyond(&self, variable: Handle<GlobalVariable>, at: usize, lane: usize) -> Fault {
+    fn beyond(&self, variable: Handle<GlobalVariable>, at: usize, lane: usize) -> Fault {
         Fault::OutOfBounds {
             name: self.name(Root::Global(variable)).to_owned(),
             index: at as u64 / 4,
@@ -312,10 +312,12 @@ impl<'a> Launch<'a> {
                     Ok(())
                 }
                 AddressSpace::WorkGroup => {
+                    let is_atomic = self.is_atomic(pointer);
                     for lane in mask.lanes() {
                         let at = pointer.offset.at(lane) as usize;
                         for (i, scalar) in value.iter().enumerate() {
-                            self.set_shared_word(variable, lane, at + i, scalar.at(lane))?;
+                            let bits = (scalar.at(lane), is_atomic);
+                            self.set_shared_word(variable, lane, at + i, bits)?;
                         }
                     }
                     Ok(())
@@ -326,7 +328,7 @@ impl<'a> Launch<'a> {
         }
     }
 
-    pub(super) fn store_buffer(
+    fn store_buffer(
         &mut self,
         variable: Handle<GlobalVariable>,
         pointer: &Pointer,
@@ -395,28 +397,28 @@ impl<'a> Launch<'a> {
                 "an atomic that is not global".to_owned(),
             ));
         };
-        if !matches!(
-            self.kernel.global(variable).space,
-            AddressSpace::Storage { .. }
-        ) {
-            return Err(Fault::Unsupported(
-                "an atomic in workgroup memory".to_owned(),
-            ));
-        }
-        let buffer = self.buffer_of(variable);
+        let changed = |old: u32, operand: u32| match (operation, function) {
+            (Some(operation), _) => scalar::combine(operation, kind, old, operand),
+            (None, AtomicFunction::Subtract) => Ok(old.wrapping_sub(operand)),
+            (None, _) => Ok(operand),
+        };
+        let in_workgroup = self.kernel.global(variable).space == AddressSpace::WorkGroup;
         let mut before = vec![0; self.lanes];
         for lane in mask.lanes() {
-            let word = pointer.offset.at(lane) as usize / 4;
+            let at = pointer.offset.at(lane) as usize;
+            if in_workgroup {
+                let old = self.shared_word(variable, lane, at, Access::Atomic)?;
+                let bits = (changed(old, value.at(lane))?, true);
+                self.set_shared_word(variable, lane, at, bits)?;
+                before[lane] = old;
+                continue;
+            }
+            let (buffer, word) = (self.buffer_of(variable), at / 4);
             let Some(old) = self.buffers[buffer].get(word).copied() else {
-                return Err(self.beyond(variable, 4 * word, lane));
+                return Err(self.beyond(variable, at, lane));
             };
             self.order.atomic(self.by(lane), buffer, word);
-            let operand = value.at(lane);
-            self.buffers[buffer][word] = match (operation, function) {
-                (Some(operation), _) => scalar::combine(operation, kind, old, operand)?,
-                (None, AtomicFunction::Subtract) => old.wrapping_sub(operand),
-                (None, _) => operand,
-            };
+            self.buffers[buffer][word] = changed(old, value.at(lane))?;
             before[lane] = old;
         }
         Ok(Lanes::Each(before.into()))

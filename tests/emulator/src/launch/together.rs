@@ -8,7 +8,7 @@ use naga::{
 use super::{Launch, Root};
 use crate::fault::Fault;
 use crate::lanes::{Lanes, Mask};
-use crate::memory::Space;
+use crate::memory::{Access, Space};
 use crate::scalar::{self, Kind};
 use crate::types::BOOL;
 
@@ -217,7 +217,7 @@ impl<'a> Launch<'a> {
             for element in 0..SIDE * SIDE {
                 let at = self.element_of(&place, element)?;
                 let lane = first + element % self.subgroup;
-                let bits = self.shared_word(place.variable, lane, at)?;
+                let bits = self.shared_word(place.variable, lane, at, Access::Read)?;
                 out[element / self.subgroup][lane] = bits;
             }
         }
@@ -257,7 +257,7 @@ impl<'a> Launch<'a> {
                 let at = self.element_of(&place, element)?;
                 let lane = first + element % self.subgroup;
                 let bits = matrix[element / self.subgroup].at(lane);
-                self.set_shared_word(place.variable, lane, at, bits)?;
+                self.set_shared_word(place.variable, lane, at, (bits, false))?;
             }
         }
         Ok(())
