@@ -280,11 +280,12 @@ impl Draft {
         });
     }
 
-    /// Puts another function in place of one.
-    pub fn replace(&mut self, hook: &str, other: &str) {
-        for known in self.hooks.iter_mut().filter(|h| h.text == hook) {
-            other.clone_into(&mut known.text);
-        }
+    /// Puts another function in place of one; whether that was there.
+    pub fn replace(&mut self, hook: &str, other: &str) -> bool {
+        let known = self.hooks.iter_mut().find(|h| h.text == hook);
+        known
+            .map(|known| other.clone_into(&mut known.text))
+            .is_some()
     }
 
     fn add(&mut self, hook: Hook) {

@@ -90,10 +90,11 @@ impl RowNorm<'_> {
         self.store(k, d)?;
         d.write("done", done, Element::AtomicU32);
         d.hook(kiln_shaders::NORM_LAST);
-        d.replace(
-            NOTHING_STORED,
-            &NOTHING_STORED.replace("{\n", "{\n    norm_last(lane, count);\n"),
-        );
+        let then = NOTHING_STORED.replace("{\n", "{\n    norm_last(lane, count);\n");
+        if !d.replace(NOTHING_STORED, &then) {
+            let reason = "the launch before it has another end";
+            return Err(self.source.unsupported(self.id, reason));
+        }
         // The last workgroup of all goes through the rows three times.
         let rounds = (3 * k.div_ceil(4)).div_ceil(u64::from(d.workgroup));
         d.rounds = &d.rounds + &Dim::constant(rounds);

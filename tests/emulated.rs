@@ -10,7 +10,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::iter;
+use std::{env, iter};
 
 use common::fixtures::{Case, Fixture, assert_close, fixtures};
 use common::on::interpreted;
@@ -20,6 +20,9 @@ use kiln_emulator::{Program, RunError};
 use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_ir::{Bindings, Packing};
 use kiln_models::registry::EntryOptions;
+use proptest::prelude::*;
+use proptest::sample;
+use proptest::test_runner::RngSeed;
 
 /// Rows of several units a lane, some of them over its end, and several heads.
 const GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 16, "n_embd": 288,
@@ -27,6 +30,8 @@ const GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 1
 const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 100, "max_position_embeddings": 16,
     "hidden_size": 288, "intermediate_size": 400, "num_attention_heads": 6,
     "num_key_value_heads": 2, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
+
+const FOR_GPUS: [&str; 3] = ["base", "subgroup", "coop"];
 
 /// What rounding activations to f16 takes away, over all elements.
 const ROUNDED: f64 = 2e-3;
@@ -123,9 +128,13 @@ fn conforms(
 }
 
 fn compile(fixture: &Fixture, packing: Packing, grid: u32) -> Compiled {
+    // Matrices would round weights of 32 bits.
+    let tiers = FOR_GPUS.into_iter();
+    let tiers = tiers.filter(|tier| packing != Packing::F32 || *tier != "coop");
     let how = CompileOptions {
         packing,
         grid,
+        tiers: Some(tiers.map(str::to_owned).collect()),
         ..CompileOptions::default()
     };
     compile_as(fixture, &how, &EntryOptions::default()).unwrap()
@@ -134,10 +143,11 @@ fn compile(fixture: &Fixture, packing: Packing, grid: u32) -> Compiled {
 /// What the interpreter says of so many sequences of so many tokens, of weights as they
 /// were rounded.
 fn cases(fixture: &Fixture, compiled: &Compiled, sizes: &[(usize, usize)]) -> Vec<Case> {
+    let vocab = compiled.plan.model.vocab_size;
     let artifact = in_memory(compiled.clone(), &*fixture.loaded.params);
     let interpreter = Interpreter::<f64>::new(fixture.graph("forward"), &artifact).unwrap();
     let cases = sizes.iter().map(|(batch, seq)| {
-        let ids = (0..batch * seq).map(|i| ((i * i * 17 + i * 89) % 100) as i32);
+        let ids = (0..batch * seq).map(|i| ((i * i * 17 + i * 89) as u64 % vocab) as i32);
         let ids = HostTensor::i32([*batch, *seq], ids.collect::<Vec<i32>>());
         interpreted(&interpreter, format!("{batch} of {seq}"), ids)
     });
@@ -244,4 +254,73 @@ fn every_barrier_is_needed() {
         }
     }
     assert!(needless.is_empty(), "{needless:#?}");
+}
+
+/// A model, what its weights are rounded to, a tier with launches joined or not, the
+/// workgroups of such, and sequences by their tokens.
+type Drawn = (String, Packing, (&'static str, bool), u32, (usize, usize));
+
+/// Models of all shapes that matter to kernels, and sizes to run them at.
+fn drawn() -> impl Strategy<Value = Drawn> {
+    let heads = (
+        1u64..=3,
+        1u64..=3,
+        sample::select(&[2u64, 6, 16, 20, 32, 48, 64, 80, 128]),
+    );
+    let model = (any::<bool>(), heads, 1u64..=200, 2u64..=150);
+    let model = model.prop_map(|(llama, (kv_heads, groups, head_dim), inner, vocab)| {
+        let (heads, context) = (kv_heads * groups, 48);
+        let width = heads * head_dim;
+        match llama {
+            true => format!(
+                r#"{{"model_type": "llama", "vocab_size": {vocab}, "num_hidden_layers": 1,
+                "max_position_embeddings": {context}, "hidden_size": {width},
+                "intermediate_size": {inner}, "num_attention_heads": {heads},
+                "num_key_value_heads": {kv_heads}, "tie_word_embeddings": true}}"#
+            ),
+            false => format!(
+                r#"{{"model_type": "gpt2", "vocab_size": {vocab}, "n_positions": {context},
+                "n_embd": {width}, "n_inner": {inner}, "n_head": {heads}, "n_layer": 1}}"#
+            ),
+        }
+    });
+    let packing = sample::select(&Packing::ALL);
+    let tier = (sample::select(&FOR_GPUS), any::<bool>());
+    let grid = sample::select(&[1u32, 2, 8]);
+    (model, packing, tier, grid, (1usize..=4, 1usize..=40))
+}
+
+/// The same few each time, and others if `PROPTEST_CASES` says how many.
+fn how_many() -> ProptestConfig {
+    let config = ProptestConfig {
+        max_shrink_iters: 64,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    match env::var_os("PROPTEST_CASES") {
+        Some(_) => config,
+        None => ProptestConfig {
+            cases: 12,
+            rng_seed: RngSeed::Fixed(0),
+            ..config
+        },
+    }
+}
+
+proptest! {
+    #![proptest_config(how_many())]
+
+    #[test]
+    fn any_model((config, packing, (tier, join), grid, size) in drawn()) {
+        let fixture = Fixture::random(&config);
+        let has_matrices = tier == "coop" && packing != Packing::F32;
+        let (tier, tolerance) = match tier {
+            "coop" if !has_matrices => ("subgroup", F32),
+            "coop" => ("coop", ROUNDED),
+            _ => (tier, F32),
+        };
+        let compiled = compile(&fixture, packing, grid);
+        let cases = cases(&fixture, &compiled, &[size]);
+        conforms(&fixture, &compiled, &cases, (tier, join), tolerance);
+    }
 }
