@@ -1,6 +1,6 @@
 //! Compiled models on an emulated device, which bears nothing that no device promises to:
 //! the tiers for GPUs, with subgroups and cooperative matrices of the size that they ask
-//! for, launches in one and joined.
+//! for, launches apart and joined.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -14,9 +14,9 @@ use std::{env, iter};
 
 use common::fixtures::{Case, Fixture, assert_close, fixtures};
 use common::on::interpreted;
-use common::{F32, compile_as, compile_fixture, in_memory};
+use common::{F32, FOR_GPUS, MATRICES, ROUNDED, compile_as, compile_fixture, in_memory};
 use kiln_codegen::{CompileOptions, Compiled};
-use kiln_emulator::{Program, RunError};
+use kiln_emulator::{Fault, On, Program, RunError};
 use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_ir::{Bindings, Packing};
 use kiln_models::registry::EntryOptions;
@@ -31,19 +31,27 @@ const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 100, "max_position_
     "hidden_size": 288, "intermediate_size": 400, "num_attention_heads": 6,
     "num_key_value_heads": 2, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
 
-const FOR_GPUS: [&str; 3] = ["base", "subgroup", "coop"];
+/// A tier with subgroups of 32, its launches apart.
+const fn apart(tier: &str) -> On<'_> {
+    On {
+        tier,
+        join: false,
+        subgroup: 32,
+    }
+}
 
-/// What rounding activations to f16 takes away, over all elements.
-const ROUNDED: f64 = 2e-3;
+/// The same, joined.
+const fn joined(tier: &str) -> On<'_> {
+    On {
+        join: true,
+        ..apart(tier)
+    }
+}
 
-fn program<'a>(
-    fixture: &Fixture,
-    compiled: &'a Compiled,
-    (tier, join): (&str, bool),
-) -> Program<'a> {
+fn program<'a>(fixture: &Fixture, compiled: &'a Compiled, on: On<'_>) -> Program<'a> {
     let params = &*fixture.loaded.params;
     let weight = |name: &str| compiled.weight(name, params).unwrap();
-    let program = Program::new(&compiled.plan, &compiled.kernels, tier, join, weight);
+    let program = Program::new(&compiled.plan, &compiled.kernels, on, weight);
     program.unwrap_or_else(|error| panic!("{}: {error}", fixture.name))
 }
 
@@ -100,12 +108,12 @@ fn conforms(
     fixture: &Fixture,
     compiled: &Compiled,
     cases: &[Case],
-    tier: (&str, bool),
+    on: On<'_>,
     tolerance: f64,
 ) -> BTreeMap<String, BTreeSet<usize>> {
-    let mut program = program(fixture, compiled, tier);
+    let mut program = program(fixture, compiled, on);
     for case in cases {
-        let label = format!("{} on {tier:?}: {}", fixture.name, case.label);
+        let label = format!("{} on {on:?}: {}", fixture.name, case.label);
         let found = launch(&mut program, case, compiled.plan.model.max_context);
         let found = found.unwrap_or_else(|error| panic!("{label}: {error}"));
         assert_close(&label, &found.hidden, &case.hidden, tolerance);
@@ -130,7 +138,7 @@ fn conforms(
 fn compile(fixture: &Fixture, packing: Packing, grid: u32) -> Compiled {
     // Matrices would round weights of 32 bits.
     let tiers = FOR_GPUS.into_iter();
-    let tiers = tiers.filter(|tier| packing != Packing::F32 || *tier != "coop");
+    let tiers = tiers.filter(|tier| packing != Packing::F32 || *tier != MATRICES);
     let how = CompileOptions {
         packing,
         grid,
@@ -162,7 +170,7 @@ fn tiers_without_matrices() {
         let compiled = compile_fixture(&fixture, Packing::F32, &EntryOptions::default());
         for tier in ["base", "subgroup"] {
             let cases = fixture.cases();
-            conforms(&fixture, &compiled, &cases[1..2], (tier, false), F32);
+            conforms(&fixture, &compiled, &cases[1..2], apart(tier), F32);
         }
     }
 }
@@ -180,7 +188,7 @@ fn matrices() {
         ] {
             let compiled = compile(&fixture, packing, 1);
             let cases = cases(&fixture, &compiled, sizes);
-            let launched = conforms(&fixture, &compiled, &cases, ("coop", false), ROUNDED);
+            let launched = conforms(&fixture, &compiled, &cases, apart(MATRICES), ROUNDED);
             assert!(
                 launched
                     .keys()
@@ -196,7 +204,7 @@ fn checks() {
     let fixture = Fixture::random(GPT2);
     let compiled = compile(&fixture, Packing::F16, 1);
     assert!(
-        program(&fixture, &compiled, ("coop", true))
+        program(&fixture, &compiled, joined(MATRICES))
             .check()
             .unwrap()
     );
@@ -204,7 +212,7 @@ fn checks() {
 
 /// Layers in one launch, whose workgroups wait for each other.
 #[test]
-fn joined() {
+fn layers_in_one_launch() {
     for config in [GPT2, LLAMA] {
         let fixture = Fixture::random(config);
         for packing in Packing::ALL {
@@ -212,30 +220,39 @@ fn joined() {
             let cases = cases(&fixture, &compiled, &[(1, 3)]);
             let tier = match packing {
                 Packing::F32 => "subgroup",
-                _ => "coop",
+                _ => MATRICES,
             };
-            let launched = conforms(&fixture, &compiled, &cases, (tier, true), ROUNDED);
+            let launched = conforms(&fixture, &compiled, &cases, joined(tier), ROUNDED);
             assert!(launched.keys().any(|kernel| kernel.starts_with("joined")));
         }
     }
 }
 
 /// Whether a barrier is needed is for the emulator to say: without any one of those that
-/// are reached, launches have to fail. So none is there in vain, either.
+/// are reached, in one kernel of each body, invocations have to race. So none is there in
+/// vain, either.
 #[test]
 fn every_barrier_is_needed() {
-    const LONG: &str = r#"{"model_type": "gpt2", "vocab_size": 32, "n_positions": 80,
-        "n_embd": 128, "n_inner": 192, "n_head": 2, "n_layer": 1}"#;
-    let fixture = Fixture::random(LONG);
-    let compiled = compile(&fixture, Packing::F16, 4);
-    let cases = cases(&fixture, &compiled, &[(1, 75)]);
+    // Heads of more than 64 elements take attention with matrices several rounds.
+    let model = |head_dim: u64| {
+        format!(
+            r#"{{"model_type": "gpt2", "vocab_size": 32, "n_positions": 80, "n_embd": {},
+            "n_inner": 192, "n_head": 2, "n_layer": 1}}"#,
+            2 * head_dim
+        )
+    };
     let mut needless = Vec::new();
-    for tier in [("coop", false), ("subgroup", true)] {
-        let launched = conforms(&fixture, &compiled, &cases, tier, ROUNDED);
-        let mut bodies = BTreeSet::new();
-        for (name, barriers) in launched {
-            // One of each body, the same for all sizes.
-            if !bodies.insert(name.split('.').next().map(str::to_owned)) {
+    let mut seen = BTreeSet::new();
+    for (head_dim, on) in [
+        (80, apart(MATRICES)),
+        (64, joined(MATRICES)),
+        (64, joined("subgroup")),
+    ] {
+        let fixture = Fixture::random(&model(head_dim));
+        let compiled = compile(&fixture, Packing::F16, 4);
+        let cases = cases(&fixture, &compiled, &[(1, 75)]);
+        for (name, barriers) in conforms(&fixture, &compiled, &cases, on, ROUNDED) {
+            if !seen.insert((on.tier, name.split('.').next().map(str::to_owned))) {
                 continue;
             }
             let file = &compiled.plan.kernels[&name].file;
@@ -245,10 +262,15 @@ fn every_barrier_is_needed() {
                 let end = at + text[at..].find(';').unwrap() + 1;
                 assert!(text[at..end].ends_with("Barrier();"), "{}", &text[at..end]);
                 text.replace_range(at..end, "");
-                let mut program = program(&fixture, &changed, tier);
-                if launch(&mut program, &cases[0], 80).is_ok() {
-                    let line = compiled.kernels[file][..at].matches('\n').count() + 1;
-                    needless.push(format!("{name}, line {line}"));
+                let mut program = program(&fixture, &changed, on);
+                let line = compiled.kernels[file][..at].matches('\n').count() + 1;
+                match launch(&mut program, &cases[0], 80) {
+                    Ok(_) => needless.push(format!("{name}, line {line}")),
+                    Err(RunError::Launch { fault, .. }) => assert!(
+                        matches!(*fault, Fault::Race { .. } | Fault::Unwritten { .. }),
+                        "{name}, line {line}: {fault}"
+                    ),
+                    Err(error) => panic!("{name}, line {line}: {error}"),
                 }
             }
         }
@@ -256,9 +278,9 @@ fn every_barrier_is_needed() {
     assert!(needless.is_empty(), "{needless:#?}");
 }
 
-/// A model, what its weights are rounded to, a tier with launches joined or not, the
-/// workgroups of such, and sequences by their tokens.
-type Drawn = (String, Packing, (&'static str, bool), u32, (usize, usize));
+/// A model, what its weights are rounded to, what it runs on, the workgroups of joined
+/// launches, and sequences by their tokens.
+type Drawn = (String, Packing, On<'static>, u32, (usize, usize));
 
 /// Models of all shapes that matter to kernels, and sizes to run them at.
 fn drawn() -> impl Strategy<Value = Drawn> {
@@ -285,9 +307,15 @@ fn drawn() -> impl Strategy<Value = Drawn> {
         }
     });
     let packing = sample::select(&Packing::ALL);
-    let tier = (sample::select(&FOR_GPUS), any::<bool>());
+    let sizes = sample::select(&[4usize, 8, 16, 32, 64]);
+    let on = (sample::select(&FOR_GPUS), any::<bool>(), sizes);
+    let on = on.prop_map(|(tier, join, subgroup)| On {
+        tier,
+        join,
+        subgroup,
+    });
     let grid = sample::select(&[1u32, 2, 8]);
-    (model, packing, tier, grid, (1usize..=4, 1usize..=40))
+    (model, packing, on, grid, (1usize..=4, 1usize..=40))
 }
 
 /// The same few each time, and others if `PROPTEST_CASES` says how many.
@@ -311,16 +339,14 @@ proptest! {
     #![proptest_config(how_many())]
 
     #[test]
-    fn any_model((config, packing, (tier, join), grid, size) in drawn()) {
+    fn any_model((config, packing, mut on, grid, size) in drawn()) {
         let fixture = Fixture::random(&config);
-        let has_matrices = tier == "coop" && packing != Packing::F32;
-        let (tier, tolerance) = match tier {
-            "coop" if !has_matrices => ("subgroup", F32),
-            "coop" => ("coop", ROUNDED),
-            _ => (tier, F32),
-        };
+        if packing == Packing::F32 && on.tier == MATRICES {
+            on.tier = "subgroup";
+        }
+        let tolerance = if on.tier == MATRICES { ROUNDED } else { F32 };
         let compiled = compile(&fixture, packing, grid);
         let cases = cases(&fixture, &compiled, &[size]);
-        conforms(&fixture, &compiled, &cases, (tier, join), tolerance);
+        conforms(&fixture, &compiled, &cases, on, tolerance);
     }
 }

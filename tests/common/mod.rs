@@ -33,6 +33,15 @@ pub const NATIVE: &str = if cfg!(target_os = "linux") {
 /// The tiers that run on a CPU driver with subgroups of 8.
 pub const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base"];
 
+/// The tier for cooperative matrices, which no software driver has.
+pub const MATRICES: &str = "coop";
+
+/// The tiers that an emulated device runs.
+pub const FOR_GPUS: [&str; 3] = ["base", "subgroup", MATRICES];
+
+/// What rounding activations to f16 takes away there, over all elements.
+pub const ROUNDED: f64 = 2e-3;
+
 /// The adapter to test a back end with.
 #[track_caller]
 pub fn adapter(backend: &str) -> Adapter {

@@ -3,11 +3,9 @@
 
 use kiln_ir::Packing;
 
-use crate::suite::{MATRICES, Suite};
+use crate::common::{MATRICES, ROUNDED};
+use crate::suite::Suite;
 use crate::{attention, linear};
-
-/// What rounding activations to f16 takes away, over all elements.
-const ROUNDED: f64 = 2e-3;
 
 fn run(suite: Suite) {
     suite.within(ROUNDED).run(&[MATRICES]);

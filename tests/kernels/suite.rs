@@ -4,26 +4,20 @@
 use std::collections::BTreeMap;
 
 use kiln_codegen::{CompileOptions, Compiled, lower};
-use kiln_emulator::Program;
+use kiln_emulator::{On, Program};
 use kiln_ir::interp::{HostData, HostTensor, Interpreter, Tensors};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Bindings, DType, Graph, Packing};
 use kiln_runtime::{Model, Output, OutputData, RunOptions};
 
 use crate::common::fixtures::distance;
-use crate::common::{F32, NATIVE, in_memory, open};
+use crate::common::{F32, FOR_GPUS, MATRICES, NATIVE, in_memory, open};
 
 /// Ids that input `ids` holds: some lie outside a table of as many rows as this.
 pub const IDS: i32 = 37;
 
 /// How outputs are called whose values do not matter, if they are finite.
 pub const UNUSED: &str = "unused_";
-
-/// The tier for cooperative matrices, which no software driver has.
-pub const MATRICES: &str = "coop";
-
-/// The tiers that an emulated device runs.
-const FOR_GPUS: [&str; 3] = ["base", "subgroup", MATRICES];
 
 /// Graphs of different names, compiled together, and the sizes to run each at.
 pub struct Suite {
@@ -107,7 +101,12 @@ impl Suite {
         }
         for tier in tiers.iter().filter(|tier| FOR_GPUS.contains(tier)) {
             let weight = |name: &str| compiled.weight(name, &params).unwrap();
-            let program = Program::new(&compiled.plan, &compiled.kernels, tier, false, weight);
+            let on = On {
+                tier,
+                join: false,
+                subgroup: 32,
+            };
+            let program = Program::new(&compiled.plan, &compiled.kernels, on, weight);
             let mut program = program.unwrap();
             let run = move |graph: &Graph, sizes: &Bindings, inputs: &Tensors<f32>| {
                 emulate(&mut program, graph, sizes, inputs)

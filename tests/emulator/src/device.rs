@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{AddressSpace, GlobalVariable, Handle, Module, Statement};
+use naga::{AddressSpace, GlobalVariable, Handle, Module, Type, TypeInner};
 
 use crate::fault::Fault;
 use crate::launch::Launch;
@@ -54,7 +54,7 @@ impl Kernel {
     }
 
     pub(crate) fn name(&self, handle: Handle<GlobalVariable>) -> &str {
-        self.global(handle).name.as_deref().unwrap_or("a variable")
+        self.global(handle).name.as_deref().unwrap_or_default()
     }
 
     pub(crate) fn global(&self, handle: Handle<GlobalVariable>) -> &GlobalVariable {
@@ -62,26 +62,21 @@ impl Kernel {
     }
 }
 
+/// Whether buffers have words that atomics use.
 fn has_atomics(module: &Module) -> bool {
-    let functions = module.functions.iter().map(|(_, f)| f);
-    let mut functions = functions.chain(module.entry_points.iter().map(|e| &e.function));
-    functions.any(|f| any(&f.body, &|s| matches!(s, Statement::Atomic { .. })))
+    let buffers = module.global_variables.iter().map(|(_, variable)| variable);
+    let mut buffers = buffers.filter(|v| matches!(v.space, AddressSpace::Storage { .. }));
+    buffers.any(|variable| is_of_atomics(module, &module.types[variable.ty].inner))
 }
 
-/// Whether a statement of a block is such a one.
-fn any(block: &naga::Block, is: &dyn Fn(&Statement) -> bool) -> bool {
-    block.iter().any(|statement| {
-        is(statement)
-            || match statement {
-                Statement::Block(block) => any(block, is),
-                Statement::If { accept, reject, .. } => any(accept, is) || any(reject, is),
-                Statement::Switch { cases, .. } => cases.iter().any(|case| any(&case.body, is)),
-                Statement::Loop {
-                    body, continuing, ..
-                } => any(body, is) || any(continuing, is),
-                _ => false,
-            }
-    })
+fn is_of_atomics(module: &Module, inner: &TypeInner) -> bool {
+    let of = |ty: Handle<Type>| is_of_atomics(module, &module.types[ty].inner);
+    match inner {
+        TypeInner::Atomic(_) => true,
+        TypeInner::Array { base, .. } => of(*base),
+        TypeInner::Struct { members, .. } => members.iter().any(|member| of(member.ty)),
+        _ => false,
+    }
 }
 
 /// A buffer of a [`Device`].

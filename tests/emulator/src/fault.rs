@@ -50,11 +50,11 @@ pub enum Fault {
         word: usize,
         /// Who comes second here.
         who: Invocation,
-        /// `reads` or `writes`.
+        /// `reads`, `writes`, or `changes` by an atomic.
         does: &'static str,
         /// Who came first.
         other: Invocation,
-        /// `read` or `wrote`.
+        /// `read`, `wrote` or `changed`.
         did: &'static str,
     },
     /// An operation of many that some of them do not reach.

@@ -50,5 +50,5 @@ mod scalar;
 mod types;
 
 pub use device::{Buffer, Device, Kernel};
-pub use fault::Fault;
-pub use program::{Program, RunError, Session};
+pub use fault::{Fault, Invocation};
+pub use program::{On, Program, RunError, Session};

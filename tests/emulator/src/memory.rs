@@ -17,23 +17,42 @@ const NOBODY: Use = Use {
     barriers: 0,
 };
 
-/// The last uses of a word: a write, and reads by two different invocations, so that one
-/// of them is not by the next that writes.
+/// The last uses of a word: a write, an atomic, and three reads, of which the second is
+/// by another invocation than the first and the third by another workgroup, so that one
+/// of them is not ordered before whoever writes next by being its own, or its workgroup's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Uses {
     wrote: Use,
-    read: [Use; 2],
+    changed: Use,
+    read: [Use; 3],
 }
 
 impl Uses {
     pub const NONE: Uses = Uses {
         wrote: NOBODY,
-        read: [NOBODY; 2],
+        changed: NOBODY,
+        read: [NOBODY; 3],
     };
 
     pub fn is_written(&self) -> bool {
-        self.wrote.by != NOBODY.by
+        self.wrote.by != NOBODY.by || self.changed.by != NOBODY.by
     }
+}
+
+/// A word of a variable, and whether what other workgroups wrote there is seen at all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Word<'a> {
+    pub name: &'a str,
+    pub number: usize,
+    pub is_coherent: bool,
+}
+
+/// What an atomic does with what others released at its word, and releases there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Atomic {
+    Load,
+    Store,
+    Change,
 }
 
 /// Which barriers order uses of a memory.
@@ -50,7 +69,7 @@ pub(crate) enum Access {
     /// What was there is there again.
     WriteSame,
     Write,
-    /// By an atomic, as all uses of the word are: nothing has to order them.
+    /// By an atomic: nothing has to order it with others.
     Atomic,
 }
 
@@ -77,10 +96,11 @@ fn join(clock: &mut Clock, other: &Clock) {
 
 /// What orders the invocations of a launch.
 ///
-/// Within a workgroup its barriers do. Across workgroups an atomic hands on, to whoever
-/// uses the same word by an atomic later, what its invocation knows, and what its
+/// Within a workgroup its barriers do. Across workgroups an atomic that stores hands on, to
+/// whoever loads the word by an atomic later, what its invocation knows, and what its
 /// workgroup did before the last barrier for buffers. What an invocation learns so, others
-/// of its workgroup know behind the next barrier.
+/// of its workgroup know behind the next barrier. All that is of use for coherent buffers
+/// alone: of others nobody promises that what was written is seen.
 #[derive(Debug)]
 pub(crate) struct Order {
     workgroup: usize,
@@ -122,16 +142,20 @@ impl Order {
     }
 
     /// An atomic on a word of a buffer.
-    pub fn atomic(&mut self, by: u32, buffer: usize, word: usize) {
+    pub fn atomic(&mut self, by: u32, buffer: usize, word: usize, how: Atomic) {
         let workgroup = by as usize / self.workgroup;
         let done = self.barriers[Space::Storage as usize][workgroup];
         let released = self.released.entry((buffer, word)).or_default();
         let learnt = self.learnt[workgroup].entry(by).or_default();
-        join(released, learnt);
-        join(released, &self.known[workgroup]);
-        released.resize(self.known.len(), 0);
-        released[workgroup] = released[workgroup].max(done);
-        join(learnt, released);
+        if how != Atomic::Store {
+            join(learnt, released);
+        }
+        if how != Atomic::Load {
+            join(released, learnt);
+            join(released, &self.known[workgroup]);
+            released.resize(self.known.len(), 0);
+            released[workgroup] = released[workgroup].max(done);
+        }
     }
 
     /// Notes that `by` uses a word. Whoever writes what is there already, as all of a
@@ -146,31 +170,38 @@ impl Order {
         by: u32,
         how: Access,
         space: Space,
-        what: (&str, usize),
+        word: Word<'_>,
     ) -> Result<(), Fault> {
         let workgroup = by as usize / self.workgroup;
         let own = Use {
             by,
             barriers: self.barriers[space as usize][workgroup],
         };
-        if how == Access::Atomic {
-            uses.wrote = own;
-            return Ok(());
-        }
-        let writes = how != Access::Read;
+        let check = |before: Use, did: &'static str| self.check(before, own, did, how, word);
         if how != Access::WriteSame {
-            self.check(uses.wrote, own, "wrote", writes, what)?;
+            check(uses.wrote, "wrote")?;
         }
-        if writes {
+        if how != Access::Atomic {
+            check(uses.changed, "changed")?;
+        }
+        if how != Access::Read {
             for read in uses.read {
-                self.check(read, own, "read", writes, what)?;
+                check(read, "read")?;
             }
-            uses.wrote = own;
-        } else {
-            if uses.read[0].by != by {
-                uses.read[1] = uses.read[0];
+        }
+        match how {
+            Access::Read => {
+                let last = uses.read[0];
+                if last.by as usize / self.workgroup != workgroup {
+                    uses.read[2] = last;
+                }
+                if last.by != by {
+                    uses.read[1] = last;
+                }
+                uses.read[0] = own;
             }
-            uses.read[0] = own;
+            Access::Atomic => uses.changed = own,
+            Access::WriteSame | Access::Write => uses.wrote = own,
         }
         Ok(())
     }
@@ -180,8 +211,8 @@ impl Order {
         before: Use,
         own: Use,
         did: &'static str,
-        writes: bool,
-        (name, word): (&str, usize),
+        how: Access,
+        word: Word<'_>,
     ) -> Result<(), Fault> {
         if before.by == own.by || before.by == NOBODY.by {
             return Ok(());
@@ -194,17 +225,21 @@ impl Order {
                 let known = self.known[workgroup].get(other);
                 let learnt = self.learnt[workgroup].get(&own.by);
                 let learnt = learnt.and_then(|clock| clock.get(other));
-                Some(&before.barriers) < known.max(learnt)
+                word.is_coherent && Some(&before.barriers) < known.max(learnt)
             }
         };
         if is_ordered {
             return Ok(());
         }
         Err(Fault::Race {
-            name: name.to_owned(),
-            word,
+            name: word.name.to_owned(),
+            word: word.number,
             who: self.invocation(own.by),
-            does: if writes { "writes" } else { "reads" },
+            does: match how {
+                Access::Read => "reads",
+                Access::Atomic => "changes",
+                Access::Write | Access::WriteSame => "writes",
+            },
             other: self.invocation(before.by),
             did,
         })

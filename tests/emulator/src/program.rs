@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_ir::plan::{self, BLOCK, Binding, CONTEXT, Launch, PAST, Plan, Tier};
+use kiln_ir::plan::{self, BLOCK, Binding, CONTEXT, Check, Launch, PAST, Plan, Tier};
 use kiln_ir::{Bindings, Dim, DimError};
 
 use crate::device::{Buffer, Device, Kernel};
@@ -26,6 +26,9 @@ pub enum RunError {
     /// sizes.
     #[error("the plan has no {0}")]
     Missing(String),
+    /// Workgroups of a launch gave up waiting for each other.
+    #[error("a launch of variant `{0}` has stalled: its workgroups did not meet")]
+    Stalled(String),
     /// A size has no value.
     #[error(transparent)]
     Size(#[from] DimError),
@@ -50,6 +53,17 @@ pub struct Program<'a> {
     pub launched: BTreeMap<String, BTreeSet<usize>>,
 }
 
+/// What of a plan is run, and on what.
+#[derive(Clone, Copy, Debug)]
+pub struct On<'t> {
+    /// The tier, by its name.
+    pub tier: &'t str,
+    /// Whether variants are run whose launches do the work of several.
+    pub join: bool,
+    /// Invocations in a subgroup, where the tier does not say how many.
+    pub subgroup: usize,
+}
+
 /// The buffers of an entry point, and states, at a capacity.
 pub struct Session {
     entry: String,
@@ -58,11 +72,11 @@ pub struct Session {
     context: u64,
 }
 
-/// Words that are no numbers, and that nobody has by chance.
-const UNWRITTEN: u32 = 0x7fc0_dead;
+/// Words that are no numbers, as an f32 and as two halves, and that nobody has by chance.
+const UNWRITTEN: u32 = 0x7fde_7ead;
 
 impl<'a> Program<'a> {
-    /// The tier `tier` of a plan: `texts` has kernels by file, `weight` gives the bytes of
+    /// A tier of a plan: `texts` has kernels by file, `weight` gives the bytes of
     /// a weight.
     ///
     /// # Errors
@@ -70,14 +84,13 @@ impl<'a> Program<'a> {
     pub fn new(
         plan: &'a Plan,
         texts: &'a BTreeMap<String, String>,
-        tier: &str,
-        join: bool,
+        on: On<'_>,
         weight: impl Fn(&str) -> Vec<u8>,
     ) -> Result<Self, RunError> {
-        let found = plan.tiers.iter().find(|t| t.name == tier);
-        let tier = found.ok_or_else(|| RunError::Missing(format!("tier `{tier}`")))?;
-        let subgroup = tier.requires.subgroup_size.unwrap_or(32);
-        let mut device = Device::new(subgroup as usize);
+        let found = plan.tiers.iter().find(|t| t.name == on.tier);
+        let tier = found.ok_or_else(|| RunError::Missing(format!("tier `{}`", on.tier)))?;
+        let subgroup = tier.requires.subgroup_size.map(|size| size as usize);
+        let mut device = Device::new(subgroup.unwrap_or(on.subgroup));
         let weights = plan.weights.iter();
         let weights = weights
             .map(|w| device.buffer(words(&weight(&w.name))))
@@ -89,7 +102,7 @@ impl<'a> Program<'a> {
             kernels: BTreeMap::new(),
             device,
             weights,
-            join,
+            join: on.join,
             launched: BTreeMap::new(),
         })
     }
@@ -99,13 +112,19 @@ impl<'a> Program<'a> {
         found.ok_or_else(|| RunError::Missing(format!("entry `{name}`")))
     }
 
-    /// Runs the tier's checks; whether all of them find what they should.
+    /// Runs the checks of the tier, and of its variants that are run; whether all of them find what they should.
     ///
     /// # Errors
     /// When a launch fails.
     pub fn check(&mut self) -> Result<bool, RunError> {
         let mut passed = true;
-        for check in &self.tier.checks {
+        let variants = self.tier.entries.values().flat_map(|e| &e.variants);
+        let grids = variants
+            .filter_map(|v| v.grid.as_ref())
+            .filter(|_| self.join);
+        let of_grids = grids.filter_map(|grid| grid.check.as_ref());
+        let checks: Vec<&'a Check> = self.tier.checks.iter().chain(of_grids).collect();
+        for check in checks {
             let buffer = self.device.buffer(vec![0; check.words as usize]);
             let kernel = self.plan.kernels.get(&check.kernel);
             let bindings = vec![buffer; kernel.map_or(0, |k| k.bindings.len())];
@@ -131,7 +150,7 @@ impl<'a> Program<'a> {
         let mut sizes = capacity.clone();
         sizes.set(CONTEXT, context).set(BLOCK, 0);
         if sizes.get(&kiln_ir::Symbol::new(PAST)).is_none() {
-            sizes.set(PAST, context);
+            sizes.set(PAST, context.saturating_sub(1));
         }
         let found = self.entry(entry)?;
         let grids = found.variants.iter().filter_map(|v| v.grid.as_ref());
@@ -194,6 +213,11 @@ impl<'a> Program<'a> {
             chosen.ok_or_else(|| RunError::Missing("variant for these sizes".to_owned()))?;
         for launch in &variant.launches {
             self.launch(session, launch, &sizes)?;
+        }
+        if let Some(grid) = &variant.grid
+            && self.device.words(session.buffers[grid.state])[1] != 0
+        {
+            return Err(RunError::Stalled(variant.name.clone()));
         }
         let mut outputs = BTreeMap::new();
         for (index, port) in entry.outputs.iter().enumerate() {

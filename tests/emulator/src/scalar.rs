@@ -173,6 +173,15 @@ pub(crate) fn convert(from: Kind, to: Kind, x: &Lanes) -> Lanes {
     }
 }
 
+// What is no number stays so, for it to be seen.
+fn min(a: f32, b: f32) -> f32 {
+    if a.is_nan() || a < b { a } else { b }
+}
+
+fn max(a: f32, b: f32) -> f32 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
 /// A function of scalars, component by component. `args` has one or more of them.
 pub(crate) fn math(
     function: MathFunction,
@@ -197,9 +206,9 @@ pub(crate) fn math(
         };
         return match function {
             F::Abs => one(f32::abs),
-            F::Min => two(f32::min),
-            F::Max => two(f32::max),
-            F::Clamp => three(|x, low, high| x.max(low).min(high)),
+            F::Min => two(min),
+            F::Max => two(max),
+            F::Clamp => three(|x, low, high| min(max(x, low), high)),
             F::Floor => one(f32::floor),
             F::Ceil => one(f32::ceil),
             F::Round => one(f32::round_ties_even),

@@ -285,18 +285,24 @@ const HANDED_ON: (&str, &str) = (
     "y[at] = at + 1u;
      BARRIER
      if lane == 0u {
-         atomicAdd(&counter[0], 1u);
+         ARRIVE
          while atomicAdd(&counter[0], 0u) < 3u {}
      }
      AGAIN
      y[at + 192u] = y[(at + 100u) % 192u];",
 );
 
-fn handed_on(barrier: &str, again: &str) -> Result<Vec<u32>, Fault> {
+const ARRIVE: &str = "atomicAdd(&counter[0], 1u);";
+
+fn handed_on(
+    coherent: &str,
+    (barrier, arrive, again): (&str, &str, &str),
+) -> Result<Vec<u32>, Fault> {
     let (declarations, body) = HANDED_ON;
-    let body = body.replace("BARRIER", barrier).replace("AGAIN", again);
+    let body = body.replace("BARRIER", barrier).replace("ARRIVE", arrive);
+    let body = body.replace("AGAIN", again);
     let text = format!(
-        "@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+        "@group(0) @binding(2) {coherent} var<storage, read_write> y: array<u32>;
          {declarations}
          @compute @workgroup_size(64)
          fn main(
@@ -316,19 +322,24 @@ fn handed_on(barrier: &str, again: &str) -> Result<Vec<u32>, Fault> {
 
 #[test]
 fn buffers_across_workgroups() {
-    let found = handed_on("storageBarrier();", "workgroupBarrier();").unwrap();
+    let proper = ("storageBarrier();", ARRIVE, "workgroupBarrier();");
+    let found = handed_on("@coherent", proper).unwrap();
     let wanted: Vec<u32> = (0..192).map(|at| (at + 100) % 192 + 1).collect();
     assert_eq!(found, wanted);
     // What others stored is not known to be before the atomic; nor that the atomic is
     // before what others load.
-    for (barrier, again) in [
-        ("", "workgroupBarrier();"),
-        ("workgroupBarrier();", "workgroupBarrier();"),
-        ("storageBarrier();", ""),
+    let (barrier, arrive, again) = proper;
+    for order in [
+        ("", arrive, again),
+        ("workgroupBarrier();", arrive, again),
+        (barrier, arrive, ""),
     ] {
-        let fault = handed_on(barrier, again).unwrap_err();
+        let fault = handed_on("@coherent", order).unwrap_err();
         assert!(matches!(fault, Fault::Race { .. }), "{fault}");
     }
+    // Nor is what was stored seen by all others.
+    let fault = handed_on("", proper).unwrap_err();
+    assert!(matches!(fault, Fault::Race { .. }), "{fault}");
     // Without an atomic nothing orders workgroups, whichever runs first.
     let body = (
         "",
@@ -352,6 +363,62 @@ fn atomics_in_workgroup_memory() {
     );
     let fault = first(counter, "atomicAdd(&counter, 1u);").unwrap_err();
     assert!(matches!(fault, Fault::Unwritten { .. }), "{fault}");
+}
+
+/// An atomic that only loads hands nothing on: arriving before the barrier is too early,
+/// though others are looked for behind it.
+#[test]
+fn arrivals_before_the_barrier() {
+    let text = "
+        @group(0) @binding(1) @coherent var<storage, read_write> y: array<u32>;
+        @group(0) @binding(2) var<storage, read_write> counter: array<atomic<u32>>;
+        @compute @workgroup_size(64)
+        fn main(
+            @builtin(local_invocation_index) lane: u32,
+            @builtin(workgroup_id) workgroup: vec3<u32>,
+        ) {
+            let at = workgroup.x * 64u + lane;
+            y[at] = at;
+            EARLY
+            storageBarrier();
+            LATE
+            if lane == 0u { while atomicLoad(&counter[0]) < 3u {} }
+            workgroupBarrier();
+            y[at + 192u] = y[(at + 100u) % 192u];
+        }";
+    let run = |early: &str, late: &str| {
+        let text = text.replace("EARLY", early).replace("LATE", late);
+        let kernel = Kernel::new(&text).unwrap();
+        let mut device = Device::new(32);
+        let (y, counter) = (device.buffer(vec![0; 384]), device.buffer(vec![0; 1]));
+        device.launch(&kernel, [3, 1, 1], &[], &[y, counter])
+    };
+    let arrive = "if lane == 0u { atomicAdd(&counter[0], 1u); }";
+    run("", arrive).unwrap();
+    let fault = run(arrive, "").unwrap_err();
+    assert!(matches!(fault, Fault::Race { .. }), "{fault}");
+}
+
+/// A word that one workgroup reads and another writes, whichever of them is first.
+#[test]
+fn words_read_by_several_workgroups() {
+    let body = (
+        "",
+        "let first = y[0]; storageBarrier(); y[at + 1u] = first;
+         if at == 128u { y[0] = 7u; }",
+    );
+    let fault = launch(32, 3, body, vec![0], 384).unwrap_err();
+    assert!(
+        matches!(
+            fault,
+            Fault::Race {
+                does: "writes",
+                did: "read",
+                ..
+            }
+        ),
+        "{fault}"
+    );
 }
 
 #[test]

@@ -4,26 +4,26 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use naga::{
-    AddressSpace, ArraySize, AtomicFunction, Expression, GlobalVariable, Handle, SubgroupOperation,
-    TypeInner,
+    AddressSpace, ArraySize, AtomicFunction, Expression, GlobalVariable, Handle, MemoryDecorations,
+    SubgroupOperation, TypeInner,
 };
 
 use super::{Launch, Pointer, Root};
 use crate::fault::Fault;
 use crate::lanes::{Lanes, Mask};
-use crate::memory::{Access, Space};
+use crate::memory::{Access, Atomic, Space, Word};
 use crate::scalar::{self};
 use crate::types::Pointee;
 
 impl<'a> Launch<'a> {
     fn name(&self, root: Root) -> &str {
-        let name = match root {
-            Root::Local(frame, variable) => self.frames[frame].function.local_variables[variable]
-                .name
-                .as_ref(),
-            Root::Global(variable) => self.kernel.global(variable).name.as_ref(),
-        };
-        name.map_or("a variable", String::as_str)
+        match root {
+            Root::Local(frame, variable) => {
+                let variables = &self.frames[frame].function.local_variables;
+                variables[variable].name.as_deref().unwrap_or_default()
+            }
+            Root::Global(variable) => self.kernel.name(variable),
+        }
     }
 
     /// Whether offsets are in bytes.
@@ -136,7 +136,7 @@ impl<'a> Launch<'a> {
         };
         Ok(Pointer {
             root: pointer.root,
-            offset: pointer.offset.map(|a| a + before),
+            offset: pointer.offset.map(|a| a.wrapping_add(before)),
             to: Pointee::Type(members[index].ty),
         })
     }
@@ -162,7 +162,7 @@ impl<'a> Launch<'a> {
                 AddressSpace::Uniform => {
                     let fields = self.fields(pointer.to)?;
                     let words = fields.iter().map(|field| {
-                        let word = |at: u32| (at + field.offset) as usize / 4;
+                        let word = |at: u32| at.wrapping_add(field.offset) as usize / 4;
                         pointer
                             .offset
                             .map(|at| self.uniforms.get(word(at)).copied().unwrap_or(0))
@@ -218,8 +218,12 @@ impl<'a> Launch<'a> {
                 who: self.order.invocation(by),
             });
         }
-        self.order
-            .note(uses, by, how, Space::Workgroup, (name, at))?;
+        let of = Word {
+            name,
+            number: at,
+            is_coherent: true,
+        };
+        self.order.note(uses, by, how, Space::Workgroup, of)?;
         Ok(shared.words[word])
     }
 
@@ -239,9 +243,13 @@ impl<'a> Launch<'a> {
             true => Access::Atomic,
             false => Access::write(shared.words[word], bits),
         };
-        let what = (self.kernel.name(variable), at);
+        let of = Word {
+            name: self.kernel.name(variable),
+            number: at,
+            is_coherent: true,
+        };
         let uses = &mut shared.uses[word];
-        self.order.note(uses, by, how, Space::Workgroup, what)?;
+        self.order.note(uses, by, how, Space::Workgroup, of)?;
         shared.words[word] = bits;
         Ok(())
     }
@@ -254,32 +262,55 @@ impl<'a> Launch<'a> {
     ) -> Result<Rc<[Lanes]>, Fault> {
         let buffer = self.buffer_of(variable);
         let fields = self.fields(pointer.to)?;
-        let is_atomic = self.is_atomic(pointer);
-        let name = self.kernel.name(variable);
+        let how = match self.is_atomic(pointer) {
+            true => Access::Atomic,
+            false => Access::Read,
+        };
         let mut out = vec![vec![0; self.lanes]; fields.len()];
         for lane in mask.lanes() {
-            let by = self.by(lane);
             for (field, out) in fields.iter().zip(&mut out) {
                 let at = (pointer.offset.at(lane) + field.offset) as usize;
+                let width = field.scalar.width;
                 let Some(word) = self.buffers[buffer].get(at / 4).copied() else {
                     return Err(self.beyond(variable, at, lane));
                 };
-                if is_atomic {
-                    self.order.atomic(by, buffer, at / 4);
-                } else if let Some(uses) = self.uses.get_mut(&buffer) {
-                    for uses in &mut uses[halves(at, field.scalar.width)] {
-                        let what = (name, at / 4);
-                        self.order
-                            .note(uses, by, Access::Read, Space::Storage, what)?;
-                    }
+                self.note_buffer(variable, lane, (at, width), how)?;
+                if how == Access::Atomic {
+                    let by = self.by(lane);
+                    self.order.atomic(by, buffer, at / 4, Atomic::Load);
                 }
-                out[lane] = match field.scalar.width {
+                out[lane] = match width {
                     2 => word >> (8 * (at % 4)) & 0xffff,
                     _ => word,
                 };
             }
         }
         Ok(out.into_iter().map(|all| Lanes::Each(all.into())).collect())
+    }
+
+    /// Notes the use of a scalar of a buffer, by its place and width in bytes, if the
+    /// buffer is one that is written.
+    fn note_buffer(
+        &mut self,
+        variable: Handle<GlobalVariable>,
+        lane: usize,
+        (at, width): (usize, naga::Bytes),
+        how: Access,
+    ) -> Result<(), Fault> {
+        let (buffer, by) = (self.buffer_of(variable), self.by(lane));
+        let decorations = self.kernel.global(variable).memory_decorations;
+        let of = Word {
+            name: self.kernel.name(variable),
+            number: at / 4,
+            is_coherent: decorations.contains(MemoryDecorations::COHERENT),
+        };
+        if let Some(uses) = self.uses.get_mut(&buffer) {
+            // By halves of words.
+            for uses in &mut uses[at / 2..(at + width as usize) / 2] {
+                self.order.note(uses, by, how, Space::Storage, of)?;
+            }
+        }
+        Ok(())
     }
 
     /// An address in bytes that lies beyond the end of a buffer.
@@ -338,32 +369,30 @@ impl<'a> Launch<'a> {
         let buffer = self.buffer_of(variable);
         let fields = self.fields(pointer.to)?;
         let is_atomic = self.is_atomic(pointer);
-        let name = self.kernel.name(variable);
         for lane in mask.lanes() {
-            let by = self.by(lane);
             for (field, scalar) in fields.iter().zip(value) {
                 let at = (pointer.offset.at(lane) + field.offset) as usize;
-                if at / 4 >= self.buffers[buffer].len() {
+                let width = field.scalar.width;
+                let Some(before) = self.buffers[buffer].get(at / 4).copied() else {
                     return Err(self.beyond(variable, at, lane));
-                }
-                let word = &mut self.buffers[buffer][at / 4];
-                let bits = match field.scalar.width {
+                };
+                let bits = match width {
                     2 => {
                         let shift = 8 * (at % 4);
-                        *word & !(0xffff << shift) | (scalar.at(lane) & 0xffff) << shift
+                        before & !(0xffff << shift) | (scalar.at(lane) & 0xffff) << shift
                     }
                     _ => scalar.at(lane),
                 };
+                let how = match is_atomic {
+                    true => Access::Atomic,
+                    false => Access::write(before, bits),
+                };
+                self.note_buffer(variable, lane, (at, width), how)?;
                 if is_atomic {
-                    self.order.atomic(by, buffer, at / 4);
-                } else if let Some(uses) = self.uses.get_mut(&buffer) {
-                    let how = Access::write(*word, bits);
-                    for uses in &mut uses[halves(at, field.scalar.width)] {
-                        let what = (name, at / 4);
-                        self.order.note(uses, by, how, Space::Storage, what)?;
-                    }
+                    let by = self.by(lane);
+                    self.order.atomic(by, buffer, at / 4, Atomic::Store);
                 }
-                *word = bits;
+                self.buffers[buffer][at / 4] = bits;
             }
         }
         Ok(())
@@ -417,17 +446,14 @@ impl<'a> Launch<'a> {
             let Some(old) = self.buffers[buffer].get(word).copied() else {
                 return Err(self.beyond(variable, at, lane));
             };
-            self.order.atomic(self.by(lane), buffer, word);
+            self.note_buffer(variable, lane, (at, 4), Access::Atomic)?;
+            let by = self.by(lane);
+            self.order.atomic(by, buffer, word, Atomic::Change);
             self.buffers[buffer][word] = changed(old, value.at(lane))?;
             before[lane] = old;
         }
         Ok(Lanes::Each(before.into()))
     }
-}
-
-/// The halves of a buffer's words that a scalar lies in, of so many bytes.
-fn halves(at: usize, width: naga::Bytes) -> std::ops::Range<usize> {
-    at / 2..(at + width as usize) / 2
 }
 
 fn load_slots(slots: &[Lanes], offset: &Lanes, count: usize, mask: &Mask) -> Rc<[Lanes]> {

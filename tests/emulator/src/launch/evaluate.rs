@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use naga::{Expression, Handle, MathFunction, Scalar, TypeInner};
+use naga::{CooperativeSize, Expression, Handle, MathFunction, Scalar, TypeInner};
 
 use super::{Launch, Pointer, Root, Value};
 use crate::fault::Fault;
@@ -279,7 +279,12 @@ impl<'a> Launch<'a> {
                 let pointer = self.pointer(*base)?;
                 vec![Lanes::Same(self.length(&pointer)? as u32)]
             }
-            Expression::CooperativeLoad { data, .. } => self.load_matrix(data, mask)?,
+            Expression::CooperativeLoad {
+                columns: CooperativeSize::Sixteen,
+                rows: CooperativeSize::Sixteen,
+                data,
+                ..
+            } => self.load_matrix(data, mask)?,
             Expression::CooperativeMultiplyAdd { a, b, c } => {
                 self.multiply_add(*a, *b, *c, mask)?
             }

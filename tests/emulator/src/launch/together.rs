@@ -110,7 +110,7 @@ impl<'a> Launch<'a> {
             if source >= end || !mask.has(source) {
                 return Err(Fault::Divergent {
                     what: "a value of another invocation of the subgroup",
-                    missing: self.who(source.min(self.lanes)),
+                    missing: self.who(source.min(end - 1)),
                 });
             }
             from[lane] = source;
