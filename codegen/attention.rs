@@ -196,21 +196,17 @@ impl Attention<'_> {
             load_hook(name, view, row, head, head_dim, &mut d);
         }
         let v = views.get(2).map_or(k, |(_, v)| v);
-        for block in default_hooks(body) {
+        let own = default_hooks(body).filter(|_| [COOP, FOR_MANY].contains(&body));
+        for block in own {
+            let is_key = block.contains("fn half_k(") || block.contains("fn load_key(");
+            let (name, view) = if is_key { ("k", k) } else { ("v", v) };
             if body == COOP {
-                let (name, view) = match block.contains("fn half_k(") {
-                    true => ("k", k),
-                    false => ("v", v),
-                };
                 half_hook(name, view, block, head_dim, &mut d);
             } else {
-                let load = match block.contains("fn load_key(") {
-                    true => "load_k(b, j, kvh, at)",
-                    false => "load_v(b, j, kvh, at)",
-                };
+                let load = format!("load_{name}(b, j, kvh, at)");
                 let place = |at| format!("[{at}]");
                 let count = head_dim.div_ceil(4);
-                d.hook(lanes::share(self.tier, block, count, load, place));
+                d.hook(lanes::share(self.tier, block, count, &load, place));
             }
         }
         if probabilities {

@@ -1,4 +1,5 @@
-//! States in f16, where a tier's kernels round what they read of them to that anyway.
+//! States in f16, where a tier's kernels for prompts round what they read of them to that
+//! anyway.
 
 use kiln_ir::plan::Access;
 
@@ -38,12 +39,9 @@ pub(crate) fn bind_halves(bound: &mut Bound, hooks: &mut Vec<Hook>) {
         _ => load(&bound.name, bound.element),
     };
     bound.call(hooks, &function, text);
+    // Last: the other text loads halves as they are.
+    bound.take_others(hooks);
     bound.element = half;
-    for hook in hooks.iter_mut() {
-        if let Some((_, other)) = hook.otherwise.take_if(|(name, _)| *name == bound.name) {
-            hook.text = other;
-        }
-    }
 }
 
 /// Has every kernel of an entry point's variants keep states in f16.

@@ -53,11 +53,8 @@ pub(crate) fn bind_image(bound: &mut Bound, hooks: &mut Vec<Hook>) {
         true => store(&bound.name, bound.element),
         false => load(&bound.name, bound.element),
     };
-    for hook in hooks.iter_mut() {
-        if let Some((_, other)) = hook.otherwise.take_if(|(name, _)| *name == bound.name) {
-            hook.text = other;
-        }
-    }
+    // First: the other text has its loads from the image as calls too.
+    bound.take_others(hooks);
     bound.call(hooks, &function, text);
     bound.access = match writes {
         true => Access::WriteTexels,

@@ -268,8 +268,9 @@ pub(crate) fn join(
         ));
     }
 
-    let mut enables = stages.iter().map(|stage| stage.launch.kernel.enables());
-    let mut out = enables.find(|text| !text.is_empty()).unwrap_or_default();
+    let enables = stages.iter().map(|stage| stage.launch.kernel.enables());
+    // Those for matrices have those for f16 in them.
+    let mut out = enables.max_by_key(String::len).unwrap_or_default();
     out.push_str(&uniforms(symbols));
     for (at, (key, name)) in (1..).zip(bound.keys.iter().zip(&bound.all_names)) {
         let access = bound.access(key.0);

@@ -68,6 +68,15 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
+    /// Has hooks that have another text for what is bound have that.
+    pub fn take_others(&self, hooks: &mut [Hook]) {
+        for hook in hooks {
+            if let Some((_, other)) = hook.otherwise.take_if(|(name, _)| *name == self.name) {
+                hook.text = other;
+            }
+        }
+    }
+
     /// Puts calls of `function`, whose text is added, in place of the loads from it, or the
     /// stores to it, in `hooks`.
     pub fn call(&self, hooks: &mut Vec<Hook>, function: &str, text: String) {
@@ -263,7 +272,7 @@ impl Draft {
 
     /// Adds a function to the kernel's text, once. It loads from what is bound by
     /// `name[i]` alone, and stores by statements `name[i] = v;`, for which
-    /// [`Draft::make_image`] looks.
+    /// [`Draft::make_image`] and [`Draft::make_halves`] look.
     pub fn hook(&mut self, text: impl Into<String>) {
         self.add(Hook {
             text: text.into(),
@@ -348,8 +357,8 @@ impl Draft {
 
     /// Binds buffers as such of f16, and says so in the name, if any is bound that is to.
     pub fn make_halves(&mut self, is: impl Fn(Base) -> bool) {
-        let mut bindings = self.bindings.iter_mut();
-        let found: Vec<&mut Bound> = bindings.by_ref().filter(|b| is(b.base)).collect();
+        let bindings = self.bindings.iter_mut();
+        let found: Vec<&mut Bound> = bindings.filter(|b| is(b.base)).collect();
         if !found.is_empty() {
             self.detail.push_str(HALF_STATES);
         }

@@ -94,8 +94,9 @@ impl Tier {
         self.is_cpu()
     }
 
-    /// Whether states are kept in f16: attention with cooperative matrices rounds keys and
-    /// values to that, so what it gives is the same, and half the bytes are read.
+    /// Whether states are kept in f16, of which half the bytes are read: attention with
+    /// cooperative matrices rounds keys and values to that anyway, so prompts give the same.
+    /// Single tokens, and heads that matrices do not take, find them rounded.
     pub fn halves_states(self) -> bool {
         self == Tier::Coop
     }

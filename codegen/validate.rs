@@ -1,5 +1,6 @@
 //! Checks of emitted kernels by naga, and their translation.
 
+use naga::TypeInner;
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
@@ -13,7 +14,8 @@ pub enum Target {
     SpirV,
     /// The Metal Shading Language.
     Msl,
-    /// HLSL, for Direct3D 12.
+    /// HLSL, for Direct3D 12: of shader model 6.0, and where a kernel has f16 of 6.2, with
+    /// types of 16 bits.
     Hlsl,
 }
 
@@ -114,8 +116,16 @@ pub(crate) fn translate(
                 .map_err(|e| failed(e.to_string()))
         }
         Target::Hlsl => {
+            let is_half = |ty: &naga::Type| match ty.inner {
+                TypeInner::Scalar(scalar) | TypeInner::Vector { scalar, .. } => scalar.width == 2,
+                _ => false,
+            };
+            let has_halves = module.types.iter().any(|(_, ty)| is_half(ty));
             let options = hlsl::Options {
-                shader_model: hlsl::ShaderModel::V6_0,
+                shader_model: match has_halves {
+                    true => hlsl::ShaderModel::V6_2,
+                    false => hlsl::ShaderModel::V6_0,
+                },
                 ..hlsl::Options::default()
             };
             let mut text = String::new();

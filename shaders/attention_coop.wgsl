@@ -78,7 +78,8 @@ fn main(
         v[n] = half_v(b, j, kvh, at % D4);
     }
     for (var base = from_key; base < to_key; base += KEYS) {
-        // Nobody reads the last keys and values any more: all have met since, behind their product.
+        // Nobody reads the last keys and values any more: all have met behind their products, which
+        // takes a barrier of the whole workgroup there.
         for (var n = 0u; n < LOADS; n++) {
             let at = n * WORKGROUP + lane;
             if at < KEYS * D4 {

@@ -16,7 +16,7 @@ use super::intern::{Interner, runs};
 pub struct Lowered {
     compiler: String,
     weights: Vec<Weight>,
-    states: Vec<(String, usize)>,
+    states: Vec<String>,
     /// Every line of every kernel.
     lines: Interner<String>,
     kernels: Vec<Kernel>,
@@ -60,6 +60,8 @@ struct Kernel {
 struct Tier {
     name: String,
     requires: Requirements,
+    /// Bytes of each state.
+    states: Vec<usize>,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -105,17 +107,13 @@ impl Lowered {
         let mut lowered = Lowered {
             compiler: plan.compiler.clone(),
             weights: plan.weights.iter().map(weight).collect(),
-            states: Vec::new(),
+            states: plan.states.iter().map(|s| s.name.clone()).collect(),
             lines: Interner::default(),
             kernels: Vec::new(),
             tiers: Vec::new(),
             dims: Interner::default(),
             labels: Interner::default(),
         };
-        for state in &plan.states {
-            let bytes = lowered.dim(&state.bytes);
-            lowered.states.push((state.name.clone(), bytes));
-        }
         let mut kernels = Interner::default();
         for tier in &plan.tiers {
             for check in &tier.checks {
@@ -128,9 +126,12 @@ impl Lowered {
             let entries =
                 entries.map(|(name, entry)| (name.clone(), lowered.entry(entry, &mut kernels)));
             let entries = entries.collect();
+            let states = plan.states.iter().map(|s| tier.state_bytes(s));
+            let states = states.map(|bytes| lowered.dim(&bytes)).collect();
             lowered.tiers.push(Tier {
                 name: tier.name.clone(),
                 requires: tier.requires.clone(),
+                states,
                 entries,
             });
         }

@@ -160,14 +160,15 @@ fn another_version_is_refused_before_anything_else() {
     let dir = folder();
     fs::write(
         dir.path().join("plan.json"),
-        r#"{"version": 7, "novelty": []}"#,
+        format!(r#"{{"version": {}, "novelty": []}}"#, PLAN_VERSION + 1),
     )
     .unwrap();
     assert_eq!(
         open(&dir),
         format!(
-            "the plan has format version 7, this kiln reads version {PLAN_VERSION}; \
-             compile the model again with this kiln"
+            "the plan has format version {}, this kiln reads version {PLAN_VERSION}; \
+             compile the model again with this kiln",
+            PLAN_VERSION + 1
         )
     );
     fs::write(dir.path().join("plan.json"), "{}").unwrap();

@@ -98,7 +98,9 @@ const plan = data.lowered;
 
 const tierNames = plan ? plan.tiers.map((tier) => tier.name) : [];
 
-const planEntry = (tier, entry) => plan?.tiers.find((t) => t.name === tier)?.entries[entry];
+const planTier = (tier) => plan?.tiers.find((t) => t.name === tier);
+
+const planEntry = (tier, entry) => planTier(tier)?.entries[entry];
 
 /** A launch of the plan, opened up. */
 function openLaunch([label, kernel, workgroups, flops, byteCount, ...bindings]) {

@@ -228,7 +228,7 @@ function boundTo({ kind, index }, sizes) {
     return { name: weight.name, what, bytes: weight.bytes };
   }
   if (kind === 'state') {
-    const [name, size] = plan.states[index];
+    const [name, size] = [plan.states[index], planTier(state.tier).states[index]];
     return { name, what: `state, ${plan.dims[size]} bytes`, bytes: evaluate(plan.dims[size], sizes) };
   }
   const entry = planEntry(state.tier, state.entry);

@@ -66,7 +66,7 @@ function viewMemory(patch, hint) {
   }));
   const used = new Set(launches.flatMap((l) => l.bindings.filter((b) => b.kind === 'state').map((b) => b.index)));
   const states = { count: used.size, most: 0 };
-  for (const index of used) states.most += evaluate(plan.dims[plan.states[index][1]], maximalSizes());
+  for (const index of used) states.most += evaluate(plan.dims[planTier(state.tier).states[index]], maximalSizes());
   const inUse = launches.map((_, at) => buffers.reduce((sum, buffer) =>
     sum + (buffer.lives.some((life) => life.from <= at && at <= life.to) ? buffer.most : 0), 0));
   const allocated = buffers.reduce((sum, buffer) => sum + buffer.most, 0);

@@ -193,7 +193,8 @@ impl Checker<'_, '_> {
                 Binding::State(i) => {
                     if let Some(state) = self.plan.states.get(i) {
                         let subject = format!("state `{}`", state.name);
-                        if let Ok(bytes) = state.bytes.eval(&self.sizes.max) {
+                        let bytes = self.tier.state_bytes(state);
+                        if let Ok(bytes) = bytes.eval(&self.sizes.max) {
                             self.fits(&subject, bytes, image);
                         }
                     }
@@ -432,6 +433,11 @@ impl Checker<'_, '_> {
                 Binding::State(_) => self.images.contains(&binding),
                 Binding::Buffer(i) => self.entry.buffers.get(i).is_some_and(|b| b.image),
             };
+            if access.is_image() && self.tier.half_states && matches!(binding, Binding::State(_)) {
+                let expected = "a buffer, as states of f16 are";
+                self.report
+                    .error(26, format!("binding {at}"), expected, "an image");
+            }
             if image != access.is_image() {
                 let expected = match image {
                     true => "no image, or one that is bound as texels",

@@ -560,6 +560,12 @@ fn invariant_26_images() {
     let state = "tier `base`, entry `step`, variant `decode`, launch `append`: binding 2: expected \
                  no image, or one that is bound as texels, found State(0)";
     breaks(26, state, |p| images(p, false, true));
+    let of_halves = "tier `base`, entry `step`, variant `decode`, launch `append`: binding 2: \
+                     expected a buffer, as states of f16 are, found an image";
+    breaks(26, of_halves, |p| {
+        images(p, true, true);
+        p.tiers[0].half_states = true;
+    });
 
     // Written by one launch of the stream and read by another.
     let normed = |p: &mut Plan| {

@@ -115,9 +115,9 @@ impl Device {
         &mut self.buffers[buffer.0]
     }
 
-    /// Launches a kernel in a grid of so many workgroups along each axis: `uniforms` are the words of the uniform
-    /// block at binding 0 of group 0, `bindings` the buffers at 1, 2, ... Gives the barriers
-    /// that were reached, by where they begin in the kernel's text.
+    /// Launches a kernel in a grid of so many workgroups along each axis: `uniforms` are
+    /// the words of the uniform block at binding 0 of group 0, `bindings` the buffers at 1,
+    /// 2, ... Gives the barriers that were reached, by where they begin in the kernel's text.
     ///
     /// # Errors
     /// The [`Fault`] that ended the launch. Buffers then hold what had been written.
