@@ -220,8 +220,7 @@ impl Attention<'_> {
         let tokens = &batch * &queries;
         let pairs = &tokens * &keys;
         let products = if probabilities { 2 } else { 4 };
-        let is_half = self.tier.halves_states() && matches!(k.base, Base::State(_));
-        let element = if is_half { 2 } else { 4 };
+        let element = self.tier.element_bytes(k.base);
         let kv_bytes = &(&batch * &keys)
             * &Dim::constant(element * head_dim * self.spec.kv_heads as u64 * (plain as u64 - 1));
         let out_bytes = match probabilities {

@@ -127,7 +127,8 @@ impl Linear<'_> {
             kernel: d,
             workgroups,
             flops: &block * &Dim::constant(2 * k * n),
-            bytes: &(&block * &Dim::constant(4 * (k + n))) + &Dim::constant(weight_bytes as u64),
+            bytes: &(&block * &Dim::constant(4 * k + self.output_bytes(matrix, part)?))
+                + &Dim::constant(weight_bytes as u64),
         })
     }
 
@@ -355,6 +356,17 @@ impl Linear<'_> {
             "fn finish(row: u32, n: u32, acc: f32, operands: Operands) {{\n    let column = {column};\n{epilogue}{writes}}}\n"
         ));
         Ok(())
+    }
+
+    /// Bytes that a row of the outputs of a part of the matrix takes.
+    fn output_bytes(&self, matrix: &Matrix, part: &MatrixPart) -> Result<u64, CodegenError> {
+        let (first, end) = (part.first_row, part.first_row + part.rows);
+        let outputs = self.outputs(matrix.rows)?.into_iter();
+        let bytes = outputs.map(|output| {
+            let columns = output.end.min(end).saturating_sub(output.start.max(first));
+            columns * self.tier.element_bytes(output.view.base)
+        });
+        Ok(bytes.sum())
     }
 
     /// Where columns are written.

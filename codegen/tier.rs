@@ -5,6 +5,7 @@ use kiln_ir::{Dim, Packing};
 use naga::valid::Capabilities;
 
 use crate::lanes::LANES;
+use crate::view::Base;
 
 /// Bytes that a workgroup of any tier may share, WebGPU's default limit.
 pub(crate) const WORKGROUP_MEMORY: u64 = 16 << 10;
@@ -99,6 +100,14 @@ impl Tier {
     /// Single tokens, and heads that matrices do not take, find them rounded.
     pub fn halves_states(self) -> bool {
         self == Tier::Coop
+    }
+
+    /// Bytes of an element in a buffer of reals.
+    pub fn element_bytes(self, base: Base) -> u64 {
+        match base {
+            Base::State(_) if self.halves_states() => 2,
+            _ => 4,
+        }
     }
 
     /// What naga may accept in the tier's kernels.

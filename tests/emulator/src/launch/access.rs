@@ -161,13 +161,15 @@ impl<'a> Launch<'a> {
                 AddressSpace::WorkGroup => self.load_shared(variable, pointer, count, mask),
                 AddressSpace::Uniform => {
                     let fields = self.fields(pointer.to)?;
-                    let words = fields.iter().map(|field| {
-                        let word = |at: u32| at.wrapping_add(field.offset) as usize / 4;
-                        pointer
-                            .offset
-                            .map(|at| self.uniforms.get(word(at)).copied().unwrap_or(0))
-                    });
-                    Ok(words.collect())
+                    let mut out = Vec::new();
+                    for field in fields.iter() {
+                        let word = pointer.offset.map(|at| at.wrapping_add(field.offset) / 4);
+                        let name = self.kernel.name(variable);
+                        self.check_index(name, &word, self.uniforms.len(), mask)?;
+                        let at = |word: u32| self.uniforms.get(word as usize).copied();
+                        out.push(word.map(|word| at(word).unwrap_or(0)));
+                    }
+                    Ok(out.into())
                 }
                 AddressSpace::Storage { .. } => self.load_buffer(variable, pointer, mask),
                 other => Err(Fault::Unsupported(format!("loads from {other:?}"))),
