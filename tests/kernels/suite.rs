@@ -137,6 +137,18 @@ impl Suite {
     }
 }
 
+/// The elements of inputs as a device holds them.
+fn words(inputs: &Tensors<f32>) -> impl Iterator<Item = (&str, &[u32])> {
+    inputs.iter().map(|(name, tensor)| {
+        let words: &[u32] = match &tensor.data {
+            HostData::F(values) => bytemuck::cast_slice(values),
+            HostData::I32(values) => bytemuck::cast_slice(values),
+            HostData::Bool(_) => panic!("no truth values are taken in"),
+        };
+        (name.as_str(), words)
+    })
+}
+
 /// Runs a graph at some sizes.
 type Run<'a> = Box<dyn FnMut(&Graph, &Bindings, &Tensors<f32>) -> Vec<Output> + 'a>;
 
@@ -146,15 +158,7 @@ fn emulate(
     sizes: &Bindings,
     inputs: &Tensors<f32>,
 ) -> Vec<Output> {
-    let words = inputs.iter().map(|(name, tensor)| {
-        let words: &[u32] = match &tensor.data {
-            HostData::F(values) => bytemuck::cast_slice(values),
-            HostData::I32(values) => bytemuck::cast_slice(values),
-            HostData::Bool(_) => panic!("no truth values are taken in"),
-        };
-        (name.as_str(), words)
-    });
-    let words: Vec<(&str, &[u32])> = words.collect();
+    let words: Vec<(&str, &[u32])> = words(inputs).collect();
     let session = program.session(&graph.name, sizes, 0).unwrap();
     let found = program.run(&session, &words, sizes);
     let mut found = found.unwrap_or_else(|error| panic!("{} at {sizes:?}: {error}", graph.name));
@@ -174,14 +178,7 @@ fn emulate(
 }
 
 fn run(model: &Model, entry: &str, sizes: &Bindings, inputs: &Tensors<f32>) -> Vec<Output> {
-    let bytes = inputs.iter().map(|(name, tensor)| {
-        let bytes: &[u8] = match &tensor.data {
-            HostData::F(values) => bytemuck::cast_slice(values),
-            HostData::I32(values) => bytemuck::cast_slice(values),
-            HostData::Bool(_) => panic!("no truth values are taken in"),
-        };
-        (name.as_str(), bytes)
-    });
+    let bytes = words(inputs).map(|(name, words)| (name, bytemuck::cast_slice(words)));
     let bytes: Vec<(&str, &[u8])> = bytes.collect();
     let outputs = model.run_collect(entry, &bytes, sizes, &RunOptions::default());
     outputs.unwrap_or_else(|error| panic!("{entry} at {sizes:?}: {error}"))

@@ -279,66 +279,53 @@ fn barriers_that_some_do_not_reach() {
     );
 }
 
-/// Each workgroup hands a word on to the next, by way of a counter.
-const HANDED_ON: (&str, &str) = (
-    "@group(0) @binding(3) var<storage, read_write> counter: array<atomic<u32>>;",
-    "y[at] = at + 1u;
-     BARRIER
-     if lane == 0u {
-         ARRIVE
-         while atomicAdd(&counter[0], 0u) < 3u {}
-     }
-     AGAIN
-     y[at + 192u] = y[(at + 100u) % 192u];",
-);
-
-const ARRIVE: &str = "atomicAdd(&counter[0], 1u);";
-
-fn handed_on(
-    coherent: &str,
-    (barrier, arrive, again): (&str, &str, &str),
-) -> Result<Vec<u32>, Fault> {
-    let (declarations, body) = HANDED_ON;
-    let body = body.replace("BARRIER", barrier).replace("ARRIVE", arrive);
-    let body = body.replace("AGAIN", again);
+/// Three workgroups, which store words and load each other's, by way of a counter; what
+/// they have loaded.
+fn across(coherent: &str, body: &str) -> Result<Vec<u32>, Fault> {
     let text = format!(
-        "@group(0) @binding(2) {coherent} var<storage, read_write> y: array<u32>;
-         {declarations}
+        "@group(0) @binding(1) {coherent} var<storage, read_write> y: array<u32>;
+         @group(0) @binding(2) var<storage, read_write> counter: array<atomic<u32>>;
          @compute @workgroup_size(64)
          fn main(
              @builtin(local_invocation_index) lane: u32,
              @builtin(workgroup_id) workgroup: vec3<u32>,
          ) {{
              let at = workgroup.x * 64u + lane;
+             y[at] = at + 1u;
              {body}
+             y[at + 192u] = y[(at + 100u) % 192u];
          }}"
     );
     let kernel = Kernel::new(&text)?;
     let mut device = Device::new(32);
     let (y, counter) = (device.buffer(vec![0; 384]), device.buffer(vec![0; 1]));
-    device.launch(&kernel, [3, 1, 1], &[], &[counter, y, counter])?;
+    device.launch(&kernel, [3, 1, 1], &[], &[y, counter])?;
     Ok(device.words(y)[192..].to_vec())
 }
 
+const ARRIVE: &str = "if lane == 0u { atomicAdd(&counter[0], 1u); }";
+const WAIT: &str = "if lane == 0u { while atomicLoad(&counter[0]) < 3u {} }";
+
 #[test]
 fn buffers_across_workgroups() {
-    let proper = ("storageBarrier();", ARRIVE, "workgroupBarrier();");
-    let found = handed_on("@coherent", proper).unwrap();
+    let (before, after) = ("storageBarrier();", "workgroupBarrier();");
+    let proper = [before, ARRIVE, WAIT, after].concat();
     let wanted: Vec<u32> = (0..192).map(|at| (at + 100) % 192 + 1).collect();
-    assert_eq!(found, wanted);
-    // What others stored is not known to be before the atomic; nor that the atomic is
-    // before what others load.
-    let (barrier, arrive, again) = proper;
+    assert_eq!(across("@coherent", &proper).unwrap(), wanted);
     for order in [
-        ("", arrive, again),
-        ("workgroupBarrier();", arrive, again),
-        (barrier, arrive, ""),
+        // What others of the workgroup stored is not known to be before the arrival,
+        [ARRIVE, WAIT, after].concat(),
+        ["workgroupBarrier();", ARRIVE, WAIT, after].concat(),
+        // nor by the looks behind the barrier, which hand nothing on;
+        [ARRIVE, before, WAIT, after].concat(),
+        // nor that all have arrived before others of the workgroup load.
+        [before, ARRIVE, WAIT].concat(),
     ] {
-        let fault = handed_on("@coherent", order).unwrap_err();
-        assert!(matches!(fault, Fault::Race { .. }), "{fault}");
+        let fault = across("@coherent", &order).unwrap_err();
+        assert!(matches!(fault, Fault::Race { .. }), "{order}: {fault}");
     }
-    // Nor is what was stored seen by all others.
-    let fault = handed_on("", proper).unwrap_err();
+    // What was stored need not be seen by other workgroups at all.
+    let fault = across("", &proper).unwrap_err();
     assert!(matches!(fault, Fault::Race { .. }), "{fault}");
     // Without an atomic nothing orders workgroups, whichever runs first.
     let body = (
@@ -363,40 +350,6 @@ fn atomics_in_workgroup_memory() {
     );
     let fault = first(counter, "atomicAdd(&counter, 1u);").unwrap_err();
     assert!(matches!(fault, Fault::Unwritten { .. }), "{fault}");
-}
-
-/// An atomic that only loads hands nothing on: arriving before the barrier is too early,
-/// though others are looked for behind it.
-#[test]
-fn arrivals_before_the_barrier() {
-    let text = "
-        @group(0) @binding(1) @coherent var<storage, read_write> y: array<u32>;
-        @group(0) @binding(2) var<storage, read_write> counter: array<atomic<u32>>;
-        @compute @workgroup_size(64)
-        fn main(
-            @builtin(local_invocation_index) lane: u32,
-            @builtin(workgroup_id) workgroup: vec3<u32>,
-        ) {
-            let at = workgroup.x * 64u + lane;
-            y[at] = at;
-            EARLY
-            storageBarrier();
-            LATE
-            if lane == 0u { while atomicLoad(&counter[0]) < 3u {} }
-            workgroupBarrier();
-            y[at + 192u] = y[(at + 100u) % 192u];
-        }";
-    let run = |early: &str, late: &str| {
-        let text = text.replace("EARLY", early).replace("LATE", late);
-        let kernel = Kernel::new(&text).unwrap();
-        let mut device = Device::new(32);
-        let (y, counter) = (device.buffer(vec![0; 384]), device.buffer(vec![0; 1]));
-        device.launch(&kernel, [3, 1, 1], &[], &[y, counter])
-    };
-    let arrive = "if lane == 0u { atomicAdd(&counter[0], 1u); }";
-    run("", arrive).unwrap();
-    let fault = run(arrive, "").unwrap_err();
-    assert!(matches!(fault, Fault::Race { .. }), "{fault}");
 }
 
 /// A word that one workgroup reads and another writes, whichever of them is first.
