@@ -196,8 +196,8 @@ impl Attention<'_> {
             load_hook(name, view, row, head, head_dim, &mut d);
         }
         let v = views.get(2).map_or(k, |(_, v)| v);
-        let own = default_hooks(body).filter(|_| [COOP, FOR_MANY].contains(&body));
-        for block in own {
+        let own = matches!(body, COOP | FOR_MANY).then(|| default_hooks(body));
+        for block in own.into_iter().flatten() {
             let is_key = block.contains("fn half_k(") || block.contains("fn load_key(");
             let (name, view) = if is_key { ("k", k) } else { ("v", v) };
             if body == COOP {

@@ -5,7 +5,6 @@ use kiln_ir::plan::Access;
 
 use crate::kernel::{Bound, Element, Hook};
 use crate::lower::Lowered;
-use crate::view::Base;
 
 /// A function that loads an element of `name` as f32, and its text.
 fn load(name: &str, element: Element) -> (String, String) {
@@ -49,9 +48,7 @@ pub(crate) fn halve_states(variants: &mut [Lowered]) {
     for lowered in variants {
         let streamed = lowered.streams.iter_mut().flat_map(|(_, _, l)| l);
         for launch in lowered.launches.iter_mut().chain(streamed) {
-            launch
-                .kernel
-                .make_halves(|base| matches!(base, Base::State(_)));
+            launch.kernel.halve_states();
         }
     }
 }

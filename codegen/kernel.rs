@@ -272,7 +272,7 @@ impl Draft {
 
     /// Adds a function to the kernel's text, once. It loads from what is bound by
     /// `name[i]` alone, and stores by statements `name[i] = v;`, for which
-    /// [`Draft::make_image`] and [`Draft::make_halves`] look.
+    /// [`Draft::make_image`] and [`Draft::halve_states`] look.
     pub fn hook(&mut self, text: impl Into<String>) {
         self.add(Hook {
             text: text.into(),
@@ -355,29 +355,28 @@ impl Draft {
         }
     }
 
-    /// Binds buffers as such of f16, and says so in the name, if any is bound that is to.
-    pub fn make_halves(&mut self, is: impl Fn(Base) -> bool) {
+    /// Binds states as buffers of f16, and says so in the name if there are any.
+    pub fn halve_states(&mut self) {
         let bindings = self.bindings.iter_mut();
-        let found: Vec<&mut Bound> = bindings.filter(|b| is(b.base)).collect();
-        if !found.is_empty() {
-            self.detail.push_str(HALF_STATES);
-        }
-        for bound in found {
+        for bound in bindings.filter(|b| matches!(b.base, Base::State(_))) {
             bind_halves(bound, &mut self.hooks);
+        }
+        if self.has_half_states() {
+            self.detail.push_str(HALF_STATES);
         }
     }
 
     /// Whether it binds such buffers.
     pub fn has_half_states(&self) -> bool {
-        self.detail.ends_with(HALF_STATES)
+        let mut elements = self.bindings.iter().map(|b| b.element);
+        elements.any(|element| matches!(element, Element::F16 | Element::F16x4))
     }
 
     /// The directives for what is in its types.
     pub fn enables(&self) -> String {
-        let halves = [Element::F16, Element::F16x4, Element::Half8];
-        let mut elements = self.bindings.iter().map(|b| b.element);
+        // Those with matrices have f16 in workgroup memory too.
         let mut out = String::new();
-        if self.has_matrices || elements.any(|element| halves.contains(&element)) {
+        if self.has_matrices || self.has_half_states() {
             out.push_str(HALVES);
         }
         if self.has_matrices {
