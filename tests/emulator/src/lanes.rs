@@ -11,6 +11,11 @@ pub(crate) enum Lanes {
     Each(Rc<[u32]>),
 }
 
+/// A scalar of each invocation for each of these.
+pub(crate) fn columns<C: FromIterator<Lanes>>(all: Vec<Vec<u32>>) -> C {
+    all.into_iter().map(|c| Lanes::Each(c.into())).collect()
+}
+
 impl Lanes {
     pub fn at(&self, lane: usize) -> u32 {
         match self {

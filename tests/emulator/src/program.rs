@@ -112,16 +112,22 @@ impl<'a> Program<'a> {
         found.ok_or_else(|| RunError::Missing(format!("entry `{name}`")))
     }
 
-    /// Runs the checks of the tier, and of its variants that are run; whether all of them find what they should.
+    /// The variants of an entry point that are run.
+    fn variants<'e>(&self, entry: &'e plan::Entry) -> impl Iterator<Item = &'e plan::Variant> {
+        let join = self.join;
+        let variants = entry.variants.iter();
+        variants.filter(move |variant| join || variant.grid.is_none())
+    }
+
+    /// Runs the checks of the tier, and of its variants that are run; whether all of them
+    /// find what they should.
     ///
     /// # Errors
     /// When a launch fails.
     pub fn check(&mut self) -> Result<bool, RunError> {
         let mut passed = true;
-        let variants = self.tier.entries.values().flat_map(|e| &e.variants);
-        let grids = variants
-            .filter_map(|v| v.grid.as_ref())
-            .filter(|_| self.join);
+        let variants = self.tier.entries.values().flat_map(|e| self.variants(e));
+        let grids = variants.filter_map(|v| v.grid.as_ref());
         let of_grids = grids.filter_map(|grid| grid.check.as_ref());
         let checks: Vec<&'a Check> = self.tier.checks.iter().chain(of_grids).collect();
         for check in checks {
@@ -203,10 +209,10 @@ impl<'a> Program<'a> {
             buffer[..words.len()].copy_from_slice(words);
         }
         let mut chosen = None;
-        for variant in &entry.variants {
-            let fits = self.join || variant.grid.is_none();
-            if chosen.is_none() && fits && variant.takes(&sizes)? {
+        for variant in self.variants(entry) {
+            if variant.takes(&sizes)? {
                 chosen = Some(variant);
+                break;
             }
         }
         let variant =

@@ -1,6 +1,6 @@
 //! The scalars that values of a type consist of.
 
-use naga::{ArraySize, Handle, Module, Scalar, ScalarKind, Type, TypeInner};
+use naga::{ArraySize, Handle, Module, Scalar, Type, TypeInner};
 
 use crate::fault::Fault;
 
@@ -96,8 +96,3 @@ pub(crate) fn scalar_of(inner: &TypeInner) -> Option<Scalar> {
         _ => None,
     }
 }
-
-pub(crate) const BOOL: Scalar = Scalar {
-    kind: ScalarKind::Bool,
-    width: naga::BOOL_WIDTH,
-};

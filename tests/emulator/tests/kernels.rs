@@ -52,6 +52,15 @@ fn gives(declarations: &str, body: &str, wanted: impl Fn(u32) -> u32) {
     assert_eq!(found, (0..64).map(wanted).collect::<Vec<u32>>());
 }
 
+/// One invocation does what another did something to, with nothing between.
+#[track_caller]
+fn assert_races(fault: &Fault, second: &str, first: &str) {
+    let Fault::Race { does, did, .. } = fault else {
+        panic!("{fault}");
+    };
+    assert_eq!((*does, *did), (second, first), "{fault}");
+}
+
 #[test]
 fn branches_and_loops() {
     // Loops that invocations leave at different times, in each way there is.
@@ -206,17 +215,7 @@ fn workgroup_memory() {
     // A barrier for buffers orders no workgroup memory, one of a subgroup no other's.
     for barrier in ["", "storageBarrier();", "subgroupBarrier();"] {
         let fault = first(SHARED, &exchange.replace("BARRIER", barrier)).unwrap_err();
-        assert!(
-            matches!(
-                fault,
-                Fault::Race {
-                    does: "reads",
-                    did: "wrote",
-                    ..
-                }
-            ),
-            "{barrier} {fault}"
-        );
+        assert_races(&fault, "reads", "wrote");
     }
     let over =
         "shared_words[lane] = lane; workgroupBarrier(); let other = shared_words[63u - lane];
@@ -227,29 +226,9 @@ fn workgroup_memory() {
         |n| 63 - n,
     );
     let fault = first(SHARED, &over.replace("BARRIER", "")).unwrap_err();
-    assert!(
-        matches!(
-            fault,
-            Fault::Race {
-                does: "writes",
-                did: "read",
-                ..
-            }
-        ),
-        "{fault}"
-    );
+    assert_races(&fault, "writes", "read");
     let fault = first(SHARED, "shared_words[0] = lane;").unwrap_err();
-    assert!(
-        matches!(
-            fault,
-            Fault::Race {
-                does: "writes",
-                did: "wrote",
-                ..
-            }
-        ),
-        "{fault}"
-    );
+    assert_races(&fault, "writes", "wrote");
     // All write the same.
     gives(SHARED, "shared_words[0] = 5u; y[at] = 0u;", |_| 0);
     let fault = first(SHARED, "y[at] = shared_words[lane];").unwrap_err();
@@ -361,17 +340,7 @@ fn words_read_by_several_workgroups() {
          if at == 128u { y[0] = 7u; }",
     );
     let fault = launch(32, 3, body, vec![0], 384).unwrap_err();
-    assert!(
-        matches!(
-            fault,
-            Fault::Race {
-                does: "writes",
-                did: "read",
-                ..
-            }
-        ),
-        "{fault}"
-    );
+    assert_races(&fault, "writes", "read");
 }
 
 #[test]

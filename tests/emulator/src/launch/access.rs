@@ -10,7 +10,7 @@ use naga::{
 
 use super::{Launch, Pointer, Root};
 use crate::fault::Fault;
-use crate::lanes::{Lanes, Mask};
+use crate::lanes::{Lanes, Mask, columns};
 use crate::memory::{Access, Atomic, Space, Word};
 use crate::scalar::{self};
 use crate::types::Pointee;
@@ -195,7 +195,7 @@ impl<'a> Launch<'a> {
                 out[lane] = self.shared_word(variable, lane, at, how)?;
             }
         }
-        Ok(out.into_iter().map(|all| Lanes::Each(all.into())).collect())
+        Ok(columns(out))
     }
 
     /// A word of workgroup memory, read by an invocation.
@@ -287,7 +287,7 @@ impl<'a> Launch<'a> {
                 };
             }
         }
-        Ok(out.into_iter().map(|all| Lanes::Each(all.into())).collect())
+        Ok(columns(out))
     }
 
     /// Notes the use of a scalar of a buffer, by its place and width in bytes, if the

@@ -7,10 +7,9 @@ use naga::{
 
 use super::{Launch, Root};
 use crate::fault::Fault;
-use crate::lanes::{Lanes, Mask};
+use crate::lanes::{Lanes, Mask, columns};
 use crate::memory::{Access, Space};
 use crate::scalar::{self, Kind};
-use crate::types::BOOL;
 
 /// Rows and columns of a cooperative matrix.
 const SIDE: usize = 16;
@@ -130,11 +129,6 @@ impl<'a> Launch<'a> {
         scalar: &Lanes,
         mask: &Mask,
     ) -> Result<Lanes, Fault> {
-        let kind = if matches!(op, SubgroupOperation::All | SubgroupOperation::Any) {
-            Kind::of(BOOL)?
-        } else {
-            kind
-        };
         let mut out = vec![0; self.lanes];
         let mut lane = 0;
         while lane < self.lanes {
@@ -221,7 +215,7 @@ impl<'a> Launch<'a> {
                 out[element / self.subgroup][lane] = bits;
             }
         }
-        Ok(out.into_iter().map(|all| Lanes::Each(all.into())).collect())
+        Ok(columns(out))
     }
 
     /// Where an element of a matrix lies in workgroup memory.
@@ -294,6 +288,6 @@ impl<'a> Launch<'a> {
                 out[element / subgroup][lane] = kind_of_sums.bits(sum);
             }
         }
-        Ok(out.into_iter().map(|all| Lanes::Each(all.into())).collect())
+        Ok(columns(out))
     }
 }
