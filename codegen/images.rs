@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::Bindings;
-use kiln_ir::plan::{Access, TEXELS_IN_ROW, texel_rows};
+use kiln_ir::plan::{Access, ImageSize, MOST_TEXELS, TEXELS_IN_ROW};
 
 use crate::error::CodegenError;
 use crate::kernel::{Bound, Element, Hook, Launch};
@@ -14,17 +14,21 @@ use crate::place::{Local, Role};
 use crate::view::Base;
 use crate::weights::Weights;
 
-/// How many images every WebGPU adapter lets a kernel bind, and their rows.
+/// How many images every WebGPU adapter lets a kernel bind.
 pub(crate) const DEFAULT_IMAGES: usize = 4;
-pub(crate) const DEFAULT_ROWS: u64 = 8192;
 
-/// A function that loads an element of the image `name`, and its text.
-fn load(name: &str, element: Element) -> (String, String) {
+/// A function that loads an element of the image `name`, and its text. It takes a place
+/// across and down if rows of texels begin with bands, see [`ImageSize`], or else a number.
+fn load(name: &str, element: Element, of_bands: bool) -> (String, String) {
     let (ty, row) = (element.wgsl(), TEXELS_IN_ROW);
     let function = format!("{name}_at");
+    let (index, at) = match of_bands {
+        true => ("at: vec2<u32>", "at".to_owned()),
+        false => ("i: u32", format!("vec2<u32>(i % {row}u, i / {row}u)")),
+    };
     let text = format!(
-        "fn {function}(i: u32) -> {ty} {{\n    \
-         return bitcast<{ty}>(textureLoad({name}, vec2<u32>(i % {row}u, i / {row}u)));\n}}\n"
+        "fn {function}({index}) -> {ty} {{\n    \
+         return bitcast<{ty}>(textureLoad({name}, {at}));\n}}\n"
     );
     (function, text)
 }
@@ -45,13 +49,13 @@ fn are_texels(element: Element) -> bool {
     matches!(element, Element::F32x4 | Element::U32x4)
 }
 
-/// Binds an image in place of a buffer, with calls in place of the loads or stores in
-/// `hooks`.
-pub(crate) fn bind_image(bound: &mut Bound, hooks: &mut Vec<Hook>) {
+/// Binds an image of this size in place of a buffer, with calls in place of the loads or
+/// stores in `hooks`.
+pub(crate) fn bind_image(bound: &mut Bound, size: ImageSize, hooks: &mut Vec<Hook>) {
     let writes = bound.access.writes();
     let (function, text) = match writes {
         true => store(&bound.name, bound.element),
-        false => load(&bound.name, bound.element),
+        false => load(&bound.name, bound.element, size.bands_across.is_some()),
     };
     // First: the other text has its loads from the image as calls too.
     bound.take_others(hooks);
@@ -94,15 +98,15 @@ pub(crate) fn make_images(
     states: &[u64],
     maxima: &Bindings,
 ) -> Result<(), CodegenError> {
-    let mut rows: BTreeMap<Place, u64> = BTreeMap::new();
+    let mut sizes: BTreeMap<Place, ImageSize> = BTreeMap::new();
     let mut scales: BTreeMap<usize, usize> = BTreeMap::new();
     for part in weights.linear_parts() {
-        let bytes = weights.buffers[part.data].image_bytes();
-        rows.insert(Place::Weight(part.data), texel_rows(bytes));
+        let size = weights.buffers[part.data].image();
+        sizes.insert(Place::Weight(part.data), size);
         scales.extend(part.scales.map(|s| (part.data, s)));
     }
     for (state, bytes) in states.iter().enumerate() {
-        rows.insert(Place::State(state), texel_rows(*bytes));
+        sizes.insert(Place::State(state), ImageSize::of_bytes(*bytes));
     }
     let mut launches: Vec<(usize, &mut Launch)> = Vec::new();
     let mut locals: Vec<&mut Vec<Local>> = Vec::new();
@@ -110,7 +114,7 @@ pub(crate) fn make_images(
         let scratch = lowered.locals.iter().enumerate();
         for (local, place) in scratch.filter(|(_, place)| place.role == Role::Scratch) {
             let bytes = bytes(place).eval(maxima)?;
-            rows.insert(Place::Local { variant, local }, texel_rows(bytes));
+            sizes.insert(Place::Local { variant, local }, ImageSize::of_bytes(bytes));
         }
         locals.push(&mut lowered.locals);
         let streamed = lowered.streams.iter_mut().flat_map(|(_, _, l)| l);
@@ -127,12 +131,13 @@ pub(crate) fn make_images(
         Place::Local { .. } => 3,
     });
     for (place, users) in users {
-        let small = rows.get(&place).is_some_and(|rows| *rows <= DEFAULT_ROWS);
+        let size = sizes.get(&place).filter(|size| size.down <= MOST_TEXELS);
         let mut kernels = users.launches.iter().map(|at| &launches[*at].1.kernel);
         let have_room = kernels.all(|kernel| kernel.images() < DEFAULT_IMAGES);
-        if users.unfit || !(users.linear || users.attention) || !small || !have_room {
+        let wanted = !users.unfit && (users.linear || users.attention) && have_room;
+        let (Some(size), true) = (size, wanted) else {
             continue;
-        }
+        };
         let (base, with) = match place {
             Place::Weight(weight) => {
                 let scales = scales.get(&weight).copied();
@@ -145,7 +150,7 @@ pub(crate) fn make_images(
             }
         };
         for at in users.launches {
-            launches[at].1.kernel.make_image(base, with);
+            launches[at].1.kernel.make_image(base, *size, with);
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use kiln_ir::plan::Access;
+use kiln_ir::plan::{Access, ImageSize};
 use kiln_ir::{Dim, Packing};
 
 use crate::halves::bind_halves;
@@ -347,11 +347,11 @@ impl Draft {
     }
 
     /// Binds the buffer `base` as an image, which holds what is in `with` too.
-    pub fn make_image(&mut self, base: Base, with: Option<Base>) {
+    pub fn make_image(&mut self, base: Base, size: ImageSize, with: Option<Base>) {
         self.bindings.retain(|b| Some(b.base) != with);
         let mut bindings = self.bindings.iter_mut();
         if let Some(bound) = bindings.find(|b| b.base == base) {
-            bind_image(bound, &mut self.hooks);
+            bind_image(bound, size, &mut self.hooks);
         }
     }
 

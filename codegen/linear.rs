@@ -105,7 +105,7 @@ impl Linear<'_> {
         } else {
             let weights = weight_hooks(matrix, part, body, &mut d);
             if self.tier.is_cpu() {
-                self.common_hooks(matrix, &weights, &tile, &mut d);
+                self.common_hooks(matrix, part, &weights, &tile, &mut d);
             }
             let whole = k.is_multiple_of(matrix.packing.group() as u64);
             match self.split {
@@ -133,10 +133,10 @@ impl Linear<'_> {
     }
 
     /// The hooks that the software bodies alone have.
-    fn common_hooks(&self, matrix: &Matrix, weights: &str, tile: &Tile, d: &mut Draft) {
+    fn common_hooks(&self, matrix: &Matrix, part: &MatrixPart, weights: &str, tile: &Tile, d: &mut Draft) {
         for block in default_hooks("software_linear") {
             if block.contains("fn w_scales(") {
-                packed::hook(block, matrix, weights, str::to_owned, d);
+                packed::hook(block, matrix, part, weights, str::to_owned, d);
             } else if block.contains("fn load_xs(") {
                 let vectors = tile.constant("XV");
                 let load = "load_x(tile_row(row + at / XV), k4 + at % XV)";
@@ -477,7 +477,7 @@ fn weight_hooks(matrix: &Matrix, part: &MatrixPart, body: &str, d: &mut Draft) -
     let own = packed::prelude(packing).filter(is_hook);
     let own = own.filter(|block| !others.iter().any(|name| block.contains(name)));
     for block in own {
-        packed::hook(block, matrix, &weights, str::to_owned, d);
+        packed::hook(block, matrix, part, &weights, str::to_owned, d);
     }
     weights
 }

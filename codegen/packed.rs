@@ -3,11 +3,11 @@
 
 use kiln_ir::Packing;
 use kiln_ir::packing::BAND_ROWS;
-use kiln_ir::plan::TEXEL_BYTES;
+use kiln_ir::plan::{ImageSize, TEXEL_BYTES};
 
 use crate::kernel::{Draft, Element};
 use crate::tile::unit;
-use crate::weights::Matrix;
+use crate::weights::{Matrix, MatrixPart};
 
 /// The prelude that unpacks a packing's weights, as its declarations.
 pub(crate) fn prelude(packing: Packing) -> impl Iterator<Item = &'static str> {
@@ -15,30 +15,43 @@ pub(crate) fn prelude(packing: Packing) -> impl Iterator<Item = &'static str> {
     text.unwrap_or_default().split("\n\n")
 }
 
-/// Adds a hook that reads from `matrix`, bound as `weights`, under the names that
+/// Adds a hook that reads from `part` of `matrix`, bound as `weights`, under the names that
 /// `rename` gives what it declares and uses. With the form that it takes where an image
 /// is bound, if that is another.
 pub(crate) fn hook(
     block: &str,
     matrix: &Matrix,
+    part: &MatrixPart,
     weights: &str,
     rename: impl Fn(&str) -> String,
     d: &mut Draft,
 ) {
-    match in_bands(block, matrix) {
+    match in_bands(block, matrix, part) {
         Some(image) => d.hook_of(weights, rename(block), rename(&image)),
         None => d.hook(rename(block)),
     }
 }
 
 /// What a hook becomes that finds its way by rows.
-fn in_bands(block: &str, matrix: &Matrix) -> Option<String> {
+fn in_bands(block: &str, matrix: &Matrix, part: &MatrixPart) -> Option<String> {
     let packing = matrix.packing;
     let texels = |bytes: usize| bytes as u64 / TEXEL_BYTES;
     let own = texels(packing.group_bytes());
     let step = texels(packing.band_group_bytes());
     let band = packing.groups(matrix.k as usize) as u64 * step;
     let rows = BAND_ROWS;
+    // A texel of row n's band.
+    let texel = |within: String| {
+        let size = ImageSize::of_matrix(packing, part.rows, matrix.k);
+        match size.bands_across {
+            Some(1) => format!("weights[vec2<u32>({within}, n / {rows}u)]"),
+            Some(across) => format!(
+                "weights[vec2<u32>(n / {rows}u % {across}u * {band}u + {within}, n / {}u)]",
+                rows as u64 * across
+            ),
+            None => format!("weights[n / {rows}u * {band}u + {within}]"),
+        }
+    };
     if block.contains("fn w_element(") {
         let element = Element::of(packing).wgsl();
         let within = match own {
@@ -47,7 +60,8 @@ fn in_bands(block: &str, matrix: &Matrix) -> Option<String> {
         };
         return Some(format!(
             "fn w_element(n: u32, t: u32) -> {element} {{\n    \
-             return weights[n / {rows}u * {band}u + n % {rows}u * {own}u + {within}];\n}}\n"
+             return {};\n}}\n",
+            texel(format!("n % {rows}u * {own}u + {within}"))
         ));
     }
     if block.contains("fn w_word(") {
@@ -62,8 +76,8 @@ fn in_bands(block: &str, matrix: &Matrix) -> Option<String> {
         ));
     }
     let halves = format!(
-        "let halves = weights[n / {rows}u * {band}u + g * {step}u + {}u];",
-        rows as u64 * own
+        "let halves = {};",
+        texel(format!("g * {step}u + {}u", rows as u64 * own))
     );
     if packing.has_scales() && block.contains("fn w_scale(") {
         return Some(format!(

@@ -18,7 +18,8 @@
 //! In an image the matrix lies in *bands* of [`BAND_ROWS`] rows, so that whoever reads
 //! the rows of a band side by side reads memory from front to back: the first groups of
 //! its rows one after the other, then, with scales, the eight of them in 16 bytes, then
-//! the second groups, and so on.
+//! the second groups, and so on. Bands begin in rows of texels where they fit, see
+//! [`crate::plan::ImageSize`].
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;

@@ -35,7 +35,7 @@ use crate::packing::{BAND_ROWS, Packing};
 use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 6;
+pub const PLAN_VERSION: u32 = 7;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -150,12 +150,12 @@ impl WeightBuffer {
         }
     }
 
-    /// Its bytes as an image: a matrix in bands, see [`crate::packing`], with its scales.
-    pub fn image_bytes(&self) -> u64 {
-        self.matrix().map_or(self.bytes, |part| {
-            let bands = part.rows.div_ceil(BAND_ROWS as u64);
-            bands * (part.packing.groups(part.k()) * part.packing.band_group_bytes()) as u64
-        })
+    /// Its size as an image: a matrix in bands, see [`crate::packing`], with its scales.
+    pub fn image(&self) -> ImageSize {
+        match self.matrix() {
+            Some(part) => ImageSize::of_matrix(part.packing, part.rows, part.k() as u64),
+            None => ImageSize::of_bytes(self.bytes),
+        }
     }
 }
 
@@ -218,8 +218,8 @@ pub enum Access {
     /// `var<storage, read_write>`
     ReadWrite,
     /// `texture_storage_2d<rgba32uint, read>`: a weight, a state or a buffer as an image,
-    /// whose texels are its bytes, 16 each, in rows of [`TEXELS_IN_ROW`]. A matrix lies
-    /// in bands in it, with its scales; see [`crate::packing`].
+    /// whose texels are its bytes, 16 each, in rows as [`ImageSize`] has them. A
+    /// matrix lies in bands in it, with its scales; see [`crate::packing`].
     Texels,
     /// `texture_storage_2d<rgba32uint, write>`: such a state or buffer.
     WriteTexels,
@@ -249,12 +249,57 @@ impl Access {
 /// Bytes of a texel.
 pub const TEXEL_BYTES: u64 = 16;
 
-/// Texels in a row of an image.
+/// Texels in a row of an image that holds no matrix.
 pub const TEXELS_IN_ROW: u64 = 4096;
 
-/// The rows of texels that so many bytes take.
-pub const fn texel_rows(bytes: u64) -> u64 {
-    bytes.div_ceil(TEXEL_BYTES * TEXELS_IN_ROW)
+/// Texels across and down that an image can have on every WebGPU adapter.
+pub const MOST_TEXELS: u64 = 8192;
+
+/// How many texels an image has across and down, and what lies in a row of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageSize {
+    /// Texels in a row.
+    pub across: u64,
+    /// Rows.
+    pub down: u64,
+    /// Of a matrix, whole bands in a row, if rows begin with bands.
+    pub bands_across: Option<u64>,
+}
+
+impl ImageSize {
+    /// That of so many bytes, one after the other.
+    pub const fn of_bytes(bytes: u64) -> Self {
+        ImageSize {
+            across: TEXELS_IN_ROW,
+            down: bytes.div_ceil(TEXEL_BYTES * TEXELS_IN_ROW),
+            bands_across: None,
+        }
+    }
+
+    /// That of a matrix in bands, with its scales.
+    ///
+    /// A row of texels holds as few bands as it can if no image is to have more than
+    /// [`MOST_TEXELS`] rows: whoever walks a band stays in one row, and what depends on
+    /// the row is found once. Bands that are too long for that lie one after the other.
+    pub fn of_matrix(packing: Packing, rows: u64, k: u64) -> Self {
+        let bands = rows.div_ceil(BAND_ROWS as u64);
+        let band_bytes = (packing.groups(k as usize) * packing.band_group_bytes()) as u64;
+        let bands_across = bands.div_ceil(MOST_TEXELS).max(1);
+        let across = bands_across * band_bytes / TEXEL_BYTES;
+        if across > MOST_TEXELS {
+            return Self::of_bytes(bands * band_bytes);
+        }
+        ImageSize {
+            across,
+            down: bands.div_ceil(bands_across),
+            bands_across: Some(bands_across),
+        }
+    }
+
+    /// The bytes of its texels.
+    pub const fn bytes(&self) -> u64 {
+        self.across * self.down * TEXEL_BYTES
+    }
 }
 
 /// A set of launches for one class of adapters.

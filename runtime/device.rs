@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kiln_ir::plan::TEXELS_IN_ROW;
+use kiln_ir::plan::ImageSize;
 use wgpu::{ErrorFilter, Features, Limits};
 
 use crate::adapter::Adapter;
@@ -249,17 +249,17 @@ impl Device {
         Ok((2 * BYTES * u64::from(copies)) as f64 / best.max(1e-9))
     }
 
-    /// An image of at least so many rows of texels, zeroed, after checking the limits; see
+    /// An image of at least this size, zeroed, after checking the limits; see
     /// [`Access::Texels`](kiln_ir::plan::Access::Texels).
     pub(crate) fn image(
         &self,
         label: &str,
-        rows: u64,
+        size: ImageSize,
         usage: wgpu::TextureUsages,
         advice: &'static str,
     ) -> Result<wgpu::Texture> {
         let most = self.limits.max_texture_dimension_2d;
-        let wanted = rows.max(TEXELS_IN_ROW);
+        let wanted = size.down.max(size.across);
         if wanted > most.into() {
             return Err(Error::Limit {
                 what: format!("`{label}`"),
@@ -269,13 +269,13 @@ impl Device {
                 advice,
             });
         }
-        let what = format!("the texture `{label}` of {rows} rows");
+        let what = format!("the texture `{label}` of {} by {} texels", size.across, size.down);
         self.scoped(&what, || {
             self.inner.create_texture(&wgpu::TextureDescriptor {
                 label: Some(label),
                 size: wgpu::Extent3d {
-                    width: TEXELS_IN_ROW as u32,
-                    height: height(rows, most),
+                    width: odd_length(size.across, most),
+                    height: odd_length(size.down, most),
                     depth_or_array_layers: 1,
                 },
                 mip_level_count: 1,
@@ -289,15 +289,15 @@ impl Device {
     }
 }
 
-/// The rows of texels of an image that holds so many, of `most` that one can have.
+/// The texels across or down of an image that holds so many, of `most` that one can have.
 ///
-/// llvmpipe compiles a kernel anew where another of its images has a power of two of rows,
+/// llvmpipe compiles a kernel anew where another of its images has a power of two of them,
 /// so none has, which the largest alone cannot avoid.
-fn height(rows: u64, most: u32) -> u32 {
-    let rows = rows.max(1) as u32;
-    match rows.is_power_of_two() {
-        true => (rows | 1).max(3).min(most),
-        false => rows,
+fn odd_length(texels: u64, most: u32) -> u32 {
+    let texels = texels.max(1) as u32;
+    match texels.is_power_of_two() {
+        true => (texels | 1).max(3).min(most),
+        false => texels,
     }
 }
 

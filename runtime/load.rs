@@ -222,11 +222,14 @@ impl Loader<'_> {
         let mut previous = None;
         for &(index, form) in self.weights {
             let weight = self.weight(index);
-            let (bytes, bands) = match form {
-                Form::Buffer => (weight.bytes, None),
-                Form::Image => (weight.image_bytes(), self.bands(index)?),
+            let (device, name) = (self.device, &weight.name);
+            let (resident, bands) = match form {
+                Form::Buffer => (Resident::new(device, name, weight.bytes, form, ADVICE)?, None),
+                Form::Image => {
+                    let image = Resident::image(device, name, weight.image(), ADVICE)?;
+                    (image, self.bands(index)?)
+                }
             };
-            let resident = Resident::new(self.device, &weight.name, bytes, form, ADVICE)?;
             let queue = &self.device.queue;
             let mut filling = resident.filling(queue, bands);
             let mut done: u64 = 0;

@@ -412,7 +412,7 @@ impl Model {
             let weight = &self.plan.weights[*i];
             match form {
                 Form::Buffer => weight.bytes,
-                Form::Image => weight.image_bytes(),
+                Form::Image => weight.image().bytes(),
             }
         });
         weights.sum()

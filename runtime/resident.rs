@@ -2,7 +2,7 @@
 
 use kiln_ir::Packing;
 use kiln_ir::packing::BAND_ROWS;
-use kiln_ir::plan::{Access, TEXEL_BYTES, TEXELS_IN_ROW, WeightPart, texel_rows};
+use kiln_ir::plan::{Access, ImageSize, TEXEL_BYTES, WeightPart};
 use wgpu::{BufferUsages, TextureUsages};
 
 use crate::device::Device;
@@ -33,14 +33,17 @@ impl From<Access> for Form {
 /// It on the device.
 pub(crate) enum Resident {
     Buffer(wgpu::Buffer),
-    Image(wgpu::Texture, wgpu::TextureView),
+    Image(Image),
 }
 
-/// Bytes of a row of texels.
-const ROW: usize = (TEXEL_BYTES * TEXELS_IN_ROW) as usize;
+pub(crate) struct Image {
+    texture: wgpu::Texture,
+    view: wgpu::TextureView,
+    size: ImageSize,
+}
 
 impl Resident {
-    /// A place for `bytes`, zeroed.
+    /// A place for `bytes` that lie one after the other, zeroed.
     ///
     /// # Errors
     /// When it exceeds a limit, or memory runs out.
@@ -56,27 +59,42 @@ impl Resident {
                 let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
                 Resident::Buffer(device.buffer(name, bytes, usage, advice)?)
             }
-            Form::Image => {
-                let usage = TextureUsages::STORAGE_BINDING | TextureUsages::COPY_DST;
-                let texture = device.image(name, texel_rows(bytes), usage, advice)?;
-                let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
-                Resident::Image(texture, view)
-            }
+            Form::Image => Self::image(device, name, ImageSize::of_bytes(bytes), advice)?,
         })
+    }
+
+    /// An image, zeroed.
+    ///
+    /// # Errors
+    /// When it exceeds a limit, or memory runs out.
+    pub fn image(
+        device: &Device,
+        name: &str,
+        size: ImageSize,
+        advice: &'static str,
+    ) -> Result<Self> {
+        let usage = TextureUsages::STORAGE_BINDING | TextureUsages::COPY_DST;
+        let texture = device.image(name, size, usage, advice)?;
+        let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
+        Ok(Resident::Image(Image {
+            texture,
+            view,
+            size,
+        }))
     }
 
     /// The buffer, unless it is an image.
     pub fn buffer(&self) -> Option<&wgpu::Buffer> {
         match self {
             Resident::Buffer(buffer) => Some(buffer),
-            Resident::Image(..) => None,
+            Resident::Image(_) => None,
         }
     }
 
     pub fn binding(&self) -> wgpu::BindingResource<'_> {
         match self {
             Resident::Buffer(buffer) => buffer.as_entire_binding(),
-            Resident::Image(_, view) => wgpu::BindingResource::TextureView(view),
+            Resident::Image(image) => wgpu::BindingResource::TextureView(&image.view),
         }
     }
 
@@ -89,6 +107,13 @@ impl Resident {
             done: 0,
             row: Vec::new(),
         }
+    }
+}
+
+impl Image {
+    /// Bytes of a row of texels.
+    fn row_bytes(&self) -> usize {
+        (self.size.across * TEXEL_BYTES) as usize
     }
 }
 
@@ -180,68 +205,70 @@ impl Filling<'_> {
                 self.queue.write_buffer(buffer, self.done, piece);
                 self.done += piece.len() as u64;
             }
-            Resident::Image(texture, _) => self.image(texture, piece, false),
+            Resident::Image(image) => self.image(image, piece, false),
         }
     }
 
     /// Ends it, with zeros up to the end of a row of texels.
     pub fn finish(&mut self) {
-        if let Resident::Image(texture, _) = self.to {
-            self.image(texture, &[], true);
+        if let Resident::Image(image) = self.to {
+            self.image(image, &[], true);
             if !self.row.is_empty() {
                 let mut row = std::mem::take(&mut self.row);
-                row.resize(ROW, 0);
-                self.rows(texture, &row);
+                row.resize(image.row_bytes(), 0);
+                self.rows(image, &row);
             }
         }
     }
 
-    fn image(&mut self, texture: &wgpu::Texture, piece: &[u8], end: bool) {
+    fn image(&mut self, image: &Image, piece: &[u8], end: bool) {
         match self.bands.take() {
             Some(mut bands) => {
-                bands.take(piece, end, &mut |bands| self.texels(texture, bands));
+                bands.take(piece, end, &mut |bands| self.texels(image, bands));
                 self.bands = Some(bands);
             }
-            None => self.texels(texture, piece),
+            None => self.texels(image, piece),
         }
     }
 
-    fn texels(&mut self, texture: &wgpu::Texture, piece: &[u8]) {
+    fn texels(&mut self, image: &Image, piece: &[u8]) {
+        let row_bytes = image.row_bytes();
         let mut rest = piece;
         if !self.row.is_empty() {
-            let (first, others) = rest.split_at(rest.len().min(ROW - self.row.len()));
+            let (first, others) = rest.split_at(rest.len().min(row_bytes - self.row.len()));
             self.row.extend_from_slice(first);
             rest = others;
-            if self.row.len() == ROW {
+            if self.row.len() == row_bytes {
                 let row = std::mem::take(&mut self.row);
-                self.rows(texture, &row);
+                self.rows(image, &row);
             }
         }
-        let (whole, start) = rest.split_at(rest.len() / ROW * ROW);
-        self.rows(texture, whole);
+        let (whole, start) = rest.split_at(rest.len() / row_bytes * row_bytes);
+        self.rows(image, whole);
         self.row.extend_from_slice(start);
     }
 
-    fn rows(&mut self, texture: &wgpu::Texture, bytes: &[u8]) {
-        let height = (bytes.len() / ROW) as u32;
+    fn rows(&mut self, image: &Image, bytes: &[u8]) {
+        let row_bytes = image.row_bytes();
+        let height = (bytes.len() / row_bytes) as u32;
         if height == 0 {
             return;
         }
         let destination = wgpu::TexelCopyTextureInfo {
             origin: wgpu::Origin3d {
                 x: 0,
-                y: (self.done / ROW as u64) as u32,
+                y: (self.done / row_bytes as u64) as u32,
                 z: 0,
             },
-            ..texture.as_image_copy()
+            ..image.texture.as_image_copy()
         };
         let layout = wgpu::TexelCopyBufferLayout {
             offset: 0,
-            bytes_per_row: Some(ROW as u32),
+            bytes_per_row: Some(row_bytes as u32),
             rows_per_image: None,
         };
         let size = wgpu::Extent3d {
-            width: TEXELS_IN_ROW as u32,
+            width: image.size.across as u32,
             height,
             depth_or_array_layers: 1,
         };

@@ -80,8 +80,8 @@
 //!
 //! 26. What is bound as texels is a weight, a state or an image. An image is bound in
 //!     no other way, and neither is a state that is so once in an entry point; where
-//!     states are of f16 none is. No port's buffer is an image. One that a kernel reads and writes is bound in
-//!     variants with a grid alone.
+//!     states are of f16 none is. No port's buffer is an image. One that a kernel reads
+//!     and writes is bound in variants with a grid alone.
 //!
 //! All errors are collected.
 //!

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use common::*;
 use kiln_ir::plan::{
-    Access, Binding, Buffer, Entry, Kernel, Launch, Plan, Port, TEXEL_BYTES, TEXELS_IN_ROW,
-    Variant, WeightBuffer, WeightPart,
+    Access, Binding, Buffer, Entry, ImageSize, Kernel, Launch, MOST_TEXELS, Plan, Port,
+    TEXEL_BYTES, TEXELS_IN_ROW, Variant, WeightBuffer, WeightPart,
 };
 use kiln_ir::{Bindings, DType, Dim, Packing, TensorType};
 use kiln_runtime::{Artifact, Model, OutputData, Result, RunOptions, WeightSource};
@@ -41,8 +41,8 @@ const FROM_WEIGHT: &str = "
 @group(0) @binding(2) var scratch: texture_storage_2d<rgba32uint, write>;
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    let at = vec2<u32>(id.x % ROW, id.x / ROW);
-    textureStore(scratch, at, textureLoad(weights, at) + 1u);
+    let texel = textureLoad(weights, vec2<u32>(id.x % ACROSS, id.x / ACROSS));
+    textureStore(scratch, vec2<u32>(id.x % ROW, id.x / ROW), texel + 1u);
 }
 ";
 
@@ -58,9 +58,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 ";
 
 /// Runs `plan` with an entry that copies the texels of its first weight, each word plus
-/// one, and checks that they are those of `image`.
+/// one, row by row, and checks that they are those of `image`.
 fn check(mut plan: Plan, weights: BTreeMap<&'static str, Vec<u8>>, image: &[u8]) {
     let texels = image.len() as u64 / TEXEL_BYTES;
+    let size = plan.weights[0].image();
+    assert!(texels <= size.across * size.down && texels > size.across * (size.down - 1));
     let mut texts = BTreeMap::new();
     plan.kernels.clear();
     for (name, text, bindings) in [
@@ -68,8 +70,11 @@ fn check(mut plan: Plan, weights: BTreeMap<&'static str, Vec<u8>>, image: &[u8])
         ("write", TO_OUTPUT, [Access::Texels, Access::ReadWrite]),
     ] {
         let file = format!("kernels/{name}.wgsl");
-        let row = format!("const ROW: u32 = {TEXELS_IN_ROW}u;\n");
-        texts.insert(file.clone(), row + text);
+        let rows = format!(
+            "const ROW: u32 = {TEXELS_IN_ROW}u;\nconst ACROSS: u32 = {}u;\n",
+            size.across
+        );
+        texts.insert(file.clone(), rows + text);
         let kernel = Kernel {
             file,
             workgroup_size: [64, 1, 1],
@@ -120,7 +125,7 @@ fn check(mut plan: Plan, weights: BTreeMap<&'static str, Vec<u8>>, image: &[u8])
     for backend in ["vulkan", "gl"] {
         let adapter = adapter(backend);
         let model = Model::open(&adapter, &artifact, &options(), &mut |_| {}).unwrap();
-        assert_eq!(model.weight_bytes(), image.len() as u64);
+        assert_eq!(model.weight_bytes(), size.bytes());
         let outputs = model.run_collect("copy", &[], &Bindings::new(), &RunOptions::default());
         let outputs = outputs.unwrap();
         let OutputData::I32(copied) = &outputs[0].data else {
@@ -145,10 +150,18 @@ fn texels_are_the_bytes_in_order() {
 
 #[test]
 fn matrices_lie_in_bands() {
-    for packing in Packing::ALL {
+    // A band is a row of texels, two are, or bands are too long for that.
+    let sizes = [
+        (2003, 100, Some(1)),
+        (8 * MOST_TEXELS + 3, 32, Some(2)),
+        (100, 33_000, None),
+    ];
+    let all = Packing::ALL.into_iter();
+    for (packing, (rows, k, bands_across)) in all.flat_map(|p| sizes.map(|s| (p, s))) {
+        let size = ImageSize::of_matrix(packing, rows, k as u64);
+        assert_eq!(size.bands_across, bands_across);
         // Rows of zeros make the last band whole.
-        let (rows, k) = (2003, 100);
-        let stored = 2008;
+        let stored = (rows as usize).next_multiple_of(8);
         let data = bytes(packing.data_bytes(stored, k) as u64);
         let scales = bytes(packing.scale_bytes(stored, k) as u64);
         let part = |scales: bool| WeightPart {
@@ -172,7 +185,6 @@ fn matrices_lie_in_bands() {
         }
         let mut image = Vec::new();
         packing.bands(&data, &scales, k, &mut image);
-        assert!(image.len() as u64 > TEXELS_IN_ROW * TEXEL_BYTES);
         check(plan, [("w", data), ("w.scales", scales)].into(), &image);
     }
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
 use crate::dim::{Atom, Bindings, Dim};
 use crate::plan::{
-    Access, BLOCK, Binding, CONTEXT, Entry, Grid, Launch, PAST, Plan, Port, Stream, TEXELS_IN_ROW,
-    Tier, Variant, texel_rows,
+    Access, BLOCK, Binding, CONTEXT, Entry, Grid, ImageSize, Launch, PAST, Plan, Port, Stream, Tier,
+    Variant,
 };
 
 /// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
@@ -137,23 +137,19 @@ impl Checker<'_, '_> {
         if !self.report.dim(subject, bytes, &allowed, &at) {
             return;
         }
+        self.fits_at_most(subject, bytes, image);
+    }
+
+    fn fits_at_most(&mut self, subject: &str, bytes: &Dim, image: bool) {
         if let Ok(bytes) = bytes.eval(&self.sizes.max) {
-            self.fits(subject, bytes, image);
+            match image {
+                true => self.fits_image(subject, ImageSize::of_bytes(bytes)),
+                false => self.fits_buffer(subject, bytes),
+            }
         }
     }
 
-    fn fits(&mut self, subject: &str, bytes: u64, image: bool) {
-        if image {
-            let most = limit(self.tier, None, TEXTURE_SIZE);
-            let rows = texel_rows(bytes);
-            if rows.max(TEXELS_IN_ROW) > most {
-                let expected =
-                    format!("at most {most} rows, and as many texels in a row (`{TEXTURE_SIZE}`)");
-                let found = format!("{rows} of {TEXELS_IN_ROW}");
-                self.report.error(13, subject, expected, found);
-            }
-            return;
-        }
+    fn fits_buffer(&mut self, subject: &str, bytes: u64) {
         let most = limit(self.tier, None, BINDING_SIZE);
         if !bytes.is_multiple_of(4) {
             let expected = format!("a multiple of 4 bytes at {AT_MAXIMA}");
@@ -162,6 +158,16 @@ impl Checker<'_, '_> {
         if bytes > most {
             let expected = format!("at most {most} bytes (`{BINDING_SIZE}`) at {AT_MAXIMA}");
             self.report.error(13, subject, expected, bytes);
+        }
+    }
+
+    fn fits_image(&mut self, subject: &str, size: ImageSize) {
+        let most = limit(self.tier, None, TEXTURE_SIZE);
+        let ImageSize { across, down, .. } = size;
+        if across.max(down) > most {
+            let expected = format!("at most {most} texels across and down (`{TEXTURE_SIZE}`)");
+            let found = format!("{across} and {down}");
+            self.report.error(13, subject, expected, found);
         }
     }
 
@@ -178,11 +184,10 @@ impl Checker<'_, '_> {
                 Binding::Weight(i) => {
                     if let Some(weight) = self.plan.weights.get(i) {
                         let subject = format!("weight `{}`", weight.name);
-                        let bytes = match image {
-                            true => weight.image_bytes(),
-                            false => weight.bytes,
-                        };
-                        self.fits(&subject, bytes, image);
+                        match image {
+                            true => self.fits_image(&subject, weight.image()),
+                            false => self.fits_buffer(&subject, weight.bytes),
+                        }
                         let scaled = weight.matrix().is_some_and(|m| m.packing.has_scales());
                         if image && scaled && self.plan.scales_of(i).is_none() {
                             let expected = "its scales among the weights, for an image of both";
@@ -194,9 +199,7 @@ impl Checker<'_, '_> {
                     if let Some(state) = self.plan.states.get(i) {
                         let subject = format!("state `{}`", state.name);
                         let bytes = self.tier.state_bytes(state);
-                        if let Ok(bytes) = bytes.eval(&self.sizes.max) {
-                            self.fits(&subject, bytes, image);
-                        }
+                        self.fits_at_most(&subject, &bytes, image);
                     }
                 }
                 Binding::Buffer(_) => {}

@@ -268,8 +268,8 @@ fn invariant_13_binding_sizes() {
         p.weights[2].bytes = bytes;
     };
     assert_eq!(errors_of(|p| with_texels(p, 512 << 20)), []);
-    let texels = "tier `base`, entry `step`: weight `vectors`: expected at most 8192 rows, and as \
-                  many texels in a row (`max_texture_dimension_2d`), found 8193 of 4096";
+    let texels = "tier `base`, entry `step`: weight `vectors`: expected at most 8192 texels \
+                  across and down (`max_texture_dimension_2d`), found 4096 and 8193";
     breaks(13, texels, |p| with_texels(p, (512 << 20) + 16));
     let state = "tier `base`, entry `step`: state `kept`: expected at most 134217728 bytes \
                  (`max_storage_buffer_binding_size`) at the symbols' maxima, found 201326592";
