@@ -133,7 +133,14 @@ impl Linear<'_> {
     }
 
     /// The hooks that the software bodies alone have.
-    fn common_hooks(&self, matrix: &Matrix, part: &MatrixPart, weights: &str, tile: &Tile, d: &mut Draft) {
+    fn common_hooks(
+        &self,
+        matrix: &Matrix,
+        part: &MatrixPart,
+        weights: &str,
+        tile: &Tile,
+        d: &mut Draft,
+    ) {
         for block in default_hooks("software_linear") {
             if block.contains("fn w_scales(") {
                 packed::hook(block, matrix, part, weights, str::to_owned, d);

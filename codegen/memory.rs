@@ -36,6 +36,7 @@ impl Pool {
                     name: local.name.clone(),
                     bytes: vec![bytes(local)],
                     image: false,
+                    zeroed: false,
                 });
             }
         }
@@ -47,8 +48,8 @@ impl Pool {
         self.fixed.get(&local).copied()
     }
 
-    /// The buffer `name` of `bytes`, which no local shares: the same whenever it is
-    /// asked for.
+    /// The buffer `name` of `bytes`, zeroed, which no local shares: the same whenever it
+    /// is asked for.
     pub fn state(&mut self, name: &str, bytes: u64) -> usize {
         let mut known = self.states.iter().copied();
         let known = known.find(|b| self.buffers[*b].name == name);
@@ -58,6 +59,7 @@ impl Pool {
                 name: name.to_owned(),
                 bytes: vec![Dim::constant(bytes)],
                 image: false,
+                zeroed: true,
             });
             self.buffers.len() - 1
         })
@@ -139,6 +141,7 @@ impl Pool {
                 name: format!("scratch.{scratch}"),
                 bytes: vec![size],
                 image: local.image,
+                zeroed: false,
             });
             return Ok(self.buffers.len() - 1);
         };

@@ -52,7 +52,14 @@ pub(crate) fn load_rows(
             let used = read.iter().any(|f| block.contains(f))
                 || (packing.has_scales() && block.contains("fn w_scale("));
             if used {
-                packed::hook(block, matrix, part, &table, |text| wgsl::rename(text, &names), k);
+                packed::hook(
+                    block,
+                    matrix,
+                    part,
+                    &table,
+                    |text| wgsl::rename(text, &names),
+                    k,
+                );
             }
         }
         let row = match part.first_row {

@@ -411,6 +411,10 @@ pub struct Buffer {
     /// Whether it is an image, which is bound as texels alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub image: bool,
+    /// Whether launches count on its words being 0 when it is made, and leave them so for
+    /// the next. Of other buffers nothing is read that no launch or input has written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zeroed: bool,
 }
 
 /// The launches of an entry for sizes within bounds.
@@ -467,7 +471,7 @@ pub struct Grid {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Check>,
     /// The state that workgroups share, an index into [`Entry::buffers`], which nothing
-    /// else uses: two words at the least, 0 when it is made. The second is not 0 once a
+    /// else uses: two words at the least, zeroed. The second is not 0 once a
     /// launch has failed, since a workgroup gave up waiting for others for one; results
     /// are meaningless from then on.
     pub state: usize,

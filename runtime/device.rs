@@ -269,7 +269,10 @@ impl Device {
                 advice,
             });
         }
-        let what = format!("the texture `{label}` of {} by {} texels", size.across, size.down);
+        let what = format!(
+            "the texture `{label}` of {} by {} texels",
+            size.across, size.down
+        );
         self.scoped(&what, || {
             self.inner.create_texture(&wgpu::TextureDescriptor {
                 label: Some(label),

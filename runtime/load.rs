@@ -224,7 +224,10 @@ impl Loader<'_> {
             let weight = self.weight(index);
             let (device, name) = (self.device, &weight.name);
             let (resident, bands) = match form {
-                Form::Buffer => (Resident::new(device, name, weight.bytes, form, ADVICE)?, None),
+                Form::Buffer => (
+                    Resident::new(device, name, weight.bytes, form, ADVICE)?,
+                    None,
+                ),
                 Form::Image => {
                     let image = Resident::image(device, name, weight.image(), ADVICE)?;
                     (image, self.bands(index)?)

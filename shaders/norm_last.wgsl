@@ -31,7 +31,6 @@ fn norm_sum(lane: u32, part: vec4<f32>) -> f32 {
 
 fn norm_last(lane: u32, count: vec3<u32>) {
     storageBarrier();
-    workgroupBarrier();
     if lane == 0u {
         is_last = u32(atomicAdd(&done[0], 1u) + 1u == count.x * count.y * count.z);
         if is_last == 1u {

@@ -31,7 +31,7 @@ fn grid_take(stage: u32, lane: u32) -> u32 {
 // Says that a tile of a stage is done.
 fn grid_complete(stage: u32, lane: u32) {
     storageBarrier();
-    workgroupBarrier();
+    textureBarrier();
     if lane == 0u {
         let all = 2u + atomicLoad(&grid_state[1]);
         var rounds = 0u;

@@ -1,6 +1,6 @@
 //! Compiled models on an emulated device, which bears nothing that no device promises to:
-//! the tiers for GPUs, with subgroups and cooperative matrices of the size that they ask
-//! for, launches apart and joined.
+//! all tiers, with subgroups and cooperative matrices of the size that they ask for,
+//! launches apart and joined.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -14,7 +14,7 @@ use std::{env, iter};
 
 use common::fixtures::{Case, Fixture, assert_close, fixtures};
 use common::on::interpreted;
-use common::{F32, FOR_GPUS, MATRICES, ROUNDED, compile_as, compile_fixture, in_memory};
+use common::{F32, MATRICES, ROUNDED, TIERS, compile_as, compile_fixture, in_memory};
 use kiln_codegen::{CompileOptions, Compiled};
 use kiln_emulator::{Fault, On, Program, RunError};
 use kiln_ir::interp::{HostTensor, Interpreter};
@@ -138,8 +138,8 @@ fn conforms(
 
 fn compile(fixture: &Fixture, packing: Packing, grid: u32) -> Compiled {
     // Matrices would round weights of 32 bits.
-    let tiers = FOR_GPUS.into_iter();
-    let tiers = tiers.filter(|tier| packing != Packing::F32 || *tier != MATRICES);
+    let matrices = (packing != Packing::F32).then_some(MATRICES);
+    let tiers = TIERS.into_iter().chain(matrices);
     let how = CompileOptions {
         packing,
         grid,
@@ -169,7 +169,7 @@ fn tiers_without_matrices() {
     for folder in ["gpt2", "llama"].into_iter().flat_map(fixtures) {
         let fixture = Fixture::open(&folder);
         let compiled = compile_fixture(&fixture, Packing::F32, &EntryOptions::default());
-        for tier in ["base", "subgroup"] {
+        for tier in TIERS {
             let cases = fixture.cases();
             conforms(&fixture, &compiled, &cases[1..2], apart(tier));
         }
@@ -219,12 +219,14 @@ fn layers_in_one_launch() {
         for packing in Packing::ALL {
             let compiled = compile(&fixture, packing, 8);
             let cases = cases(&fixture, &compiled, &[(1, 3)]);
-            let tier = match packing {
+            let on_card = match packing {
                 Packing::F32 => "subgroup",
                 _ => MATRICES,
             };
-            let launched = conforms(&fixture, &compiled, &cases, joined(tier));
-            assert!(launched.keys().any(|kernel| kernel.starts_with("joined")));
+            for tier in [on_card, "software-subgroup", "software"] {
+                let launched = conforms(&fixture, &compiled, &cases, joined(tier));
+                assert!(launched.keys().any(|kernel| kernel.starts_with("joined")));
+            }
         }
     }
 }
@@ -248,6 +250,8 @@ fn every_barrier_is_needed() {
         (80, apart(MATRICES)),
         (64, joined(MATRICES)),
         (64, joined("subgroup")),
+        (64, joined("software-subgroup")),
+        (64, apart("software")),
     ] {
         let fixture = Fixture::random(&model(head_dim));
         let compiled = compile(&fixture, Packing::F16, 4);
@@ -309,7 +313,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
     });
     let packing = sample::select(&Packing::ALL);
     let sizes = sample::select(&[4usize, 8, 16, 32, 64]);
-    let on = (sample::select(&FOR_GPUS), any::<bool>(), sizes);
+    let on = (select_tier(), any::<bool>(), sizes);
     let on = on.prop_map(|(tier, join, subgroup)| On {
         tier,
         join,
@@ -317,6 +321,12 @@ fn drawn() -> impl Strategy<Value = Drawn> {
     });
     let grid = sample::select(&[1u32, 2, 8]);
     (model, packing, on, grid, (1usize..=4, 1usize..=40))
+}
+
+fn select_tier() -> impl Strategy<Value = &'static str> {
+    let mut all = TIERS.to_vec();
+    all.push(MATRICES);
+    sample::select(all)
 }
 
 /// The same few each time, and others if `PROPTEST_CASES` says how many.

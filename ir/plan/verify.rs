@@ -72,8 +72,8 @@
 //!
 //! Grids
 //!
-//! 24. The state of a variant's grid is a buffer of 8 bytes at the least that is
-//!     no port's, and launches of variants with the same state alone bind it.
+//! 24. The state of a variant's grid is a zeroed buffer of 8 bytes at the least that
+//!     is no port's, and launches of variants with the same state alone bind it.
 //! 25. A launch that binds it has a constant number of workgroups, a power of two.
 //!
 //! Images

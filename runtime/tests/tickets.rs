@@ -130,6 +130,7 @@ fn run(workgroups: u64, patience: u32, rounds: u32) -> (Vec<i32>, Vec<i32>) {
         name: name.to_owned(),
         bytes: vec![Dim::constant(4 * u64::from(words))],
         image: false,
+        zeroed: name == "state",
     });
     let entry = Entry {
         symbols: vec![],

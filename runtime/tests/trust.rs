@@ -133,6 +133,7 @@ fn with_grid(
     let state = step.buffers.len();
     step.buffers.push(Buffer {
         image: false,
+        zeroed: true,
         name: "grid".into(),
         bytes: vec![8.into()],
     });

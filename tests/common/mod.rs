@@ -36,9 +36,6 @@ pub const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base
 /// The tier for cooperative matrices, which no software driver has.
 pub const MATRICES: &str = "coop";
 
-/// The tiers that an emulated device runs.
-pub const FOR_GPUS: [&str; 3] = ["base", "subgroup", MATRICES];
-
 /// What rounding activations to f16 takes away there, over all elements.
 pub const ROUNDED: f64 = 2e-3;
 

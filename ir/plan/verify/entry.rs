@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
 use crate::dim::{Atom, Bindings, Dim};
 use crate::plan::{
-    Access, BLOCK, Binding, CONTEXT, Entry, Grid, ImageSize, Launch, PAST, Plan, Port, Stream, Tier,
-    Variant,
+    Access, BLOCK, Binding, CONTEXT, Entry, Grid, ImageSize, Launch, PAST, Plan, Port, Stream,
+    Tier, Variant,
 };
 
 /// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
@@ -331,6 +331,10 @@ impl Checker<'_, '_> {
         let bytes = bytes.max().unwrap_or(0);
         if bytes < 8 {
             self.report.error(24, &subject, "at least 8 bytes", bytes);
+        }
+        if !buffer.zeroed {
+            self.report
+                .error(24, &subject, "a zeroed buffer", "one of any words");
         }
         let mut ports = self.entry.inputs.iter().chain(&self.entry.outputs);
         if let Some(port) = ports.find(|p| p.buffer == grid.state) {

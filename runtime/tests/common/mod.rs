@@ -102,6 +102,7 @@ fn port(name: &str, dtype: DType, shape: &[&str], buffer: usize) -> Port {
 fn buffer(name: &str, bytes: &str) -> Buffer {
     Buffer {
         image: false,
+        zeroed: false,
         name: name.into(),
         bytes: vec![dim(bytes)],
     }

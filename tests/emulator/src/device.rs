@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{AddressSpace, GlobalVariable, Handle, Module, Type, TypeInner};
+use naga::{
+    AddressSpace, GlobalVariable, Handle, ImageClass, ImageDimension, Module, StorageAccess,
+    StorageFormat, Type, TypeInner,
+};
 
 use crate::fault::Fault;
 use crate::launch::Launch;
@@ -60,6 +63,26 @@ impl Kernel {
     pub(crate) fn global(&self, handle: Handle<GlobalVariable>) -> &GlobalVariable {
         &self.module.global_variables[handle]
     }
+
+    /// How a buffer or an image is accessed.
+    pub(crate) fn access(&self, variable: &GlobalVariable) -> Option<StorageAccess> {
+        match (variable.space, &self.module.types[variable.ty].inner) {
+            (AddressSpace::Storage { access }, _) => Some(access),
+            (
+                AddressSpace::Handle,
+                TypeInner::Image {
+                    class:
+                        ImageClass::Storage {
+                            format: StorageFormat::Rgba32Uint,
+                            access,
+                        },
+                    dim: ImageDimension::D2,
+                    arrayed: false,
+                },
+            ) => Some(*access),
+            _ => None,
+        }
+    }
 }
 
 /// Whether buffers have words that atomics use.
@@ -79,15 +102,29 @@ fn is_of_atomics(module: &Module, inner: &TypeInner) -> bool {
     }
 }
 
-/// A buffer of a [`Device`].
+/// A buffer or an image of a [`Device`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Buffer(pub(crate) usize);
+
+/// What a [`Buffer`] holds.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    pub words: Vec<u32>,
+    /// Texels in a row, if it is an image.
+    pub across: Option<usize>,
+}
+
+/// Words of a texel: images are of the format `rgba32uint`.
+pub(crate) const TEXEL: usize = 4;
 
 /// An emulated device: subgroups of a size, and memory.
 #[derive(Debug)]
 pub struct Device {
-    subgroup: usize,
-    buffers: Vec<Vec<u32>>,
+    pub(crate) subgroup: usize,
+    /// Whether what one workgroup wrote others see that are behind it, without being told
+    /// to look.
+    pub(crate) is_cpu: bool,
+    pub(crate) memory: Vec<Memory>,
 }
 
 impl Device {
@@ -95,29 +132,54 @@ impl Device {
     pub fn new(subgroup: usize) -> Self {
         Device {
             subgroup,
-            buffers: Vec::new(),
+            is_cpu: false,
+            memory: Vec::new(),
+        }
+    }
+
+    /// A device on a CPU: all memory is coherent there.
+    pub fn on_cpu(subgroup: usize) -> Self {
+        Device {
+            is_cpu: true,
+            ..Device::new(subgroup)
         }
     }
 
     /// A buffer that holds these words.
     pub fn buffer(&mut self, words: Vec<u32>) -> Buffer {
-        self.buffers.push(words);
-        Buffer(self.buffers.len() - 1)
+        self.hold(Memory {
+            words,
+            across: None,
+        })
     }
 
-    /// What a buffer holds.
+    /// An image with so many texels of four words in a row, which holds these words, row by
+    /// row.
+    pub fn image(&mut self, across: usize, words: Vec<u32>) -> Buffer {
+        self.hold(Memory {
+            words,
+            across: Some(across),
+        })
+    }
+
+    fn hold(&mut self, memory: Memory) -> Buffer {
+        self.memory.push(memory);
+        Buffer(self.memory.len() - 1)
+    }
+
+    /// What a buffer or an image holds.
     pub fn words(&self, buffer: Buffer) -> &[u32] {
-        &self.buffers[buffer.0]
+        &self.memory[buffer.0].words
     }
 
-    /// What a buffer holds, to be changed.
+    /// The same, to be changed.
     pub fn words_mut(&mut self, buffer: Buffer) -> &mut [u32] {
-        &mut self.buffers[buffer.0]
+        &mut self.memory[buffer.0].words
     }
 
     /// Launches a kernel in a grid of so many workgroups along each axis: `uniforms` are
-    /// the words of the uniform block at binding 0 of group 0, `bindings` the buffers at 1,
-    /// 2, ... Gives the barriers that were reached, by where they begin in the kernel's text.
+    /// the words of the uniform block at binding 0 of group 0, `bindings` the buffers and
+    /// images at 1, 2, ... Gives the barriers that were reached, by where they begin in the kernel's text.
     ///
     /// # Errors
     /// The [`Fault`] that ended the launch. Buffers then hold what had been written.
@@ -129,26 +191,28 @@ impl Device {
         bindings: &[Buffer],
     ) -> Result<BTreeSet<usize>, Fault> {
         for (_, variable) in kernel.module.global_variables.iter() {
-            let (Some(place), AddressSpace::Storage { .. }) = (&variable.binding, variable.space)
-            else {
+            let is_image = variable.space == AddressSpace::Handle;
+            if is_image && kernel.access(variable).is_none() {
+                let name = variable.name.as_deref().unwrap_or_default();
+                return Err(Fault::Unsupported(format!("what `{name}` is")));
+            }
+            if !is_image && !matches!(variable.space, AddressSpace::Storage { .. }) {
+                continue;
+            }
+            let Some(place) = &variable.binding else {
                 continue;
             };
-            if place.binding == 0 || place.binding as usize > bindings.len() {
+            let index = (place.binding as usize).checked_sub(1);
+            let bound = index.and_then(|index| bindings.get(index));
+            let across = bound.map(|buffer| self.memory[buffer.0].across);
+            if across.is_none_or(|across| across.is_some() != is_image) {
                 return Err(Fault::Unbound {
                     name: variable.name.clone().unwrap_or_default(),
                     binding: place.binding,
-                    given: bindings.len(),
+                    what: if is_image { "image" } else { "buffer" },
                 });
             }
         }
-        Launch::new(
-            kernel,
-            self.subgroup,
-            grid,
-            uniforms,
-            bindings,
-            &mut self.buffers,
-        )
-        .run()
+        Launch::new(self, kernel, grid, uniforms, bindings).run()
     }
 }

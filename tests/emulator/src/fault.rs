@@ -9,15 +9,15 @@ pub enum Fault {
     /// The kernel uses something that is not emulated.
     #[error("{0} is not emulated")]
     Unsupported(String),
-    /// The kernel has another number of bindings than were given.
-    #[error("`{name}` is at binding {binding}, and {given} buffers are given")]
+    /// The kernel has a binding that nothing was given for, or nothing of the kind.
+    #[error("`{name}` is at binding {binding}, where no {what} is given")]
     Unbound {
         /// The variable.
         name: String,
         /// Its binding.
         binding: u32,
-        /// How many buffers were given.
-        given: usize,
+        /// What it has to be: `buffer` or `image`.
+        what: &'static str,
     },
     /// An index lies beyond what it is an index of.
     #[error("`{name}` has {len} elements, and {who} uses number {index}")]

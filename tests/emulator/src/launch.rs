@@ -10,10 +10,10 @@ use std::rc::Rc;
 use naga::valid::FunctionInfo;
 use naga::{
     AddressSpace, Barrier, Binding, Block, BuiltIn, Expression, Function, GlobalVariable, Handle,
-    LocalVariable, Statement, SwitchValue, TypeInner,
+    LocalVariable, Statement, StorageAccess, SwitchValue, TypeInner,
 };
 
-use crate::device::{Buffer, Kernel};
+use crate::device::{Buffer, Device, Kernel};
 use crate::fault::{Fault, Invocation};
 use crate::lanes::{Lanes, Mask};
 use crate::memory::{Order, Uses};
@@ -84,6 +84,7 @@ struct Shared {
 }
 
 pub(crate) struct Launch<'a> {
+    device: &'a mut Device,
     kernel: &'a Kernel,
     subgroup: usize,
     /// Invocations in a workgroup, workgroups, and those along each axis.
@@ -92,10 +93,9 @@ pub(crate) struct Launch<'a> {
     grid: [usize; 3],
     uniforms: &'a [u32],
     bindings: &'a [Buffer],
-    buffers: &'a mut [Vec<u32>],
     order: Order,
     barriers: BTreeSet<usize>,
-    /// Of the halves of the words of buffers that are written.
+    /// Of the halves of the words of buffers and images that are written.
     uses: BTreeMap<usize, Vec<Uses>>,
     fields: BTreeMap<Handle<naga::Type>, Rc<[Field]>>,
 
@@ -110,34 +110,32 @@ pub(crate) struct Launch<'a> {
 
 impl<'a> Launch<'a> {
     pub fn new(
+        device: &'a mut Device,
         kernel: &'a Kernel,
-        subgroup: usize,
         grid: [usize; 3],
         uniforms: &'a [u32],
         bindings: &'a [Buffer],
-        buffers: &'a mut [Vec<u32>],
     ) -> Self {
         let workgroup = kernel.workgroup();
         let workgroups = grid.iter().product();
         let mut uses = BTreeMap::new();
         for (_, variable) in kernel.module.global_variables.iter() {
-            if let (Some(place), AddressSpace::Storage { access }) =
-                (&variable.binding, variable.space)
-                && access.contains(naga::StorageAccess::STORE)
+            if let (Some(place), Some(access)) = (&variable.binding, kernel.access(variable))
+                && access.contains(StorageAccess::STORE)
             {
-                let buffer = bindings[place.binding as usize - 1].0;
-                uses.insert(buffer, vec![Uses::NONE; 2 * buffers[buffer].len()]);
+                let buffer = bindings[place.binding as usize - 1];
+                uses.insert(buffer.0, vec![Uses::NONE; 2 * device.words(buffer).len()]);
             }
         }
         Launch {
+            subgroup: device.subgroup,
+            device,
             kernel,
-            subgroup,
             workgroup,
             workgroups,
             grid,
             uniforms,
             bindings,
-            buffers,
             order: Order::new(workgroups, workgroup),
             barriers: BTreeSet::new(),
             uses,
@@ -489,6 +487,15 @@ impl<'a> Launch<'a> {
                     out.push(self.collect(*op, *collective_op, kind, scalar, &mask)?);
                 }
                 self.set(*result, out);
+            }
+            Statement::ImageStore {
+                image,
+                coordinate,
+                array_index: None,
+                value,
+            } => {
+                let value = self.data(*value)?;
+                self.store_texel(*image, *coordinate, &value, &mask)?;
             }
             Statement::CooperativeStore { target, data } => {
                 self.store_matrix(*target, data, &mask)?

@@ -58,9 +58,13 @@ pub(crate) enum Atomic {
 /// Which barriers order uses of a memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
-    Workgroup,
     Storage,
+    Texture,
+    Workgroup,
 }
+
+/// Those that other workgroups see.
+const SHARED: [Space; 2] = [Space::Storage, Space::Texture];
 
 /// How a word is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,13 +87,14 @@ impl Access {
     }
 }
 
-/// What is known of each workgroup: of how many of its barriers what stands before them
-/// was done (a vector clock: Fidge, 1988; Mattern, 1989).
-type Clock = Vec<u32>;
+/// What is known of each workgroup: of how many of its barriers, for each memory that
+/// others see, what stands before them was done (a vector clock: Fidge, 1988; Mattern,
+/// 1989).
+type Clock = Vec<[u32; SHARED.len()]>;
 
 fn join(clock: &mut Clock, other: &Clock) {
-    clock.resize(clock.len().max(other.len()), 0);
-    for (own, other) in clock.iter_mut().zip(other) {
+    clock.resize(clock.len().max(other.len()), Default::default());
+    for (own, other) in clock.iter_mut().flatten().zip(other.iter().flatten()) {
         *own = (*own).max(*other);
     }
 }
@@ -98,14 +103,14 @@ fn join(clock: &mut Clock, other: &Clock) {
 ///
 /// Within a workgroup its barriers do. Across workgroups an atomic that stores hands on, to
 /// whoever loads the word by an atomic later, what its invocation knows, and what its
-/// workgroup did before the last barrier for buffers. What an invocation learns so, others
-/// of its workgroup know behind the next barrier. All that is of use for coherent buffers
-/// alone: of others nobody promises that what was written is seen.
+/// workgroup did before the last barrier for buffers, or for images. What an invocation
+/// learns so, others of its workgroup know behind the next barrier. All that is of use for
+/// what is coherent alone: of others nobody promises that what was written is seen.
 #[derive(Debug)]
 pub(crate) struct Order {
     workgroup: usize,
-    /// Barriers of each workgroup, for workgroup memory and for buffers.
-    barriers: [Vec<u32>; 2],
+    /// Barriers of each workgroup, for each memory.
+    barriers: [Vec<u32>; 3],
     /// What all of a workgroup know, and what single invocations do besides.
     known: Vec<Clock>,
     learnt: Vec<BTreeMap<u32, Clock>>,
@@ -117,7 +122,7 @@ impl Order {
     pub fn new(workgroups: usize, workgroup: usize) -> Self {
         Order {
             workgroup,
-            barriers: [vec![0; workgroups], vec![0; workgroups]],
+            barriers: std::array::from_fn(|_| vec![0; workgroups]),
             known: vec![Clock::new(); workgroups],
             learnt: vec![BTreeMap::new(); workgroups],
             released: BTreeMap::new(),
@@ -144,7 +149,7 @@ impl Order {
     /// An atomic on a word of a buffer.
     pub fn atomic(&mut self, by: u32, buffer: usize, word: usize, how: Atomic) {
         let workgroup = by as usize / self.workgroup;
-        let done = self.barriers[Space::Storage as usize][workgroup];
+        let done = SHARED.map(|space| self.barriers[space as usize][workgroup]);
         let released = self.released.entry((buffer, word)).or_default();
         let learnt = self.learnt[workgroup].entry(by).or_default();
         if how != Atomic::Store {
@@ -153,8 +158,10 @@ impl Order {
         if how != Atomic::Load {
             join(released, learnt);
             join(released, &self.known[workgroup]);
-            released.resize(self.known.len(), 0);
-            released[workgroup] = released[workgroup].max(done);
+            released.resize(self.known.len(), Default::default());
+            for (own, done) in released[workgroup].iter_mut().zip(done) {
+                *own = (*own).max(done);
+            }
         }
     }
 
@@ -177,7 +184,8 @@ impl Order {
             by,
             barriers: self.barriers[space as usize][workgroup],
         };
-        let check = |before: Use, did: &'static str| self.check(before, own, did, how, word);
+        let check =
+            |before: Use, did: &'static str| self.check(before, own, did, how, (space, word));
         if how != Access::WriteSame {
             check(uses.wrote, "wrote")?;
         }
@@ -212,7 +220,7 @@ impl Order {
         own: Use,
         did: &'static str,
         how: Access,
-        word: Word<'_>,
+        (space, word): (Space, Word<'_>),
     ) -> Result<(), Fault> {
         if before.by == own.by || before.by == NOBODY.by {
             return Ok(());
@@ -222,10 +230,11 @@ impl Order {
         let is_ordered = match other == workgroup {
             true => before.barriers < own.barriers,
             false => {
-                let known = self.known[workgroup].get(other);
                 let learnt = self.learnt[workgroup].get(&own.by);
-                let learnt = learnt.and_then(|clock| clock.get(other));
-                word.is_coherent && Some(&before.barriers) < known.max(learnt)
+                let clocks = [Some(&self.known[workgroup]), learnt].into_iter().flatten();
+                let of_other = clocks.filter_map(|clock| clock.get(other));
+                let done = of_other.filter_map(|spaces| spaces.get(space as usize));
+                word.is_coherent && Some(&before.barriers) < done.max()
             }
         };
         if is_ordered {

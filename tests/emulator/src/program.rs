@@ -3,7 +3,10 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_ir::plan::{self, BLOCK, Binding, CONTEXT, Check, Launch, PAST, Plan, Tier};
+use kiln_ir::packing::BAND_ROWS;
+use kiln_ir::plan::{
+    self, BLOCK, Binding, CONTEXT, Check, ImageSize, Launch, PAST, Plan, Tier, Variant, WeightPart,
+};
 use kiln_ir::{Bindings, Dim, DimError};
 
 use crate::device::{Buffer, Device, Kernel};
@@ -36,8 +39,8 @@ pub enum RunError {
 
 /// A tier of a plan, with its weights on an emulated device.
 ///
-/// What is not an image can be run: the tiers for GPUs, that is. Buffers hold no number
-/// before they are written.
+/// Buffers and images hold no number before they are written, but for those that are
+/// zeroed.
 pub struct Program<'a> {
     plan: &'a Plan,
     tier: &'a Tier,
@@ -46,6 +49,8 @@ pub struct Program<'a> {
     kernels: BTreeMap<&'a str, Kernel>,
     device: Device,
     weights: Vec<Buffer>,
+    /// Those that are bound as images.
+    images: BTreeMap<usize, Buffer>,
     /// Whether variants are run whose launches do the work of several.
     join: bool,
     /// The kernels that have been launched, and those of their barriers that were reached,
@@ -90,11 +95,29 @@ impl<'a> Program<'a> {
         let found = plan.tiers.iter().find(|t| t.name == on.tier);
         let tier = found.ok_or_else(|| RunError::Missing(format!("tier `{}`", on.tier)))?;
         let subgroup = tier.requires.subgroup_size.map(|size| size as usize);
-        let mut device = Device::new(subgroup.unwrap_or(on.subgroup));
-        let weights = plan.weights.iter();
-        let weights = weights
-            .map(|w| device.buffer(words(&weight(&w.name))))
-            .collect();
+        let subgroup = subgroup.unwrap_or(on.subgroup);
+        let mut device = match tier.requires.cpu_only {
+            true => Device::on_cpu(subgroup),
+            false => Device::new(subgroup),
+        };
+        let bytes: Vec<Vec<u8>> = plan.weights.iter().map(|w| weight(&w.name)).collect();
+        let mut images = BTreeMap::new();
+        for entry in tier.entries.values() {
+            for binding in bound_as_images(plan, entry) {
+                let Binding::Weight(index) = binding else {
+                    continue;
+                };
+                let of_scales = plan.scales_of(index).map(|scales| bytes[scales].as_slice());
+                let texels = match plan.weights[index].matrix() {
+                    Some(matrix) => in_bands(matrix, &bytes[index], of_scales.unwrap_or_default()),
+                    None => bytes[index].clone(),
+                };
+                let image = image(&mut device, plan.weights[index].image(), words(&texels));
+                images.insert(index, image);
+            }
+        }
+        let weights = bytes.iter().map(|bytes| device.buffer(words(bytes)));
+        let weights = weights.collect();
         Ok(Program {
             plan,
             tier,
@@ -102,6 +125,7 @@ impl<'a> Program<'a> {
             kernels: BTreeMap::new(),
             device,
             weights,
+            images,
             join: on.join,
             launched: BTreeMap::new(),
         })
@@ -159,25 +183,21 @@ impl<'a> Program<'a> {
             sizes.set(PAST, context.saturating_sub(1));
         }
         let found = self.entry(entry)?;
-        let grids = found.variants.iter().filter_map(|v| v.grid.as_ref());
-        let grids: Vec<usize> = grids.map(|grid| grid.state).collect();
         let mut buffers = Vec::new();
-        for (index, buffer) in found.buffers.iter().enumerate() {
+        for buffer in &found.buffers {
             let mut bytes = 0;
             for size in &buffer.bytes {
                 bytes = bytes.max(size.eval(&sizes)?);
             }
-            let is_zero = grids.contains(&index);
-            let word = if is_zero { 0 } else { UNWRITTEN };
-            buffers.push(self.device.buffer(vec![word; bytes.div_ceil(4) as usize]));
+            let word = if buffer.zeroed { 0 } else { UNWRITTEN };
+            buffers.push(self.hold(bytes, word, buffer.image));
         }
+        let as_images = bound_as_images(self.plan, found);
         let mut states = Vec::new();
-        for state in &self.plan.states {
+        for (index, state) in self.plan.states.iter().enumerate() {
             let bytes = self.tier.state_bytes(state).eval(&sizes)?;
-            states.push(
-                self.device
-                    .buffer(vec![UNWRITTEN; bytes.div_ceil(4) as usize]),
-            );
+            let is_image = as_images.contains(&Binding::State(index));
+            states.push(self.hold(bytes, UNWRITTEN, is_image));
         }
         Ok(Session {
             entry: entry.to_owned(),
@@ -185,6 +205,15 @@ impl<'a> Program<'a> {
             states,
             context,
         })
+    }
+
+    /// A buffer or an image of so many bytes, all words of which are `word`.
+    fn hold(&mut self, bytes: u64, word: u32, is_image: bool) -> Buffer {
+        let words = vec![word; bytes.div_ceil(4) as usize];
+        match is_image {
+            true => image(&mut self.device, ImageSize::of_bytes(bytes), words),
+            false => self.device.buffer(words),
+        }
     }
 
     /// Runs the session's entry at these sizes; `inputs` are words by name. Gives the
@@ -258,11 +287,15 @@ impl<'a> Program<'a> {
     ) -> Result<(), RunError> {
         let value = |name: &String| sizes.get(&kiln_ir::Symbol::new(name)).unwrap_or(0) as u32;
         let uniforms: Vec<u32> = self.plan.uniforms.iter().map(value).collect();
-        let bindings = launch.bindings.iter().map(|binding| match *binding {
-            Binding::Weight(index) => self.weights[index],
-            Binding::State(index) => session.states[index],
-            Binding::Buffer(index) => session.buffers[index],
-        });
+        let bindings = self
+            .plan
+            .bound(launch)
+            .map(|(binding, access)| match binding {
+                Binding::Weight(index) if access.is_image() => self.images[&index],
+                Binding::Weight(index) => self.weights[index],
+                Binding::State(index) => session.states[index],
+                Binding::Buffer(index) => session.buffers[index],
+            });
         let bindings: Vec<Buffer> = bindings.collect();
         let workgroups = launch.workgroups.eval(sizes)? as usize;
         self.start(
@@ -303,6 +336,31 @@ impl<'a> Program<'a> {
         known.extend(barriers.map_err(failed)?);
         Ok(())
     }
+}
+
+/// What launches of an entry point bind as images.
+fn bound_as_images(plan: &Plan, entry: &plan::Entry) -> BTreeSet<Binding> {
+    let launches = entry.variants.iter().flat_map(Variant::all_launches);
+    let bound = launches.flat_map(|launch| plan.bound(launch));
+    let images = bound.filter(|(_, access)| access.is_image());
+    images.map(|(binding, _)| binding).collect()
+}
+
+/// An image that holds these words, and none beyond them.
+fn image(device: &mut Device, size: ImageSize, mut words: Vec<u32>) -> Buffer {
+    words.resize(size.bytes().div_ceil(4) as usize, UNWRITTEN);
+    device.image(size.across as usize, words)
+}
+
+/// A matrix as it lies in an image, with zeros for the rows that its last band lacks.
+fn in_bands(matrix: &WeightPart, data: &[u8], scales: &[u8]) -> Vec<u8> {
+    let (packing, k) = (matrix.packing, matrix.k());
+    let rows = (matrix.rows as usize).next_multiple_of(BAND_ROWS);
+    let mut data = data.to_vec();
+    data.resize(packing.data_bytes(rows, k), 0);
+    let mut bands = Vec::new();
+    packing.bands(&data, scales, k, &mut bands);
+    bands
 }
 
 /// Bytes as little-endian words.

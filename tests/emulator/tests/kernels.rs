@@ -343,6 +343,77 @@ fn words_read_by_several_workgroups() {
     assert_races(&fault, "writes", "read");
 }
 
+/// What two workgroups of 64 on a CPU leave in an image of 16 by 16 texels, whose words are
+/// their numbers at first: `at` is an invocation's number, `own` its texel's place.
+fn in_image(body: &str) -> Result<Vec<u32>, Fault> {
+    let text = format!(
+        "@group(0) @binding(1) var z: texture_storage_2d<rgba32uint, read_write>;
+         @group(0) @binding(2) var<storage, read_write> ready: array<atomic<u32>>;
+         @compute @workgroup_size(64)
+         fn main(
+             @builtin(local_invocation_index) lane: u32,
+             @builtin(global_invocation_id) id: vec3<u32>,
+         ) {{
+             let at = id.x;
+             let own = vec2<u32>(at % 16u, at / 16u);
+             {body}
+         }}"
+    );
+    let kernel = Kernel::new(&text)?;
+    let mut device = Device::on_cpu(8);
+    let z = device.image(16, (0..1024).collect());
+    let ready = device.buffer(vec![0]);
+    device.launch(&kernel, [2, 1, 1], &[], &[z, ready])?;
+    Ok(device.words(z).to_vec())
+}
+
+#[test]
+fn texels() {
+    let doubled = in_image("textureStore(z, own, textureLoad(z, own) * 2u);").unwrap();
+    assert_eq!(
+        doubled[..512],
+        (0..512).map(|n| 2 * n).collect::<Vec<u32>>()
+    );
+
+    // Places beyond the last in a row or the last row.
+    for (place, index) in [
+        ("own + vec2<u32>(1u, 0u)", 16),
+        ("own + vec2<u32>(0u, 9u)", 16),
+    ] {
+        let fault = in_image(&format!("let texel = textureLoad(z, {place});")).unwrap_err();
+        let Fault::OutOfBounds { index: found, .. } = fault else {
+            panic!("{fault}");
+        };
+        assert_eq!(found, index);
+    }
+
+    // The texels of others, with something between or not.
+    let others = |between: &str| {
+        in_image(&format!(
+            "textureStore(z, own, vec4<u32>(at));
+             {between}
+             let other = (at + 65u) % 128u;
+             let texel = textureLoad(z, vec2<u32>(other % 16u, other / 16u));
+             textureStore(z, own + vec2<u32>(0u, 8u), texel);"
+        ))
+    };
+    let meet = "if lane == 0u {
+            atomicAdd(&ready[0], 1u);
+            while atomicAdd(&ready[0], 0u) < 2u {}
+        }";
+    let found = others(&format!("textureBarrier(); {meet} workgroupBarrier();")).unwrap();
+    let wanted = (0..512).map(|word| (word / 4 + 65) % 128);
+    assert_eq!(found[512..], wanted.collect::<Vec<u32>>());
+    for between in [
+        "textureBarrier();".to_owned(),
+        // What is said of buffers says nothing of images.
+        format!("storageBarrier(); {meet} workgroupBarrier();"),
+        format!("textureBarrier(); {meet}"),
+    ] {
+        assert_races(&others(&between).unwrap_err(), "reads", "wrote");
+    }
+}
+
 #[test]
 fn loops_without_an_end() {
     let fault = first("", "var i = 0u; while i < 2u { i = lane % 2u; }").unwrap_err();
@@ -361,6 +432,14 @@ fn what_is_no_kernel() {
     let fault = fault.unwrap_err();
     assert_eq!(
         fault.to_string(),
-        "`z` is at binding 3, and 1 buffers are given"
+        "`z` is at binding 3, where no buffer is given"
     );
+    let image = device.image(1, vec![0; 4]);
+    let fault = device.launch(
+        &Kernel::new(kernel).unwrap(),
+        [1, 1, 1],
+        &[],
+        &[one, one, image],
+    );
+    assert!(matches!(fault, Err(Fault::Unbound { what: "buffer", .. })));
 }

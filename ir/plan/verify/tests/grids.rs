@@ -2,6 +2,14 @@
 
 use super::*;
 
+/// The state of a grid, of so many bytes.
+fn state_buffer(bytes: &str) -> Buffer {
+    Buffer {
+        zeroed: true,
+        ..buffer("grid", &[bytes])
+    }
+}
+
 /// Puts a variant with a grid before the others of `step`, which `change`s.
 fn with_grid(plan: &mut Plan, change: impl FnOnce(&mut Entry)) {
     plan.kernels.extend([
@@ -10,7 +18,7 @@ fn with_grid(plan: &mut Plan, change: impl FnOnce(&mut Entry)) {
     ]);
     let step = entry(plan, "step");
     let state = step.buffers.len();
-    step.buffers.push(buffer("grid", &["8"]));
+    step.buffers.push(state_buffer("8"));
     let grid = Grid {
         requires: Requirements::default(),
         check: Some(Check {
@@ -85,7 +93,11 @@ fn invariant_24_states_of_grids() {
     assert!(errors.iter().any(|e| e.to_string() == text), "{errors:?}");
     let text = format!("{at} 2: expected at least 8 bytes, found 4");
     breaks(24, &text, |p| {
-        with_grid(p, |step| step.buffers[2] = buffer("grid", &["4"]));
+        with_grid(p, |step| step.buffers[2] = state_buffer("4"));
+    });
+    let text = format!("{at} 2: expected a zeroed buffer, found one of any words");
+    breaks(24, &text, |p| {
+        with_grid(p, |step| step.buffers[2].zeroed = false);
     });
     let text = format!(
         "{at} 2: expected launches with this grid, found a launch of variant `prefill`, which has \

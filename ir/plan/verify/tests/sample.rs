@@ -22,6 +22,7 @@ pub fn port(name: &str, dtype: DType, shape: &[&str], buffer: usize) -> Port {
 pub fn buffer(name: &str, bytes: &[&str]) -> Buffer {
     Buffer {
         image: false,
+        zeroed: false,
         name: name.into(),
         bytes: bytes.iter().map(|b| dim(b)).collect(),
     }

@@ -9,6 +9,7 @@ use naga::{
 };
 
 use super::{Launch, Pointer, Root};
+use crate::device::TEXEL;
 use crate::fault::Fault;
 use crate::lanes::{Lanes, Mask, columns};
 use crate::memory::{Access, Atomic, Space, Word};
@@ -41,6 +42,14 @@ impl<'a> Launch<'a> {
         let place = self.kernel.global(variable).binding.as_ref();
         let binding = place.map_or(1, |b| b.binding as usize);
         self.bindings[binding.max(1) - 1].0
+    }
+
+    fn words_of(&self, variable: Handle<GlobalVariable>) -> &[u32] {
+        &self.device.memory[self.buffer_of(variable)].words
+    }
+
+    fn word(&self, buffer: usize, at: usize) -> Option<u32> {
+        self.device.memory[buffer].words.get(at).copied()
     }
 
     pub(super) fn check_index(
@@ -77,7 +86,7 @@ impl<'a> Launch<'a> {
                 _,
             ) => Ok(size.get() as usize),
             (TypeInner::Array { stride, .. }, Root::Global(variable)) => {
-                Ok(4 * self.buffers[self.buffer_of(variable)].len() / stride as usize)
+                Ok(4 * self.words_of(variable).len() / stride as usize)
             }
             (other, _) => Err(Fault::Unsupported(format!("the length of {other:?}"))),
         }
@@ -273,7 +282,7 @@ impl<'a> Launch<'a> {
             for (field, out) in fields.iter().zip(&mut out) {
                 let at = (pointer.offset.at(lane) + field.offset) as usize;
                 let width = field.scalar.width;
-                let Some(word) = self.buffers[buffer].get(at / 4).copied() else {
+                let Some(word) = self.word(buffer, at / 4) else {
                     return Err(self.beyond(variable, at, lane));
                 };
                 self.note_buffer(variable, lane, (at, width), how)?;
@@ -290,8 +299,8 @@ impl<'a> Launch<'a> {
         Ok(columns(out))
     }
 
-    /// Notes the use of a scalar of a buffer, by its place and width in bytes, if the
-    /// buffer is one that is written.
+    /// Notes the use of a scalar of a buffer or an image, by its place and width in bytes,
+    /// if that is one that is written.
     fn note_buffer(
         &mut self,
         variable: Handle<GlobalVariable>,
@@ -300,16 +309,89 @@ impl<'a> Launch<'a> {
         how: Access,
     ) -> Result<(), Fault> {
         let (buffer, by) = (self.buffer_of(variable), self.by(lane));
-        let decorations = self.kernel.global(variable).memory_decorations;
+        let global = self.kernel.global(variable);
+        let says_so = global
+            .memory_decorations
+            .contains(MemoryDecorations::COHERENT);
         let of = Word {
             name: self.kernel.name(variable),
             number: at / 4,
-            is_coherent: decorations.contains(MemoryDecorations::COHERENT),
+            is_coherent: says_so || self.device.is_cpu,
+        };
+        let space = match global.space {
+            AddressSpace::Handle => Space::Texture,
+            _ => Space::Storage,
         };
         if let Some(uses) = self.uses.get_mut(&buffer) {
             // By halves of words.
             for uses in &mut uses[at / 2..(at + width as usize) / 2] {
-                self.order.note(uses, by, how, Space::Storage, of)?;
+                self.order.note(uses, by, how, space, of)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An image, and where its texels at `coordinate` begin, in bytes.
+    fn texels(
+        &mut self,
+        image: Handle<Expression>,
+        coordinate: Handle<Expression>,
+        mask: &Mask,
+    ) -> Result<(Handle<GlobalVariable>, Lanes), Fault> {
+        let Root::Global(variable) = self.pointer(image)?.root else {
+            return Err(Fault::Unsupported("an image of a function".to_owned()));
+        };
+        let coordinate = self.data(coordinate)?;
+        let [x, y] = coordinate.as_ref() else {
+            return Err(Fault::Unsupported("an image not of two axes".to_owned()));
+        };
+        let memory = &self.device.memory[self.buffer_of(variable)];
+        let across = memory.across.unwrap_or(1);
+        let down = memory.words.len() / (TEXEL * across);
+        let name = self.kernel.name(variable);
+        self.check_index(name, x, across, mask)?;
+        self.check_index(name, y, down, mask)?;
+        let first = |x: u32, y: u32| {
+            let texel = y.wrapping_mul(across as u32).wrapping_add(x);
+            texel.wrapping_mul(4 * TEXEL as u32)
+        };
+        Ok((variable, x.zip(y, first)))
+    }
+
+    pub(super) fn load_texel(
+        &mut self,
+        image: Handle<Expression>,
+        coordinate: Handle<Expression>,
+        mask: &Mask,
+    ) -> Result<Vec<Lanes>, Fault> {
+        let (variable, first) = self.texels(image, coordinate, mask)?;
+        let mut out = vec![vec![0; self.lanes]; TEXEL];
+        for lane in mask.lanes() {
+            for (i, out) in out.iter_mut().enumerate() {
+                let at = first.at(lane) as usize + 4 * i;
+                self.note_buffer(variable, lane, (at, 4), Access::Read)?;
+                out[lane] = self.words_of(variable)[at / 4];
+            }
+        }
+        Ok(columns(out))
+    }
+
+    pub(super) fn store_texel(
+        &mut self,
+        image: Handle<Expression>,
+        coordinate: Handle<Expression>,
+        value: &[Lanes],
+        mask: &Mask,
+    ) -> Result<(), Fault> {
+        let (variable, first) = self.texels(image, coordinate, mask)?;
+        let buffer = self.buffer_of(variable);
+        for lane in mask.lanes() {
+            for (i, scalar) in value.iter().enumerate() {
+                let at = first.at(lane) as usize + 4 * i;
+                let bits = scalar.at(lane);
+                let how = Access::write(self.words_of(variable)[at / 4], bits);
+                self.note_buffer(variable, lane, (at, 4), how)?;
+                self.device.memory[buffer].words[at / 4] = bits;
             }
         }
         Ok(())
@@ -320,7 +402,7 @@ impl<'a> Launch<'a> {
         Fault::OutOfBounds {
             name: self.name(Root::Global(variable)).to_owned(),
             index: at as u64 / 4,
-            len: self.buffers[self.buffer_of(variable)].len() as u64,
+            len: self.words_of(variable).len() as u64,
             who: self.who(lane),
         }
     }
@@ -375,7 +457,7 @@ impl<'a> Launch<'a> {
             for (field, scalar) in fields.iter().zip(value) {
                 let at = (pointer.offset.at(lane) + field.offset) as usize;
                 let width = field.scalar.width;
-                let Some(before) = self.buffers[buffer].get(at / 4).copied() else {
+                let Some(before) = self.word(buffer, at / 4) else {
                     return Err(self.beyond(variable, at, lane));
                 };
                 let bits = match width {
@@ -394,7 +476,7 @@ impl<'a> Launch<'a> {
                     let by = self.by(lane);
                     self.order.atomic(by, buffer, at / 4, Atomic::Store);
                 }
-                self.buffers[buffer][at / 4] = bits;
+                self.device.memory[buffer].words[at / 4] = bits;
             }
         }
         Ok(())
@@ -445,13 +527,13 @@ impl<'a> Launch<'a> {
                 continue;
             }
             let (buffer, word) = (self.buffer_of(variable), at / 4);
-            let Some(old) = self.buffers[buffer].get(word).copied() else {
+            let Some(old) = self.word(buffer, word) else {
                 return Err(self.beyond(variable, at, lane));
             };
             self.note_buffer(variable, lane, (at, 4), Access::Atomic)?;
             let by = self.by(lane);
             self.order.atomic(by, buffer, word, Atomic::Change);
-            self.buffers[buffer][word] = changed(old, value.at(lane))?;
+            self.device.memory[buffer].words[word] = changed(old, value.at(lane))?;
             before[lane] = old;
         }
         Ok(Lanes::Each(before.into()))

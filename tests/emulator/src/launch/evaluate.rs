@@ -279,6 +279,13 @@ impl<'a> Launch<'a> {
                 let pointer = self.pointer(*base)?;
                 vec![Lanes::Same(self.length(&pointer)? as u32)]
             }
+            Expression::ImageLoad {
+                image,
+                coordinate,
+                array_index: None,
+                sample: None,
+                level: None,
+            } => self.load_texel(*image, *coordinate, mask)?,
             Expression::CooperativeLoad {
                 columns: CooperativeSize::Sixteen,
                 rows: CooperativeSize::Sixteen,

@@ -59,6 +59,9 @@ impl<'a> Launch<'a> {
         if flags.contains(Barrier::STORAGE) {
             spaces.push(Space::Storage);
         }
+        if flags.contains(Barrier::TEXTURE) {
+            spaces.push(Space::Texture);
+        }
         for workgroup in self.whole_workgroups("a barrier", mask)? {
             self.order.barrier(self.first + workgroup, &spaces);
         }
