@@ -94,6 +94,7 @@ fn check(mut plan: Plan, weights: BTreeMap<&'static str, Vec<u8>>, image: &[u8])
         name: name.to_owned(),
         bytes: vec![Dim::constant(texels * TEXEL_BYTES)],
         image,
+        zeroed: false,
     };
     let entry = Entry {
         symbols: vec![],
