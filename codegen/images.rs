@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::Bindings;
-use kiln_ir::plan::{Access, ImageSize, MOST_TEXELS, TEXELS_IN_ROW};
+use kiln_ir::plan::{Access, ImageSize, TEXELS_IN_ROW};
 
 use crate::error::CodegenError;
 use crate::kernel::{Bound, Element, Hook, Launch};
@@ -131,7 +131,7 @@ pub(crate) fn make_images(
         Place::Local { .. } => 3,
     });
     for (place, users) in users {
-        let size = sizes.get(&place).filter(|size| size.down <= MOST_TEXELS);
+        let size = sizes.get(&place).filter(|size| size.fits_everywhere());
         let mut kernels = users.launches.iter().map(|at| &launches[*at].1.kernel);
         let have_room = kernels.all(|kernel| kernel.images() < DEFAULT_IMAGES);
         let wanted = !users.unfit && (users.linear || users.attention) && have_room;

@@ -576,6 +576,9 @@ pub(crate) fn requires<'k>(
             .into_iter()
             .map(|(name, size)| (name.to_owned(), size))
             .collect(),
+        // Lanes beyond a workgroup's invocations keep llvmpipe from ending the loops that
+        // wait as they should (seen with vectors of 512 bits, whose subgroups are of 16).
+        max_subgroup_size: (meeting == Meeting::Tickets).then_some(meeting.workgroup()),
         ..Requirements::default()
     }
 }

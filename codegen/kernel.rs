@@ -281,7 +281,8 @@ impl Draft {
     }
 
     /// As [`Draft::hook`], for one that has another text where what is bound as `name` is
-    /// an image, or a buffer of f16, which that loads from as it is bound.
+    /// an image, or a buffer of f16, which that loads from as it is bound: by a place across
+    /// and down, where that is how an image of bands is loaded from.
     pub fn hook_of(&mut self, name: &str, text: String, otherwise: String) {
         self.add(Hook {
             text,

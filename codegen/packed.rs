@@ -38,7 +38,7 @@ fn in_bands(block: &str, matrix: &Matrix, part: &MatrixPart) -> Option<String> {
     let texels = |bytes: usize| bytes as u64 / TEXEL_BYTES;
     let own = texels(packing.group_bytes());
     let step = texels(packing.band_group_bytes());
-    let band = packing.groups(matrix.k as usize) as u64 * step;
+    let band = packing.band_texels(matrix.k);
     let rows = BAND_ROWS;
     // A texel of row n's band.
     let texel = |within: String| {

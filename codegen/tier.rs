@@ -75,6 +75,7 @@ impl Tier {
                 Tier::Coop => Some(COOP_SUBGROUP),
                 Tier::Software | Tier::Subgroup | Tier::Base => None,
             },
+            max_subgroup_size: None,
             cooperative_matrix: coop.then_some([16, 16, 16]),
         }
     }

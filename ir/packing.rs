@@ -18,13 +18,15 @@
 //! In an image the matrix lies in *bands* of [`BAND_ROWS`] rows, so that whoever reads
 //! the rows of a band side by side reads memory from front to back: the first groups of
 //! its rows one after the other, then, with scales, the eight of them in 16 bytes, then
-//! the second groups, and so on. Bands begin in rows of texels where they fit, see
-//! [`crate::plan::ImageSize`].
+//! the second groups, and so on. Rows of texels begin with bands where those are not too
+//! long, see [`crate::plan::ImageSize`].
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+use crate::plan::TEXEL_BYTES;
 
 /// The layout of a matrix in a weight buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -116,6 +118,12 @@ impl Packing {
     pub const fn band_group_bytes(self) -> usize {
         let scales = if self.has_scales() { 2 * BAND_ROWS } else { 0 };
         BAND_ROWS * self.group_bytes() + scales
+    }
+
+    /// Texels of a band of rows of `k` weights.
+    pub const fn band_texels(self, k: u64) -> u64 {
+        let groups = k.div_ceil(self.group() as u64);
+        groups.saturating_mul(self.band_group_bytes() as u64 / TEXEL_BYTES)
     }
 
     /// Makes `out` the whole bands of a packed `[rows, k]` matrix, as they lie in an

@@ -26,7 +26,7 @@
 
 pub mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,18 @@ impl Plan {
         let kernel = self.kernels.get(&launch.kernel);
         let accesses = kernel.into_iter().flat_map(|k| &k.bindings);
         launch.bindings.iter().copied().zip(accesses.copied())
+    }
+
+    /// What the launches of an entry point bind, and how.
+    pub fn bound_by(&self, entry: &Entry) -> impl Iterator<Item = (Binding, Access)> {
+        let launches = entry.variants.iter().flat_map(Variant::all_launches);
+        launches.flat_map(|launch| self.bound(launch))
+    }
+
+    /// What of it is bound as an image.
+    pub fn images_of(&self, entry: &Entry) -> BTreeSet<Binding> {
+        let images = self.bound_by(entry).filter(|(_, access)| access.is_image());
+        images.map(|(binding, _)| binding).collect()
     }
 
     /// Which of the weights has the scales of the matrix in `weights[index]`.
@@ -255,14 +267,16 @@ pub const TEXELS_IN_ROW: u64 = 4096;
 /// Texels across and down that an image can have on every WebGPU adapter.
 pub const MOST_TEXELS: u64 = 8192;
 
-/// How many texels an image has across and down, and what lies in a row of them.
+/// How many texels an image has across and down, and where they lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageSize {
     /// Texels in a row.
     pub across: u64,
     /// Rows.
     pub down: u64,
-    /// Of a matrix, whole bands in a row, if rows begin with bands.
+    /// The bands of a matrix that a row begins with, if it holds no part of others: band b
+    /// then lies in row `b / bands_across`, from texel `b % bands_across` times a band's
+    /// texels on. Else texels lie one after the other, row by row.
     pub bands_across: Option<u64>,
 }
 
@@ -276,18 +290,18 @@ impl ImageSize {
         }
     }
 
-    /// That of a matrix in bands, with its scales.
+    /// That of a matrix of so many rows of `k` elements, in bands, with its scales.
     ///
-    /// A row of texels holds as few bands as it can if no image is to have more than
-    /// [`MOST_TEXELS`] rows: whoever walks a band stays in one row, and what depends on
-    /// the row is found once. Bands that are too long for that lie one after the other.
+    /// A row of texels is a band, so that whoever walks a band finds once what depends on
+    /// the row; or several, the fewest that leave no more than [`MOST_TEXELS`] rows. Bands
+    /// that are too long for that lie one after the other.
     pub fn of_matrix(packing: Packing, rows: u64, k: u64) -> Self {
         let bands = rows.div_ceil(BAND_ROWS as u64);
-        let band_bytes = (packing.groups(k as usize) * packing.band_group_bytes()) as u64;
+        let band = packing.band_texels(k);
         let bands_across = bands.div_ceil(MOST_TEXELS).max(1);
-        let across = bands_across * band_bytes / TEXEL_BYTES;
+        let across = bands_across.saturating_mul(band);
         if across > MOST_TEXELS {
-            return Self::of_bytes(bands * band_bytes);
+            return Self::of_bytes(bands.saturating_mul(band).saturating_mul(TEXEL_BYTES));
         }
         ImageSize {
             across,
@@ -298,7 +312,13 @@ impl ImageSize {
 
     /// The bytes of its texels.
     pub const fn bytes(&self) -> u64 {
-        self.across * self.down * TEXEL_BYTES
+        let texels = self.across.saturating_mul(self.down);
+        texels.saturating_mul(TEXEL_BYTES)
+    }
+
+    /// Whether every WebGPU adapter can have it.
+    pub const fn fits_everywhere(&self) -> bool {
+        self.across <= MOST_TEXELS && self.down <= MOST_TEXELS
     }
 }
 
@@ -346,6 +366,10 @@ pub struct Requirements {
     /// The size of every subgroup, where kernels rely on one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subgroup_size: Option<u32>,
+    /// The largest that a subgroup may be, where lanes beyond a workgroup's invocations
+    /// would not do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_subgroup_size: Option<u32>,
     /// The sizes M, N and K of the product of cooperative matrices of f16,
     /// accumulated in f32, that kernels use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -411,8 +435,9 @@ pub struct Buffer {
     /// Whether it is an image, which is bound as texels alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub image: bool,
-    /// Whether launches count on its words being 0 when it is made, and leave them so for
-    /// the next. Of other buffers nothing is read that no launch or input has written.
+    /// Whether launches count on its words being 0 when it is made, and on finding them as
+    /// the last launch left them. Of other buffers nothing is read that no launch of the
+    /// same run, or input, has written.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub zeroed: bool,
 }
@@ -550,3 +575,6 @@ pub struct Stream {
     /// Run for each block.
     pub launches: Vec<Launch>,
 }
+
+#[cfg(test)]
+mod tests;

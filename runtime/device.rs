@@ -277,8 +277,8 @@ impl Device {
             self.inner.create_texture(&wgpu::TextureDescriptor {
                 label: Some(label),
                 size: wgpu::Extent3d {
-                    width: odd_length(size.across, most),
-                    height: odd_length(size.down, most),
+                    width: uneven_length(size.across, most),
+                    height: uneven_length(size.down, most),
                     depth_or_array_layers: 1,
                 },
                 mip_level_count: 1,
@@ -296,7 +296,7 @@ impl Device {
 ///
 /// llvmpipe compiles a kernel anew where another of its images has a power of two of them,
 /// so none has, which the largest alone cannot avoid.
-fn odd_length(texels: u64, most: u32) -> u32 {
+fn uneven_length(texels: u64, most: u32) -> u32 {
     let texels = texels.max(1) as u32;
     match texels.is_power_of_two() {
         true => (texels | 1).max(3).min(most),

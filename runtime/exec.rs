@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kiln_ir::DType;
-use kiln_ir::plan::{Access, Binding, Entry, Grid, Launch, Plan, Port, Variant};
+use kiln_ir::plan::{Access, Binding, Entry, Grid, Launch, Plan, Port};
 use wgpu::BufferUsages as Usage;
 
 use crate::device::Device;
@@ -155,9 +155,8 @@ impl Program {
                 form: Form::of_image(buffer.image),
             });
         }
-        let launches = entry.variants.iter().flat_map(Variant::all_launches);
         let mut states = Vec::new();
-        for (binding, access) in launches.flat_map(|l| plan.bound(l)) {
+        for (binding, access) in plan.bound_by(entry) {
             if let Binding::State(state) = binding {
                 states.resize(plan.states.len(), Form::Buffer);
                 if let (Form::Image, Some(form)) = (access.into(), states.get_mut(state)) {

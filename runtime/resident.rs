@@ -36,9 +36,11 @@ pub(crate) enum Resident {
     Image(Image),
 }
 
+/// A texture, of which a part is used.
 pub(crate) struct Image {
     texture: wgpu::Texture,
     view: wgpu::TextureView,
+    /// What kernels count by: the texture may be a texel wider or higher.
     size: ImageSize,
 }
 

@@ -10,9 +10,6 @@ use wgpu::{Features, Limits};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 
-/// Invocations of a workgroup in grids without a check.
-const TICKET_LANES: u32 = 8;
-
 /// What decides which tiers run: a summary of an [`Adapter`].
 #[derive(Clone, Debug)]
 pub struct Capabilities {
@@ -113,10 +110,7 @@ pub fn features(tier: &Tier, on: &Capabilities) -> Features {
 
 /// Whether variants with this grid can be tried.
 pub(crate) fn takes_grid(grid: &Grid, on: &Capabilities) -> bool {
-    // Lanes beyond a workgroup's invocations keep llvmpipe from ending the loops that
-    // wait as they should (seen with vectors of 512 bits, whose subgroups are of 16).
-    let fills_vectors = grid.check.is_some() || *on.subgroup_sizes.end() <= TICKET_LANES;
-    on.orders_grids && fills_vectors && missing(&grid.requires, on).is_empty()
+    on.orders_grids && missing(&grid.requires, on).is_empty()
 }
 
 fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
@@ -131,12 +125,19 @@ fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
             Err(()) => out.push(format!("the feature `{name}` (unknown to this kiln)")),
         }
     }
+    let (least, most) = (on.subgroup_sizes.start(), on.subgroup_sizes.end());
     if let Some(size) = requires.subgroup_size
         && on.subgroup_sizes != (size..=size)
     {
-        let (least, most) = (on.subgroup_sizes.start(), on.subgroup_sizes.end());
         out.push(format!(
             "subgroups of {size} (has them of {least} to {most})"
+        ));
+    }
+    if let Some(size) = requires.max_subgroup_size
+        && *most > size
+    {
+        out.push(format!(
+            "subgroups of {size} at most (has them of {least} to {most})"
         ));
     }
     if let Some(sizes) = requires.cooperative_matrix
@@ -218,6 +219,7 @@ mod tests {
         let mut requires = Requirements {
             features: vec!["subgroups".into(), "telepathy".into()],
             subgroup_size: Some(32),
+            max_subgroup_size: Some(16),
             cooperative_matrix: Some([16, 16, 16]),
             ..Requirements::default()
         };
@@ -228,7 +230,8 @@ mod tests {
         assert_eq!(
             lacks,
             "the feature `subgroups`, the feature `telepathy` (unknown to this kiln), \
-             subgroups of 32 (has them of 8 to 64), cooperative matrices of 16x16x16 in f16, \
+             subgroups of 32 (has them of 8 to 64), subgroups of 16 at most (has them of 8 to \
+             64), cooperative matrices of 16x16x16 in f16, \
              the limit `max_compute_invocations_per_workgroup` (needs 1024, offers 256)"
         );
         let grid = |names: &[&str]| Variant {
@@ -277,18 +280,17 @@ mod tests {
         on.orders_grids = false;
         assert_eq!(features(&tier, &on), Features::SUBGROUP);
 
-        // Workgroups that take tickets fill the vectors of a CPU.
         let mut on = Capabilities {
             orders_grids: true,
             ..on
         };
-        let mut tickets = grid(&[]).grid.unwrap();
-        for (largest, checked, taken) in [(16, true, true), (16, false, false), (8, false, true)] {
+        let mut narrow = grid(&[]).grid.unwrap();
+        for (at_most, largest, taken) in
+            [(None, 16, true), (Some(8), 16, false), (Some(8), 8, true)]
+        {
+            narrow.requires.max_subgroup_size = at_most;
             on.subgroup_sizes = 4..=largest;
-            if !checked {
-                tickets.check = None;
-            }
-            assert_eq!(takes_grid(&tickets, &on), taken, "{largest}");
+            assert_eq!(takes_grid(&narrow, &on), taken, "{at_most:?}, {largest}");
         }
     }
 }

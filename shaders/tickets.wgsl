@@ -28,7 +28,8 @@ fn grid_take(stage: u32, lane: u32) -> u32 {
     return workgroupUniformLoad(&grid_ticket);
 }
 
-// Says that a tile of a stage is done.
+// Says that a tile of a stage is done. The barriers order what the workgroup has stored, in buffers and
+// in images, before the count; that others see it who find the count is what a tier for CPUs asks of them.
 fn grid_complete(stage: u32, lane: u32) {
     storageBarrier();
     textureBarrier();

@@ -19,9 +19,10 @@ use kiln_ir::Packing;
 use kiln_models::registry::EntryOptions;
 use kiln_runtime::{LoadOptions, Model, Session};
 
-/// Some of its images have one row of texels, others several.
+/// Some of its images have one row of texels, others several, some of them powers of two
+/// across or down.
 const CONFIG: &str = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 64,
-    "n_embd": 192, "n_head": 3, "n_layer": 1}"#;
+    "n_embd": 256, "n_head": 4, "n_layer": 1}"#;
 
 /// Says that a process is to load the model, or to run it too.
 const ROLE: &str = "KILN_TEST_AHEAD";

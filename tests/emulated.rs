@@ -14,7 +14,7 @@ use std::{env, iter};
 
 use common::fixtures::{Case, Fixture, assert_close, fixtures};
 use common::on::interpreted;
-use common::{F32, MATRICES, ROUNDED, TIERS, compile_as, compile_fixture, in_memory};
+use common::{ALL_TIERS, F32, MATRICES, ROUNDED, TIERS, compile_as, compile_fixture, in_memory};
 use kiln_codegen::{CompileOptions, Compiled};
 use kiln_emulator::{Fault, On, Program, RunError};
 use kiln_ir::interp::{HostTensor, Interpreter};
@@ -31,7 +31,7 @@ const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 100, "max_position_
     "hidden_size": 288, "intermediate_size": 400, "num_attention_heads": 6,
     "num_key_value_heads": 2, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
 
-/// A tier with subgroups of 32, its launches apart.
+/// A tier with subgroups of 32, if it does not say of how many, its launches apart.
 const fn apart(tier: &str) -> On<'_> {
     On {
         tier,
@@ -138,8 +138,8 @@ fn conforms(
 
 fn compile(fixture: &Fixture, packing: Packing, grid: u32) -> Compiled {
     // Matrices would round weights of 32 bits.
-    let matrices = (packing != Packing::F32).then_some(MATRICES);
-    let tiers = TIERS.into_iter().chain(matrices);
+    let tiers = ALL_TIERS.into_iter();
+    let tiers = tiers.filter(|tier| packing != Packing::F32 || *tier != MATRICES);
     let how = CompileOptions {
         packing,
         grid,
@@ -313,7 +313,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
     });
     let packing = sample::select(&Packing::ALL);
     let sizes = sample::select(&[4usize, 8, 16, 32, 64]);
-    let on = (select_tier(), any::<bool>(), sizes);
+    let on = (sample::select(&ALL_TIERS), any::<bool>(), sizes);
     let on = on.prop_map(|(tier, join, subgroup)| On {
         tier,
         join,
@@ -321,12 +321,6 @@ fn drawn() -> impl Strategy<Value = Drawn> {
     });
     let grid = sample::select(&[1u32, 2, 8]);
     (model, packing, on, grid, (1usize..=4, 1usize..=40))
-}
-
-fn select_tier() -> impl Strategy<Value = &'static str> {
-    let mut all = TIERS.to_vec();
-    all.push(MATRICES);
-    sample::select(all)
 }
 
 /// The same few each time, and others if `PROPTEST_CASES` says how many.

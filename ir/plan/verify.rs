@@ -23,7 +23,8 @@
 //! Weights
 //!
 //! 6. A weight buffer has a positive multiple of 16 bytes.
-//! 7. Its parts start at multiples of 16, lie inside it and do not overlap.
+//! 7. Its parts have elements, start at multiples of 16, lie inside it and do not
+//!    overlap.
 //! 8. The parts of a parameter in one packing hold each of its rows exactly once.
 //!
 //! References
@@ -73,7 +74,9 @@
 //! Grids
 //!
 //! 24. The state of a variant's grid is a zeroed buffer of 8 bytes at the least that
-//!     is no port's, and launches of variants with the same state alone bind it.
+//!     is no port's, and launches of variants with the same state alone bind it. No
+//!     buffer that is zeroed is a port's or an image. (Which others have to be zeroed, a
+//!     plan does not say by itself.)
 //! 25. A launch that binds it has a constant number of workgroups, a power of two.
 //!
 //! Images

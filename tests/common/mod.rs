@@ -36,6 +36,15 @@ pub const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base
 /// The tier for cooperative matrices, which no software driver has.
 pub const MATRICES: &str = "coop";
 
+/// All of them.
+pub const ALL_TIERS: [&str; 5] = [
+    "software-subgroup",
+    "software",
+    "subgroup",
+    "base",
+    MATRICES,
+];
+
 /// What rounding activations to f16 takes away there, over all elements.
 pub const ROUNDED: f64 = 2e-3;
 

@@ -1,5 +1,6 @@
 //! Linear layers: every tile, prologue, epilogue and packing.
 
+use kiln_ir::plan::{ImageSize, MOST_TEXELS};
 use kiln_ir::{Activation, Bindings, DType, Dim, Graph, GraphBuilder, Norm, Op, Packing, Step};
 
 use crate::common::TIERS;
@@ -351,6 +352,37 @@ fn split_weights_in_every_packing() {
             }
         }
         suite.run(&TIERS);
+    }
+}
+
+/// Matrices that lie in images in each of the ways that there are: two or three bands in
+/// a row of texels, of which the last has fewer, and bands that are longer than one.
+#[test]
+fn bands_of_images() {
+    let cpu = ["software-subgroup", "software"];
+    for (packing, rows, bands_across) in [
+        (Packing::F32, 8 * MOST_TEXELS + 3, 2),
+        (Packing::Q4, 8 * MOST_TEXELS + 3, 2),
+        (Packing::F16, 16 * MOST_TEXELS + 3, 3),
+        (Packing::Q8, 16 * MOST_TEXELS + 3, 3),
+    ] {
+        let size = ImageSize::of_matrix(packing, rows, 32);
+        assert_eq!(size.bands_across, Some(bands_across));
+        let mut suite = Suite::new(packing);
+        suite.add(tied("high", (rows, 32), (1, 2)), sizes(&[(1, 2)]));
+        suite.run(&cpu);
+    }
+    for (packing, k) in [
+        (Packing::F32, 4_112),
+        (Packing::F16, 8_208),
+        (Packing::Q8, 15_456),
+        (Packing::Q4, 29_152),
+    ] {
+        let size = ImageSize::of_matrix(packing, 20, k);
+        assert_eq!(size.bands_across, None, "{k}");
+        let mut suite = Suite::new(packing);
+        suite.add(layer("long", (k, 20), None, &[]), sizes(&[(1, 1), (1, 3)]));
+        suite.run(&cpu);
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
 use crate::dim::{Atom, Bindings, Dim};
 use crate::plan::{
-    Access, BLOCK, Binding, CONTEXT, Entry, Grid, ImageSize, Launch, PAST, Plan, Port, Stream,
-    Tier, Variant,
+    Access, BLOCK, Binding, CONTEXT, Entry, Grid, ImageSize, Launch, MOST_TEXELS, PAST, Plan, Port,
+    Stream, Tier, Variant,
 };
 
 /// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
@@ -14,7 +14,7 @@ const DEFAULT_LIMITS: &[(&str, u64)] = &[
     (BINDING_SIZE, 128 << 20),
     (STORAGE_BUFFERS, 8),
     (STORAGE_TEXTURES, 4),
-    (TEXTURE_SIZE, 8192),
+    (TEXTURE_SIZE, MOST_TEXELS),
     (INVOCATIONS, 256),
     (WORKGROUPS, 65_535),
     ("max_compute_workgroup_size_x", 256),
@@ -58,21 +58,20 @@ pub(super) fn dims(entry: &Entry, f: &mut dyn FnMut(&Dim)) {
 }
 
 pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report) {
-    let launches = entry.variants.iter().flat_map(Variant::all_launches);
-    let images = launches.flat_map(|l| plan.bound(l));
-    let images = images.filter_map(|(binding, access)| access.is_image().then_some(binding));
+    let images = plan.images_of(entry);
     let mut checker = Checker {
         plan,
         tier,
         entry,
         sizes: Sizes::new(plan, &entry.symbols),
-        images: images.collect(),
+        images,
         report,
     };
     checker.report.declarations(&entry.symbols);
     checker.ports();
     checker.buffers();
     checker.bound_buffers();
+    checker.zeroed_buffers();
     checker.kernels();
     checker.coverage();
     for variant in &entry.variants {
@@ -137,10 +136,10 @@ impl Checker<'_, '_> {
         if !self.report.dim(subject, bytes, &allowed, &at) {
             return;
         }
-        self.fits_at_most(subject, bytes, image);
+        self.fits_at_maxima(subject, bytes, image);
     }
 
-    fn fits_at_most(&mut self, subject: &str, bytes: &Dim, image: bool) {
+    fn fits_at_maxima(&mut self, subject: &str, bytes: &Dim, image: bool) {
         if let Ok(bytes) = bytes.eval(&self.sizes.max) {
             match image {
                 true => self.fits_image(subject, ImageSize::of_bytes(bytes)),
@@ -174,8 +173,7 @@ impl Checker<'_, '_> {
     /// States and weights that this entry point binds, each once as a buffer and once
     /// as an image.
     fn bound_buffers(&mut self) {
-        let all = self.entry.variants.iter().flat_map(Variant::all_launches);
-        let bound = all.flat_map(|l| self.plan.bound(l));
+        let bound = self.plan.bound_by(self.entry);
         let bound: BTreeSet<(Binding, bool)> = bound
             .map(|(binding, access)| (binding, access.is_image()))
             .collect();
@@ -199,7 +197,7 @@ impl Checker<'_, '_> {
                     if let Some(state) = self.plan.states.get(i) {
                         let subject = format!("state `{}`", state.name);
                         let bytes = self.tier.state_bytes(state);
-                        self.fits_at_most(&subject, &bytes, image);
+                        self.fits_at_maxima(&subject, &bytes, image);
                     }
                 }
                 Binding::Buffer(_) => {}
@@ -312,6 +310,20 @@ impl Checker<'_, '_> {
             }
         }
         self.ports_fit(variant, &[(AT_MAXIMA, &max), (AT_LEAST, &min)]);
+    }
+
+    /// Buffers that count on their words being 0 are nobody else's.
+    fn zeroed_buffers(&mut self) {
+        for (index, buffer) in self.entry.buffers.iter().enumerate() {
+            let mut ports = self.entry.inputs.iter().chain(&self.entry.outputs);
+            let port = ports.find(|port| port.buffer == index);
+            if buffer.zeroed && (buffer.image || port.is_some()) {
+                let subject = format!("buffer {index} (`{}`)", buffer.name);
+                let found = port.map_or("an image".to_owned(), |p| format!("that of `{}`", p.name));
+                let expected = "no image and a buffer of its own, as it is zeroed";
+                self.report.error(24, subject, expected, found);
+            }
+        }
     }
 
     fn grid(&mut self, variant: &Variant, grid: &Grid) {

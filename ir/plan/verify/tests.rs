@@ -141,6 +141,11 @@ fn invariant_7_weight_parts() {
     let text = "weight `vectors`, part of `bias`: expected a range from 32 on, where the part \
                 before ends, found 16..40";
     breaks(7, text, |p| p.weights[2].contents[1].offset = 16);
+    let text = "weight `w`, part of `w`: expected elements, found none";
+    breaks(7, text, |p| {
+        p.weights
+            .push(weight("w", 16, &[part("w", &[8, 0], 0..8, 0)]));
+    });
     // The quantised packings and their scales have sizes of their own: three
     // rows of two groups take 3*2*32 bytes, and 3*2 scales of two bytes.
     let quantised = |data: u64, scales: u64| {

@@ -23,6 +23,9 @@ pub(super) fn check(plan: &Plan, report: &mut Report) {
         for part in parts {
             let subject = format!("{subject}, part of `{}`", part.param);
             let bytes = bytes(part);
+            if bytes == 0 {
+                report.error(7, subject.clone(), "elements", "none");
+            }
             if !part.offset.is_multiple_of(ALIGNMENT) {
                 let expected = format!("an offset that is a multiple of {ALIGNMENT}");
                 report.error(7, subject.clone(), expected, part.offset);

@@ -121,8 +121,7 @@ pub(crate) const TEXEL: usize = 4;
 #[derive(Debug)]
 pub struct Device {
     pub(crate) subgroup: usize,
-    /// Whether what one workgroup wrote others see that are behind it, without being told
-    /// to look.
+    /// Whether all memory is coherent, as [`kiln_ir::plan::Requirements::cpu_only`] has it.
     pub(crate) is_cpu: bool,
     pub(crate) memory: Vec<Memory>,
 }
@@ -137,7 +136,7 @@ impl Device {
         }
     }
 
-    /// A device on a CPU: all memory is coherent there.
+    /// A device on a CPU, where buffers and images that do not say so are coherent too.
     pub fn on_cpu(subgroup: usize) -> Self {
         Device {
             is_cpu: true,
@@ -153,8 +152,8 @@ impl Device {
         })
     }
 
-    /// An image with so many texels of four words in a row, which holds these words, row by
-    /// row.
+    /// An image with so many texels of four words in a row, at least one, which holds these
+    /// words, row by row. What does not fill a row is not a part of it.
     pub fn image(&mut self, across: usize, words: Vec<u32>) -> Buffer {
         self.hold(Memory {
             words,
@@ -182,7 +181,7 @@ impl Device {
     /// images at 1, 2, ... Gives the barriers that were reached, by where they begin in the kernel's text.
     ///
     /// # Errors
-    /// The [`Fault`] that ended the launch. Buffers then hold what had been written.
+    /// The [`Fault`] that ended the launch. Buffers and images then hold what had been written.
     pub fn launch(
         &mut self,
         kernel: &Kernel,
@@ -194,7 +193,7 @@ impl Device {
             let is_image = variable.space == AddressSpace::Handle;
             if is_image && kernel.access(variable).is_none() {
                 let name = variable.name.as_deref().unwrap_or_default();
-                return Err(Fault::Unsupported(format!("what `{name}` is")));
+                return Err(Fault::Unsupported(format!("the type of `{name}`")));
             }
             if !is_image && !matches!(variable.space, AddressSpace::Storage { .. }) {
                 continue;

@@ -7,12 +7,14 @@
 //! are computed element by element, accumulated in `f32`. What a kernel must not do ends
 //! the launch with a [`Fault`]:
 //!
-//! - an index beyond the end of a buffer, an image or an array (devices are not asked to check),
+//! - an index beyond the end of a buffer, an image or an array (devices are not asked to
+//!   check),
 //! - reading workgroup memory that was never written,
 //! - two invocations that use the same element with no barrier between them, one of them
 //!   to write it: in workgroup memory, in a buffer or an image within a workgroup, or
 //!   across workgroups, where only an atomic that one releases and the other acquires
-//!   orders them,
+//!   orders them, behind the barrier for that memory, and only what is coherent is seen
+//!   (all is on a CPU),
 //! - a barrier that some invocations of a workgroup do not reach, a broadcast from an
 //!   invocation that is not there, a cooperative operation of a subgroup in part,
 //! - a loop without an end.

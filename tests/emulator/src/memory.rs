@@ -55,7 +55,8 @@ pub(crate) enum Atomic {
     Change,
 }
 
-/// Which barriers order uses of a memory.
+/// Which barriers order uses of a memory. Those that other workgroups see stand first: of
+/// them clocks have a number each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
     Storage,
@@ -63,7 +64,7 @@ pub(crate) enum Space {
     Workgroup,
 }
 
-/// Those that other workgroups see.
+/// The first of [`Space`].
 const SHARED: [Space; 2] = [Space::Storage, Space::Texture];
 
 /// How a word is used.
@@ -105,12 +106,14 @@ fn join(clock: &mut Clock, other: &Clock) {
 /// whoever loads the word by an atomic later, what its invocation knows, and what its
 /// workgroup did before the last barrier for buffers, or for images. What an invocation
 /// learns so, others of its workgroup know behind the next barrier. All that is of use for
-/// what is coherent alone: of others nobody promises that what was written is seen.
+/// what is coherent alone: of others nobody promises that what was written is seen. (No
+/// barrier that WGSL has for images promises it either, beyond a workgroup: that of a CPU
+/// is rested on.)
 #[derive(Debug)]
 pub(crate) struct Order {
     workgroup: usize,
     /// Barriers of each workgroup, for each memory.
-    barriers: [Vec<u32>; 3],
+    barriers: [Vec<u32>; Space::Workgroup as usize + 1],
     /// What all of a workgroup know, and what single invocations do besides.
     known: Vec<Clock>,
     learnt: Vec<BTreeMap<u32, Clock>>,

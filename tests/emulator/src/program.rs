@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::packing::BAND_ROWS;
 use kiln_ir::plan::{
-    self, BLOCK, Binding, CONTEXT, Check, ImageSize, Launch, PAST, Plan, Tier, Variant, WeightPart,
+    self, BLOCK, Binding, CONTEXT, Check, ImageSize, Launch, PAST, Plan, Tier, WeightPart,
 };
 use kiln_ir::{Bindings, Dim, DimError};
 
@@ -101,20 +101,20 @@ impl<'a> Program<'a> {
             false => Device::new(subgroup),
         };
         let bytes: Vec<Vec<u8>> = plan.weights.iter().map(|w| weight(&w.name)).collect();
+        let entries = tier.entries.values();
+        let as_images: BTreeSet<Binding> = entries.flat_map(|e| plan.images_of(e)).collect();
         let mut images = BTreeMap::new();
-        for entry in tier.entries.values() {
-            for binding in bound_as_images(plan, entry) {
-                let Binding::Weight(index) = binding else {
-                    continue;
-                };
-                let of_scales = plan.scales_of(index).map(|scales| bytes[scales].as_slice());
-                let texels = match plan.weights[index].matrix() {
-                    Some(matrix) => in_bands(matrix, &bytes[index], of_scales.unwrap_or_default()),
-                    None => bytes[index].clone(),
-                };
-                let image = image(&mut device, plan.weights[index].image(), words(&texels));
-                images.insert(index, image);
-            }
+        for binding in as_images {
+            let Binding::Weight(index) = binding else {
+                continue;
+            };
+            let of_scales = plan.scales_of(index).map(|scales| bytes[scales].as_slice());
+            let texels = match plan.weights[index].matrix() {
+                Some(matrix) => in_bands(matrix, &bytes[index], of_scales.unwrap_or_default()),
+                None => bytes[index].clone(),
+            };
+            let image = image(&mut device, plan.weights[index].image(), words(&texels));
+            images.insert(index, image);
         }
         let weights = bytes.iter().map(|bytes| device.buffer(words(bytes)));
         let weights = weights.collect();
@@ -192,7 +192,7 @@ impl<'a> Program<'a> {
             let word = if buffer.zeroed { 0 } else { UNWRITTEN };
             buffers.push(self.hold(bytes, word, buffer.image));
         }
-        let as_images = bound_as_images(self.plan, found);
+        let as_images = self.plan.images_of(found);
         let mut states = Vec::new();
         for (index, state) in self.plan.states.iter().enumerate() {
             let bytes = self.tier.state_bytes(state).eval(&sizes)?;
@@ -338,17 +338,9 @@ impl<'a> Program<'a> {
     }
 }
 
-/// What launches of an entry point bind as images.
-fn bound_as_images(plan: &Plan, entry: &plan::Entry) -> BTreeSet<Binding> {
-    let launches = entry.variants.iter().flat_map(Variant::all_launches);
-    let bound = launches.flat_map(|launch| plan.bound(launch));
-    let images = bound.filter(|(_, access)| access.is_image());
-    images.map(|(binding, _)| binding).collect()
-}
-
 /// An image that holds these words, and none beyond them.
 fn image(device: &mut Device, size: ImageSize, mut words: Vec<u32>) -> Buffer {
-    words.resize(size.bytes().div_ceil(4) as usize, UNWRITTEN);
+    words.resize((size.bytes() / 4) as usize, UNWRITTEN);
     device.image(size.across as usize, words)
 }
 

@@ -346,6 +346,10 @@ fn words_read_by_several_workgroups() {
 /// What two workgroups of 64 on a CPU leave in an image of 16 by 16 texels, whose words are
 /// their numbers at first: `at` is an invocation's number, `own` its texel's place.
 fn in_image(body: &str) -> Result<Vec<u32>, Fault> {
+    in_image_on(Device::on_cpu(8), body)
+}
+
+fn in_image_on(mut device: Device, body: &str) -> Result<Vec<u32>, Fault> {
     let text = format!(
         "@group(0) @binding(1) var z: texture_storage_2d<rgba32uint, read_write>;
          @group(0) @binding(2) var<storage, read_write> ready: array<atomic<u32>>;
@@ -360,7 +364,6 @@ fn in_image(body: &str) -> Result<Vec<u32>, Fault> {
          }}"
     );
     let kernel = Kernel::new(&text)?;
-    let mut device = Device::on_cpu(8);
     let z = device.image(16, (0..1024).collect());
     let ready = device.buffer(vec![0]);
     device.launch(&kernel, [2, 1, 1], &[], &[z, ready])?;
@@ -388,21 +391,22 @@ fn texels() {
     }
 
     // The texels of others, with something between or not.
-    let others = |between: &str| {
-        in_image(&format!(
+    let body = |between: &str| {
+        format!(
             "textureStore(z, own, vec4<u32>(at));
              {between}
-             let other = (at + 65u) % 128u;
+             let other = (at + 64u) % 128u;
              let texel = textureLoad(z, vec2<u32>(other % 16u, other / 16u));
              textureStore(z, own + vec2<u32>(0u, 8u), texel);"
-        ))
+        )
     };
     let meet = "if lane == 0u {
             atomicAdd(&ready[0], 1u);
             while atomicAdd(&ready[0], 0u) < 2u {}
         }";
-    let found = others(&format!("textureBarrier(); {meet} workgroupBarrier();")).unwrap();
-    let wanted = (0..512).map(|word| (word / 4 + 65) % 128);
+    let proper = body(&format!("textureBarrier(); {meet} workgroupBarrier();"));
+    let found = in_image(&proper).unwrap();
+    let wanted = (0..512).map(|word| (word / 4 + 64) % 128);
     assert_eq!(found[512..], wanted.collect::<Vec<u32>>());
     for between in [
         "textureBarrier();".to_owned(),
@@ -410,8 +414,11 @@ fn texels() {
         format!("storageBarrier(); {meet} workgroupBarrier();"),
         format!("textureBarrier(); {meet}"),
     ] {
-        assert_races(&others(&between).unwrap_err(), "reads", "wrote");
+        assert_races(&in_image(&body(&between)).unwrap_err(), "reads", "wrote");
     }
+    // What was stored need not be seen at all, but on a CPU.
+    let fault = in_image_on(Device::new(8), &proper).unwrap_err();
+    assert_races(&fault, "reads", "wrote");
 }
 
 #[test]
@@ -442,4 +449,8 @@ fn what_is_no_kernel() {
         &[one, one, image],
     );
     assert!(matches!(fault, Err(Fault::Unbound { what: "buffer", .. })));
+    let kernel = "@group(0) @binding(1) var z: texture_storage_2d<rgba32uint, read>;
+        @compute @workgroup_size(1) fn main() { let first = textureLoad(z, vec2<u32>()); }";
+    let fault = device.launch(&Kernel::new(kernel).unwrap(), [1, 1, 1], &[], &[one]);
+    assert!(matches!(fault, Err(Fault::Unbound { what: "image", .. })));
 }

@@ -95,6 +95,9 @@ fn invariant_24_states_of_grids() {
     breaks(24, &text, |p| {
         with_grid(p, |step| step.buffers[2] = state_buffer("4"));
     });
+    let own = "tier `base`, entry `step`: buffer 0 (`ids`): expected no image and a buffer of its \
+               own, as it is zeroed, found that of `ids`";
+    breaks(24, own, |p| entry(p, "step").buffers[0].zeroed = true);
     let text = format!("{at} 2: expected a zeroed buffer, found one of any words");
     breaks(24, &text, |p| {
         with_grid(p, |step| step.buffers[2].zeroed = false);
