@@ -138,6 +138,8 @@ pub fn run(args: &Args, began: Instant) -> Result {
         trace::write(path, &[("prefill", &prefill), ("decode", &decode)])?;
         remark(format_args!("wrote `{}`", path.display()));
     }
+    let faster = model.faster_kernels();
+    let faster = faster.map(|(usual, way)| (usual.to_owned(), way.to_owned()));
     let report = Report {
         model: name.to_owned(),
         dtype: artifact.plan().model.weight_dtype.clone(),
@@ -145,6 +147,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
         driver: adapter.driver(),
         tier: model.tier().to_owned(),
         joined: model.joins(),
+        faster_kernels: faster.collect(),
         weight_bytes: model.weight_bytes(),
         peak_host_bytes: peak,
         start_up,

@@ -29,6 +29,11 @@ pub struct DeviceArgs {
     /// tokens but, on a GPU, more than drivers promise
     #[arg(long)]
     pub no_join: bool,
+
+    /// Do not measure which of several kernels for the same is the fastest, as is done the
+    /// first time that a model is loaded on a device and kept for later; take the usual one
+    #[arg(long)]
+    pub no_tune: bool,
 }
 
 /// What to run on.
@@ -70,6 +75,7 @@ impl DeviceArgs {
         let options = LoadOptions {
             tier: self.tier.clone(),
             join: !self.no_join,
+            tune: !self.no_tune,
             ..LoadOptions::default()
         };
         options.entries(entries)

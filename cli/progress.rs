@@ -73,6 +73,12 @@ impl LoadBars {
             self.kernels.set_position(p.kernels_ahead as u64);
             return;
         }
+        if p.trials_total > 0 {
+            self.kernels.set_message("measuring");
+            self.kernels.set_length(p.trials_total as u64);
+            self.kernels.set_position(p.trials as u64);
+            return;
+        }
         self.kernels.set_message("kernels");
         self.weights.set_length(p.weight_bytes_total);
         self.weights.set_position(p.weight_bytes);

@@ -233,6 +233,7 @@ impl Attention<'_> {
             kernel: d,
             flops: &pairs * &Dim::constant(products * width),
             bytes: &(&(&tokens * &Dim::constant(4 * width)) + &kv_bytes) + &out_bytes,
+            others: Vec::new(),
         })
     }
 

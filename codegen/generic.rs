@@ -153,6 +153,7 @@ pub(crate) fn pointwise_parts(
         workgroups: count.ceil_div(u64::from(workgroup)),
         flops: ty.elements(),
         bytes,
+        others: Vec::new(),
     })
 }
 
@@ -281,6 +282,7 @@ pub(crate) fn along_axis(
         workgroups,
         flops: &elements * &Dim::constant(4),
         bytes: &elements * &Dim::constant(8),
+        others: Vec::new(),
     })
 }
 
@@ -339,5 +341,6 @@ pub(crate) fn matmul(source: Source<'_>, tier: Tier, id: ValueId) -> Result<Laun
         workgroups: count.ceil_div(u64::from(workgroup)),
         flops: &(&count * &inner) * &Dim::constant(2),
         bytes: &count * &Dim::constant(12),
+        others: Vec::new(),
     })
 }

@@ -3,7 +3,7 @@
 
 use kiln_ir::plan::Access;
 
-use crate::kernel::{Bound, Element, Hook};
+use crate::kernel::{Bound, Draft, Element, Hook};
 use crate::lower::Lowered;
 
 /// A function that loads an element of `name` as f32, and its text.
@@ -48,7 +48,7 @@ pub(crate) fn halve_states(variants: &mut [Lowered]) {
     for lowered in variants {
         let streamed = lowered.streams.iter_mut().flat_map(|(_, _, l)| l);
         for launch in lowered.launches.iter_mut().chain(streamed) {
-            launch.kernel.halve_states();
+            launch.kernels_mut().for_each(Draft::halve_states);
         }
     }
 }

@@ -120,7 +120,13 @@ const MOST_STAGES: usize = 3;
 const MOST_ROUNDS: u64 = 1 << 15;
 
 /// The feature that makes what a workgroup writes visible to others.
-const COHERENT_FEATURE: &str = "wgpu-memory-decoration-coherent";
+pub(crate) const COHERENT_FEATURE: &str = "wgpu-memory-decoration-coherent";
+
+/// The limit of the storage buffers that a kernel binds.
+pub(crate) const BUFFERS_LIMIT: &str = "max_storage_buffers_per_shader_stage";
+
+/// The limit of the bytes that a workgroup shares.
+pub(crate) const MEMORY_LIMIT: &str = "max_compute_workgroup_storage_size";
 
 /// The feature that lets a kernel read and write one image.
 const IMAGE_FEATURE: &str = "texture-adapter-specific-format-features";
@@ -559,10 +565,10 @@ pub(crate) fn requires<'k>(
         images = images.max(of_kernel);
         buffers = buffers.max(kernel.bindings.len() as u64 - of_kernel);
     }
-    let mut limits = vec![("max_storage_buffers_per_shader_stage", buffers)];
+    let mut limits = vec![(BUFFERS_LIMIT, buffers)];
     let features: &[&str] = match meeting {
         Meeting::Barriers(_) => {
-            limits.push(("max_compute_workgroup_storage_size", memory));
+            limits.push((MEMORY_LIMIT, memory));
             &["subgroups", COHERENT_FEATURE]
         }
         Meeting::Tickets => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::iter;
 
 use kiln_ir::plan::{Access, ImageSize};
 use kiln_ir::{Dim, Packing};
@@ -341,6 +342,11 @@ impl Draft {
         &self.bindings
     }
 
+    /// Whether workgroups read what others of the launch write.
+    pub fn shares(&self) -> bool {
+        self.bindings.iter().any(|b| b.coherent)
+    }
+
     /// How many images are bound.
     pub fn images(&self) -> usize {
         let images = self.bindings.iter().filter(|b| b.access.is_image());
@@ -484,4 +490,27 @@ pub(crate) struct Launch {
     pub workgroups: Dim,
     pub flops: Dim,
     pub bytes: Dim,
+    /// Other ways to compute the same.
+    pub others: Vec<Way>,
+}
+
+impl Launch {
+    /// The kernels of all its ways.
+    pub fn kernels(&self) -> impl Iterator<Item = &Draft> {
+        iter::once(&self.kernel).chain(self.others.iter().map(|way| &way.kernel))
+    }
+
+    /// The kernels of all its ways.
+    pub fn kernels_mut(&mut self) -> impl Iterator<Item = &mut Draft> {
+        iter::once(&mut self.kernel).chain(self.others.iter_mut().map(|way| &mut way.kernel))
+    }
+}
+
+/// A way to do what a launch does.
+#[derive(Clone, Debug)]
+pub(crate) struct Way {
+    pub kernel: Draft,
+    pub workgroups: Dim,
+    /// Bytes that a workgroup shares, if they are more than the tier has.
+    pub memory: Option<u64>,
 }

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use kiln_ir::plan::{Access, Binding, Kernel, Launch};
+use kiln_ir::plan::{Access, Alternative, Binding, Kernel, Launch, Requirements};
 use kiln_ir::{Bindings, Dim};
 
 use crate::error::CodegenError;
 use crate::join::{self, Meeting, Stage};
-use crate::kernel;
+use crate::kernel::{self, Draft, Way};
 use crate::validate;
 use crate::view::Base;
 use crate::wgsl;
+
+/// Storage buffers that every WebGPU adapter lets a kernel bind.
+const DEFAULT_BUFFERS: u64 = 8;
 
 /// Kernels by their text, each under one name.
 pub(crate) struct Kernels<'o> {
@@ -26,9 +29,9 @@ pub(crate) struct Kernels<'o> {
     pub texts: BTreeMap<String, String>,
 }
 
-/// The buffers that a launch binds.
-fn buffers(launch: &kernel::Launch, assigned: &BTreeMap<usize, usize>) -> Vec<Binding> {
-    let bases = launch.kernel.bases().into_iter();
+/// The buffers that a kernel binds.
+fn buffers(kernel: &Draft, assigned: &BTreeMap<usize, usize>) -> Vec<Binding> {
+    let bases = kernel.bases().into_iter();
     let buffers = bases.map(|(base, _)| match base {
         Base::Weight(i) => Binding::Weight(i),
         Base::State(i) => Binding::State(i),
@@ -50,15 +53,50 @@ impl<'o> Kernels<'o> {
 
     /// A launch, whose locals lie in the buffers `assigned`.
     pub fn launch(&mut self, launch: &kernel::Launch, assigned: &BTreeMap<usize, usize>) -> Launch {
-        let accesses = launch.kernel.bases().into_iter().map(|(_, access)| access);
+        let others = launch.others.iter();
+        let alternatives = others.map(|way| self.alternative(way, assigned)).collect();
         Launch {
             label: launch.label.clone(),
-            kernel: self.kernel(&launch.kernel, accesses.collect()),
+            kernel: self.launched(&launch.kernel),
             workgroups: launch.workgroups.clone(),
-            bindings: buffers(launch, assigned),
+            bindings: buffers(&launch.kernel, assigned),
             flops: launch.flops.clone(),
             bytes: launch.bytes.clone(),
+            alternatives,
         }
+    }
+
+    /// A way to do what a launch does, whose locals lie in the buffers `assigned`.
+    fn alternative(&mut self, way: &Way, assigned: &BTreeMap<usize, usize>) -> Alternative {
+        let kernel = self.launched(&way.kernel);
+        let mut limits = BTreeMap::new();
+        if let Some(memory) = way.memory {
+            limits.insert(join::MEMORY_LIMIT.to_owned(), memory);
+        }
+        let bound = way.kernel.bases().len() as u64;
+        if bound > DEFAULT_BUFFERS {
+            limits.insert(join::BUFFERS_LIMIT.to_owned(), bound);
+        }
+        let shares = way.kernel.shares();
+        let features = shares.then(|| join::COHERENT_FEATURE.to_owned());
+        let requires = Requirements {
+            features: features.into_iter().collect(),
+            limits,
+            ..Requirements::default()
+        };
+        Alternative {
+            kernel,
+            workgroups: way.workgroups.clone(),
+            bindings: buffers(&way.kernel, assigned),
+            requires,
+            shares,
+        }
+    }
+
+    /// The name of a draft's kernel, which binds what the draft does.
+    fn launched(&mut self, draft: &Draft) -> String {
+        let accesses = draft.bases().into_iter().map(|(_, access)| access);
+        self.kernel(draft, accesses.collect())
     }
 
     /// `launches` in one for where the symbols `ones` are 1, whose workgroups share the
@@ -75,7 +113,7 @@ impl<'o> Kernels<'o> {
             stages.push(Stage {
                 launch,
                 body: self.body(&launch.kernel),
-                buffers: buffers(launch, assigned),
+                buffers: buffers(&launch.kernel, assigned),
                 tiles: launch.workgroups.at(ones),
             });
         }
@@ -93,6 +131,7 @@ impl<'o> Kernels<'o> {
             bindings,
             flops: sum(|l| &l.flops),
             bytes: sum(|l| &l.bytes),
+            alternatives: Vec::new(),
         })
     }
 
@@ -105,14 +144,14 @@ impl<'o> Kernels<'o> {
     }
 
     /// The text of a draft's body, with loops written out.
-    fn body(&self, draft: &kernel::Draft) -> String {
+    fn body(&self, draft: &Draft) -> String {
         let own = || kiln_shaders::body(draft.body).unwrap_or_default();
         let text = self.bodies.get(draft.body).map_or_else(own, String::as_str);
         wgsl::unroll(text, draft.constants())
     }
 
     /// The name of a draft's kernel.
-    pub fn kernel(&mut self, draft: &kernel::Draft, bindings: Vec<Access>) -> String {
+    pub fn kernel(&mut self, draft: &Draft, bindings: Vec<Access>) -> String {
         let text = draft.text(&self.symbols, &self.body(draft));
         self.named(&draft.name(), text, draft.workgroup, bindings)
     }

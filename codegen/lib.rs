@@ -292,7 +292,9 @@ impl Compiled {
                 {
                     return true;
                 }
-                v.all_launches().any(|l| l.kernel == kernel)
+                v.all_launches()
+                    .flat_map(kiln_ir::plan::Launch::kernels)
+                    .any(|k| k == kernel)
             })
         };
         let using = self.plan.tiers.iter().filter(|t| uses(t));

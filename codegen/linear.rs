@@ -8,8 +8,9 @@ use crate::elementwise::activation;
 use crate::error::CodegenError;
 use crate::expr::{At, Source};
 use crate::join::{AWAITS, GridSize};
-use crate::kernel::{Draft, Element, Launch, default_hooks};
+use crate::kernel::{Draft, Element, Launch, Way, default_hooks};
 use crate::lanes;
+use crate::lower::{Lowered, maxima};
 use crate::packed;
 use crate::place::{Part, describe};
 use crate::row_norm::word;
@@ -24,6 +25,9 @@ use crate::wgsl;
 pub(crate) struct Blocked {
     pub rows_per_block: u64,
 }
+
+/// Workgroups of a grid that is not folded.
+const MOST_FLAT: u64 = 65_535;
 
 /// The hook of a body that has nothing to do once its outputs are stored.
 pub(crate) const NOTHING_STORED: &str = "fn when_stored(lane: u32, count: vec3<u32>) {\n}\n";
@@ -44,6 +48,8 @@ pub(crate) struct Linear<'a> {
     pub halves: bool,
     /// Workgroups of the launch that it will be a part of.
     pub grid: Option<GridSize>,
+    /// The processors of the device that it has alternatives for, if it has.
+    pub offers: Option<u64>,
     /// The parts that the input is to be joined from, if attention left such.
     pub split: Option<Split>,
     pub blocked: Option<Blocked>,
@@ -51,7 +57,7 @@ pub(crate) struct Linear<'a> {
 
 impl Linear<'_> {
     /// One launch for each part of the weight.
-    pub fn lower(&self) -> Result<Vec<Launch>, CodegenError> {
+    pub fn lower(&self, out: &mut Lowered) -> Result<Vec<Launch>, CodegenError> {
         let source = self.source;
         let value = source.graph.value(self.id);
         let weight = value.inputs.get(1).map(|w| &source.graph.value(*w).op);
@@ -63,14 +69,59 @@ impl Linear<'_> {
             return Err(source.unsupported(self.id, "its weight is not a parameter"));
         };
         let parts = matrix.parts.iter();
-        parts.map(|part| self.part(matrix, part)).collect()
+        parts.map(|part| self.part(matrix, part, out)).collect()
     }
 
-    fn part(&self, matrix: &Matrix, part: &MatrixPart) -> Result<Launch, CodegenError> {
+    fn part(
+        &self,
+        matrix: &Matrix,
+        part: &MatrixPart,
+        out: &mut Lowered,
+    ) -> Result<Launch, CodegenError> {
         let (k, n) = (matrix.k, part.rows);
-        let tile = self.tile(matrix, n);
+        let usual = self.way(matrix, part, &self.tile(matrix, n), out)?;
+        let mut others = Vec::new();
+        if let Some(processors) = self.offers {
+            for tile in self.other_tiles(matrix, n, processors) {
+                let way = self.way(matrix, part, &tile, out)?;
+                // Beyond, a grid is folded, and workgroups may be launched that are none.
+                let maxima = maxima(self.source.graph);
+                if tile.parts.is_none() || way.workgroups.eval(&maxima)? <= MOST_FLAT {
+                    others.push(way);
+                }
+            }
+        }
+        let weight_bytes = matrix.packing.data_bytes(n as usize, k as usize)
+            + matrix.packing.scale_bytes(n as usize, k as usize);
+        let block = self.block();
+        Ok(Launch {
+            label: describe(self.source.graph, self.id),
+            kernel: usual.kernel,
+            workgroups: usual.workgroups,
+            flops: &block * &Dim::constant(2 * k * n),
+            bytes: &(&block * &Dim::constant(4 * k + self.output_bytes(matrix, part)?))
+                + &Dim::constant(weight_bytes as u64),
+            others,
+        })
+    }
+
+    /// Rows of a launch.
+    fn block(&self) -> Dim {
+        self.blocked
+            .map_or(self.count.clone(), |b| Dim::constant(b.rows_per_block))
+    }
+
+    /// The kernel for a tile, and how many workgroups of it there are.
+    fn way(
+        &self,
+        matrix: &Matrix,
+        part: &MatrixPart,
+        tile: &Tile,
+        out: &mut Lowered,
+    ) -> Result<Way, CodegenError> {
+        let (k, n) = (matrix.k, part.rows);
         let body = tile.body;
-        let mut d = Draft::new(body, self.detail(matrix, part, &tile), tile.workgroup);
+        let mut d = Draft::new(body, self.detail(matrix, part, tile), tile.workgroup);
 
         let wv = tile.wv;
         let groups =
@@ -102,10 +153,11 @@ impl Linear<'_> {
         if body == COOP {
             d.enable_matrices();
             self.half_hooks(matrix, part, &row, &mut d);
+            self.part_hooks(tile, out, &mut d);
         } else {
             let weights = weight_hooks(matrix, part, body, &mut d);
             if self.tier.is_cpu() {
-                self.common_hooks(matrix, part, &weights, &tile, &mut d);
+                self.common_hooks(matrix, part, &weights, tile, &mut d);
             }
             let whole = k.is_multiple_of(matrix.packing.group() as u64);
             match self.split {
@@ -116,20 +168,27 @@ impl Linear<'_> {
         }
         self.stores(body, matrix, part, &row, &mut d)?;
 
-        let block = self
-            .blocked
-            .map_or(rows.clone(), |b| Dim::constant(b.rows_per_block));
-        let workgroups = &Dim::constant(n.div_ceil(tile.columns)) * &block.ceil_div(tile.rows);
-        let weight_bytes = matrix.packing.data_bytes(n as usize, k as usize)
-            + matrix.packing.scale_bytes(n as usize, k as usize);
-        Ok(Launch {
-            label: describe(self.source.graph, self.id),
+        let tiles = &Dim::constant(n.div_ceil(tile.columns)) * &self.block().ceil_div(tile.rows);
+        Ok(Way {
             kernel: d,
-            workgroups,
-            flops: &block * &Dim::constant(2 * k * n),
-            bytes: &(&block * &Dim::constant(4 * k + self.output_bytes(matrix, part)?))
-                + &Dim::constant(weight_bytes as u64),
+            workgroups: tile.workgroups(&tiles),
+            memory: (tile.memory > self.tier.workgroup_memory()).then_some(tile.memory),
         })
+    }
+
+    /// The hooks of a body whose workgroups may compute parts of tiles.
+    fn part_hooks(&self, tile: &Tile, out: &mut Lowered, d: &mut Draft) {
+        let Some(parts) = tile.parts else {
+            default_hooks("whole").for_each(|hook| d.hook(hook));
+            return;
+        };
+        let name = format!("{}.parts", describe(self.source.graph, self.id));
+        let elements = (parts.round - 1) * parts.count * tile.rows * tile.columns;
+        let sums = out.scratch(name, Dim::constant(elements));
+        d.write_coherently("parts", sums, Element::F32x4);
+        let arrived = out.counters("arrived", parts.round);
+        d.write("arrived", arrived, Element::AtomicU32);
+        d.hook(kiln_shaders::PARTS);
     }
 
     /// The hooks that the software bodies alone have.
@@ -190,6 +249,10 @@ impl Linear<'_> {
         }
         if lanes::share_loads(self.tier) {
             detail.push_str(".shared");
+        }
+        if !tile.name.is_empty() {
+            detail.push('.');
+            detail.push_str(tile.name);
         }
         detail
     }

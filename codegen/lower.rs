@@ -90,20 +90,35 @@ pub(crate) struct Lowered {
 }
 
 impl Lowered {
-    /// A word that is 0 between launches.
-    fn counter(&mut self) -> Base {
+    /// At least so many words that are 0 between launches, the same ones for a name.
+    pub fn counters(&mut self, name: &str, words: u64) -> Base {
         let mut locals = self.locals.iter();
-        let known = locals.position(|l| l.role == Role::Counter);
-        Base::Local(known.unwrap_or_else(|| {
+        let known = locals.position(|l| l.role == Role::Counter && l.name == name);
+        let known = known.unwrap_or_else(|| {
             self.locals.push(Local {
-                name: "done".to_owned(),
-                elements: Dim::constant(1),
+                name: name.to_owned(),
+                elements: Dim::default(),
                 dtype: kiln_ir::DType::I32,
                 role: Role::Counter,
                 image: false,
             });
             self.locals.len() - 1
-        }))
+        });
+        let elements = &mut self.locals[known].elements;
+        *elements = elements.as_const().unwrap_or(0).max(words).into();
+        Base::Local(known)
+    }
+
+    /// A buffer of so many reals that the variant has for itself.
+    pub fn scratch(&mut self, name: String, elements: Dim) -> Base {
+        self.locals.push(Local {
+            name,
+            elements,
+            dtype: kiln_ir::DType::F32,
+            role: Role::Scratch,
+            image: false,
+        });
+        Base::Local(self.locals.len() - 1)
     }
 }
 
@@ -117,6 +132,8 @@ pub(crate) struct Lowering<'a> {
     grid: Option<GridSize>,
     /// The symbols that are 1 in this variant.
     ones: Bindings,
+    /// The processors of the device that launches have alternatives for, if they have.
+    offers: Option<u64>,
 }
 
 impl<'a> Lowering<'a> {
@@ -139,7 +156,17 @@ impl<'a> Lowering<'a> {
             streams,
             grid: None,
             ones: Bindings::new(),
+            offers: None,
         }
+    }
+
+    /// Has launches for prompts have alternatives, for devices of about so many processors:
+    /// these take long, and sizes of tiles that suit one device do not suit another.
+    pub fn offering(mut self, processors: u32) -> Self {
+        let has_states = !self.source.graph.states().is_empty();
+        let offers = self.shape.queries.is_none() && has_states && !self.tier.is_cpu();
+        self.offers = offers.then_some(processors.into());
+        self
     }
 
     /// Notes that the variant's bound is about `rows`.
@@ -249,6 +276,7 @@ impl<'a> Lowering<'a> {
                     norm: *norm,
                     halves: false,
                     grid,
+                    offers: self.offers.filter(|_| blocked.is_none()),
                     split: value
                         .inputs
                         .first()
@@ -267,7 +295,7 @@ impl<'a> Lowering<'a> {
                     linear.input = input;
                     linear.norm = None;
                 }
-                let mut launches = linear.lower()?;
+                let mut launches = linear.lower(out)?;
                 if let ([launch], None) = (launches.as_mut_slice(), blocked) {
                     self.end_with_norm(id, launch, out)?;
                 }
@@ -418,19 +446,14 @@ impl<'a> Lowering<'a> {
         {
             return None;
         }
-        let split = Split {
-            base: Base::Local(out.locals.len()),
+        let mut split = Split {
+            base: Base::Local(0),
             heads,
             head_dim,
             splits: splits(heads, self.grid_of(id)),
         };
-        out.locals.push(Local {
-            name: format!("{}.parts", describe(graph, id)),
-            elements: Dim::constant(split.elements()),
-            dtype: kiln_ir::DType::F32,
-            role: Role::Scratch,
-            image: false,
-        });
+        let name = format!("{}.parts", describe(graph, id));
+        split.base = out.scratch(name, Dim::constant(split.elements()));
         out.splits.insert(id, split);
         Some(split)
     }
@@ -473,17 +496,12 @@ impl<'a> Lowering<'a> {
             return (found.clone(), None);
         }
         let elements = Dim::product(&x.shape);
-        out.locals.push(Local {
-            name: format!("{}.norm", describe(self.source.graph, id)),
-            elements: match halves {
-                true => elements.ceil_div(2),
-                false => elements,
-            },
-            dtype: kiln_ir::DType::F32,
-            role: Role::Scratch,
-            image: false,
-        });
-        let scratch = Base::Local(out.locals.len() - 1);
+        let name = format!("{}.norm", describe(self.source.graph, id));
+        let elements = match halves {
+            true => elements.ceil_div(2),
+            false => elements,
+        };
+        let scratch = out.scratch(name, elements);
         let output = View::contiguous(scratch, &x.shape);
         out.normed.push((wanted, key, output.clone()));
         let norm = RowNorm {
@@ -530,7 +548,7 @@ impl<'a> Lowering<'a> {
         });
         if let Some(norm) = norms.next() {
             let input = y.clone();
-            RowNorm { input, ..norm }.end(launch, out.counter())?;
+            RowNorm { input, ..norm }.end(launch, out.counters("done", 1))?;
         }
         Ok(())
     }

@@ -48,11 +48,18 @@ impl Pool {
         self.fixed.get(&local).copied()
     }
 
-    /// The buffer `name` of `bytes`, zeroed, which no local shares: the same whenever it
-    /// is asked for.
+    /// The buffer `name` of at least so many bytes, zeroed, which no local shares: the same
+    /// whenever it is asked for.
     pub fn state(&mut self, name: &str, bytes: u64) -> usize {
         let mut known = self.states.iter().copied();
         let known = known.find(|b| self.buffers[*b].name == name);
+        if let Some(known) = known {
+            let size = Dim::constant(bytes);
+            let sizes = &mut self.buffers[known].bytes;
+            if !sizes.contains(&size) {
+                sizes.push(size);
+            }
+        }
         known.unwrap_or_else(|| {
             self.states.push(self.buffers.len());
             self.buffers.push(Buffer {

@@ -261,8 +261,12 @@ impl Placed {
         let mut made = Vec::new();
         for (shape, bounds) in self.shapes(tier, rows.as_ref(), queries.as_ref())? {
             let of = (tier, shape);
-            let lowering = Lowering::new(&self.graph, &self.placement, weights, &self.streams, of)
-                .of_rows(rows.as_ref());
+            let mut lowering =
+                Lowering::new(&self.graph, &self.placement, weights, &self.streams, of)
+                    .of_rows(rows.as_ref());
+            if bounds.is_empty() {
+                lowering = lowering.offering(grid);
+            }
             let corners = lowering.corners(rows.as_ref());
             if let Some(meeting) = meeting
                 && let Some(joinable) = self.joinable(&lowering, meeting, &corners)?
@@ -647,7 +651,7 @@ fn too_large(
 
 /// The local buffers that a launch binds.
 fn locals(launch: &kernel::Launch) -> Vec<usize> {
-    let bases = launch.kernel.bases().into_iter();
+    let bases = launch.kernels().flat_map(kernel::Draft::bases);
     bases
         .filter_map(|(base, _)| match base {
             Base::Local(local) => Some(local),

@@ -69,6 +69,7 @@ impl RowNorm<'_> {
             workgroups: rows.ceil_div(per_workgroup),
             flops: self.flops(k),
             bytes: &rows * &Dim::constant(8 * k),
+            others: Vec::new(),
         })
     }
 

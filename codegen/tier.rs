@@ -4,6 +4,7 @@ use kiln_ir::plan::{Bound, Requirements};
 use kiln_ir::{Dim, Packing};
 use naga::valid::Capabilities;
 
+use crate::join::MEMORY_LIMIT;
 use crate::lanes::LANES;
 use crate::view::Base;
 
@@ -65,7 +66,7 @@ impl Tier {
             Tier::SoftwareSubgroup | Tier::Subgroup => &["subgroups"],
             Tier::Software | Tier::Base => &[],
         };
-        let memory = "max_compute_workgroup_storage_size".to_owned();
+        let memory = MEMORY_LIMIT.to_owned();
         Requirements {
             features: features.iter().map(|f| (*f).to_owned()).collect(),
             limits: coop.then_some((memory, COOP_MEMORY)).into_iter().collect(),
@@ -77,6 +78,14 @@ impl Tier {
             },
             max_subgroup_size: None,
             cooperative_matrix: coop.then_some([16, 16, 16]),
+        }
+    }
+
+    /// Bytes that a workgroup may share.
+    pub fn workgroup_memory(self) -> u64 {
+        match self {
+            Tier::Coop => COOP_MEMORY,
+            _ => WORKGROUP_MEMORY,
         }
     }
 

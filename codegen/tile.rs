@@ -1,7 +1,7 @@
 //! Which body a linear layer runs, and in what tiles.
 
-use kiln_ir::Packing;
 use kiln_ir::packing::BAND_ROWS;
+use kiln_ir::{Dim, Packing};
 
 use crate::join::{self, GridSize};
 use crate::lanes::LANES;
@@ -63,26 +63,34 @@ impl Linear<'_> {
             (_, RowKernel::Tiled(rows)) if self.has_matrices(matrix.packing) => {
                 CoopTile::choose(rows, n).tile(matrix)
             }
-            (_, RowKernel::Tiled(_)) => Tile {
-                body: "linear_tiled",
-                workgroup: 256,
-                rows: 64,
-                columns: 64,
-                wv: matrix.packing.group() as u64 / 4,
-                constants: vec![
-                    ("TILE_M", 64),
-                    ("TILE_N", 64),
-                    ("TILE_K4", 4),
-                    ("THREAD_M", 4),
-                    ("THREAD_N", 4),
-                ],
-            },
+            (_, RowKernel::Tiled(_)) => register_tile("", matrix, [4, 4], 4),
             (tier, RowKernel::Matvec(rows))
                 if let Some(tile) = stream(tier, matrix, (rows, n), self.grid) =>
             {
                 tile
             }
             (_, RowKernel::Matvec(rows)) => self.matvec_tile(matrix, rows, n),
+        }
+    }
+
+    /// Other tiles for what [`Linear::tile`] is for, on a device of about so many
+    /// processors.
+    pub fn other_tiles(&self, matrix: &Matrix, n: u64, processors: u64) -> Vec<Tile> {
+        match self.rows {
+            RowKernel::Tiled(rows) if self.has_matrices(matrix.packing) => {
+                let usual = CoopTile::choose(rows, n);
+                let others = usual.others(matrix.k, processors).into_iter();
+                others.map(|tile| tile.tile(matrix)).collect()
+            }
+            RowKernel::Tiled(_) if !self.tier.is_cpu() => {
+                // What finds the statistics of rows takes memory from the taller one.
+                let depth = if self.norm.is_some() { 2 } else { 4 };
+                vec![
+                    register_tile("tall", matrix, [8, 4], depth),
+                    register_tile("large", matrix, [8, 8], 2),
+                ]
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -98,6 +106,9 @@ impl Linear<'_> {
         let lanes = groups.next_power_of_two().clamp(32, 128);
         if self.tier.has_subgroups() {
             return Tile {
+                name: "",
+                memory: WORKGROUP_MEMORY,
+                parts: None,
                 body: "linear_matvec_subgroup",
                 workgroup: lanes as u32,
                 rows,
@@ -113,6 +124,9 @@ impl Linear<'_> {
         let lanes_k = lanes.min(64);
         let lanes_n = if groups < 64 { 2 } else { 1 };
         Tile {
+            name: "",
+            memory: WORKGROUP_MEMORY,
+            parts: None,
             body: "linear_matvec",
             workgroup: (lanes_k * lanes_n) as u32,
             rows,
@@ -151,6 +165,9 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
         }
     };
     Tile {
+        name: "",
+        memory: WORKGROUP_MEMORY,
+        parts: None,
         body,
         workgroup: LANES,
         rows,
@@ -165,11 +182,47 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
     }
 }
 
+/// The tile of `linear_tiled`, whose 256 invocations have registers for so many rows and
+/// outputs each, and whose steps are of so many vec4s of K.
+fn register_tile(name: &'static str, matrix: &Matrix, [m, n]: [u64; 2], depth: u64) -> Tile {
+    let (rows, columns) = (16 * m, 16 * n);
+    Tile {
+        name,
+        body: "linear_tiled",
+        workgroup: 256,
+        rows,
+        columns,
+        wv: matrix.packing.group() as u64 / 4,
+        constants: vec![
+            ("TILE_M", rows),
+            ("TILE_N", columns),
+            ("TILE_K4", depth),
+            ("THREAD_M", m),
+            ("THREAD_N", n),
+        ],
+        memory: WORKGROUP_MEMORY,
+        parts: None,
+    }
+}
+
+/// Parts of K that workgroups of their own compute; see shaders/parts.wgsl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Parts {
+    /// Parts of a tile.
+    pub count: u64,
+    /// Tiles that run at once: of fewer, and of what is left over, there are parts.
+    pub round: u64,
+}
+
 /// The tile of `linear_coop`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CoopTile {
+    name: &'static str,
     subgroups: [u64; 2],
     fragments_m: u64,
+    /// vec4s of f16 between rows in workgroup memory.
+    pad: u64,
+    parts: Option<Parts>,
 }
 
 /// The body for cooperative matrices, and the columns of one of its steps.
@@ -179,12 +232,18 @@ pub(crate) const COOP_STEP: u64 = 64;
 impl CoopTile {
     pub const ALL: [CoopTile; 2] = [
         CoopTile {
+            name: "large",
             subgroups: [2, 4],
             fragments_m: 4,
+            pad: 2,
+            parts: None,
         },
         CoopTile {
+            name: "small",
             subgroups: [2, 2],
             fragments_m: 2,
+            pad: 2,
+            parts: None,
         },
     ];
 
@@ -192,10 +251,39 @@ impl CoopTile {
     /// enough of it to fill a card.
     fn choose(rows: u64, n: u64) -> Self {
         let [large, small] = Self::ALL;
-        match rows.div_ceil(large.rows()) * n.div_ceil(large.columns()) {
+        let usual = match rows.div_ceil(large.rows()) * n.div_ceil(large.columns()) {
             96.. => large,
             _ => small,
+        };
+        CoopTile { name: "", ..usual }
+    }
+
+    /// What may be faster for rows of `k` on a device of so many processors.
+    fn others(self, k: u64, processors: u64) -> Vec<CoopTile> {
+        let mut others: Vec<CoopTile> = Self::ALL
+            .into_iter()
+            .filter(|other| other.subgroups != self.subgroups)
+            .collect();
+        let spaced = CoopTile {
+            name: "spaced",
+            pad: 4,
+            ..self
+        };
+        others.push(spaced);
+        // Of the large tile two run at once on a processor.
+        let round = processors * 2 * Self::ALL[0].workgroup() / self.workgroup();
+        let steps = k.div_ceil(COOP_STEP);
+        for (name, count) in [("parts3", 3), ("parts5", 5)] {
+            if steps >= 2 * count {
+                let parts = Some(Parts { count, round });
+                others.push(CoopTile {
+                    name,
+                    parts,
+                    ..self
+                });
+            }
         }
+        others
     }
 
     /// Rows and outputs of a workgroup.
@@ -217,23 +305,37 @@ impl CoopTile {
             ("SUBGROUPS_M", self.subgroups[0]),
             ("SUBGROUPS_N", self.subgroups[1]),
             ("FRAGMENTS_M", self.fragments_m),
+            ("PAD", self.pad),
+            ("PARTS", self.parts.map_or(1, |p| p.count)),
+            ("ROUND", self.parts.map_or(1, |p| p.round)),
         ]
+    }
+
+    /// Bytes that a workgroup shares.
+    fn memory(self) -> u64 {
+        let subgroups = self.subgroups[0] * self.subgroups[1];
+        8 * (COOP_STEP / 4 + self.pad) * (self.rows() + self.columns()) + 1024 * subgroups
     }
 
     fn tile(self, matrix: &Matrix) -> Tile {
         Tile {
+            name: self.name,
             body: COOP,
             workgroup: self.workgroup() as u32,
             rows: self.rows(),
             columns: self.columns(),
             wv: matrix.packing.group() as u64 / 4,
             constants: self.constants(),
+            memory: self.memory(),
+            parts: self.parts,
         }
     }
 }
 
 /// A kernel's body, and what it computes at a time.
 pub(crate) struct Tile {
+    /// What tells it from others for the same; part of the kernel's name.
+    pub name: &'static str,
     pub body: &'static str,
     /// Invocations of a workgroup.
     pub workgroup: u32,
@@ -245,9 +347,23 @@ pub(crate) struct Tile {
     pub wv: u64,
     /// The body's other constants.
     pub constants: Vec<(&'static str, u64)>,
+    /// Bytes that a workgroup shares, at the most.
+    pub memory: u64,
+    /// Whether workgroups compute parts of tiles.
+    pub parts: Option<Parts>,
 }
 
 impl Tile {
+    /// Workgroups for so many tiles.
+    pub fn workgroups(&self, tiles: &Dim) -> Dim {
+        let Some(Parts { count, round }) = self.parts else {
+            return tiles.clone();
+        };
+        let rounds = &(tiles + &Dim::constant(1)).ceil_div(round) - &Dim::constant(1);
+        let whole = &rounds * &Dim::constant(round);
+        &whole + &(&(tiles - &whole) * &Dim::constant(count))
+    }
+
     /// One of the constants; 1 if there is no such.
     pub fn constant(&self, name: &str) -> u64 {
         let mut constants = self.constants.iter();
@@ -320,6 +436,9 @@ fn stream(
     };
     let columns = columns.next_multiple_of(tile_cols);
     Some(Tile {
+        name: "",
+        memory,
+        parts: None,
         body: STREAM,
         workgroup: WORKGROUP as u32,
         rows,

@@ -44,6 +44,7 @@ fn linear_coop(tile: CoopTile) -> Trial {
     for (name, size) in tile.constants() {
         d.constant_u32(name, size);
     }
+    default_hooks("whole").for_each(|hook| d.hook(hook));
     let verdicts = d.write("verdicts", Base::Local(0), Element::U32);
     d.hook(format!(
         "fn rows() -> u32 {{\n    return {rows}u;\n}}\n\n\

@@ -15,6 +15,9 @@
 //! workgroups; a flat count over 65,535 is folded by the *runner*: it dispatches
 //! `(x, y, 1)` with `x <= 65535`, and kernels return beyond their count.
 //!
+//! A launch may have [`Alternative`]s, which compute the same in other ways. Which is the
+//! fastest depends on the device; a runner takes the launch as it stands, or measures.
+//!
 //! # Symbols
 //!
 //! `batch`, `seq` and `past` are those of the entry's graph. Two more belong to
@@ -35,7 +38,7 @@ use crate::packing::{BAND_ROWS, Packing};
 use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 7;
+pub const PLAN_VERSION: u32 = 8;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -474,6 +477,34 @@ impl Variant {
         let streamed = self.streams.iter().flat_map(|s| &s.launches);
         self.launches.iter().chain(streamed)
     }
+
+    /// All launches, those of streams last.
+    pub fn all_launches_mut(&mut self) -> impl Iterator<Item = &mut Launch> {
+        let streamed = self.streams.iter_mut().flat_map(|s| &mut s.launches);
+        self.launches.iter_mut().chain(streamed)
+    }
+
+    /// In how many ways its launches can be done at the most.
+    pub fn ways(&self) -> usize {
+        let ways = self.all_launches().map(|l| 1 + l.alternatives.len());
+        ways.max().unwrap_or(1)
+    }
+
+    /// The variant with each launch done in its way `index`, or as it stands where it has
+    /// no such, and no others left.
+    #[must_use]
+    pub fn way(&self, index: usize) -> Variant {
+        let mut variant = self.clone();
+        for launch in variant.all_launches_mut() {
+            launch.take(index);
+        }
+        variant
+    }
+
+    /// The variant in each of its ways.
+    pub fn each_way(&self) -> impl Iterator<Item = Variant> {
+        (0..self.ways()).map(|index| self.way(index))
+    }
 }
 
 /// What a variant relies on whose launches do the work of several, one stage after the
@@ -543,6 +574,51 @@ pub struct Launch {
     /// Bytes that must move at the least: operands read once, results written
     /// once.
     pub bytes: Dim,
+    /// Other ways to compute the same. That a launch has several, and an adapter none or
+    /// some of them, changes results no more than the order of sums does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Alternative>,
+}
+
+impl Launch {
+    /// The kernels of all its ways, by their names.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        let others = self.alternatives.iter().map(|way| &way.kernel);
+        std::iter::once(&self.kernel)
+            .chain(others)
+            .map(String::as_str)
+    }
+
+    /// Does it in its way `index`: 0 is as it stands, the others are its alternatives in
+    /// their order. Where there is no such it stays as it stands. Others are dropped.
+    pub fn take(&mut self, index: usize) {
+        let mut others = std::mem::take(&mut self.alternatives);
+        if index > 0 && index <= others.len() {
+            let way = others.swap_remove(index - 1);
+            self.kernel = way.kernel;
+            self.workgroups = way.workgroups;
+            self.bindings = way.bindings;
+        }
+    }
+}
+
+/// Another way to do what a [`Launch`] does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alternative {
+    /// The kernel's name.
+    pub kernel: String,
+    /// The number of workgroups, flat.
+    pub workgroups: Dim,
+    /// The buffers at bindings 1, 2, ...
+    pub bindings: Vec<Binding>,
+    /// What the adapter must offer besides what the tier requires.
+    #[serde(default)]
+    pub requires: Requirements,
+    /// Whether workgroups have to see what others of the launch wrote before they said so
+    /// by an atomic. No API promises that, so a runtime compares what it gives before it
+    /// takes it for good.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shares: bool,
 }
 
 /// Which buffer a launch binds.

@@ -53,9 +53,10 @@ fn check_entry(plan: &Plan, entry: &Entry) -> std::result::Result<(), String> {
                 return Err(format!("variant `{}` has a bad stream", variant.name));
             }
         }
-        let streamed = variant.streams.iter().flat_map(|s| &s.launches);
-        for launch in variant.launches.iter().chain(streamed) {
-            check_launch(plan, entry, launch)?;
+        for variant in variant.each_way() {
+            for launch in variant.all_launches() {
+                check_launch(plan, entry, launch)?;
+            }
         }
     }
     Ok(())

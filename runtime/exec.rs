@@ -43,6 +43,9 @@ pub(crate) struct PortProgram {
 }
 
 pub(crate) struct VariantProgram {
+    pub name: String,
+    /// Which way to do another variant it is; 0 if it is none.
+    pub way: usize,
     /// The buffer of the state that workgroups of its launches share, if they do.
     pub grid: Option<usize>,
     /// Whether it is to be tried before it is taken for good.
@@ -139,6 +142,8 @@ impl Program {
                 bounds.push((slots.compile(&bound.size)?, bound.max));
             }
             variants.push(VariantProgram {
+                name: variant.name.clone(),
+                way: 0,
                 grid: variant.grid.as_ref().map(|g| g.state),
                 is_to_be_tried: variant.grid.as_ref().is_some_and(|g| g.check.is_some()),
                 bounds,

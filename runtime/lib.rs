@@ -45,6 +45,7 @@ mod adapter;
 mod ahead;
 mod artifact;
 mod check;
+mod choice;
 mod decode;
 mod device;
 mod dims;
@@ -64,6 +65,7 @@ pub mod sampling;
 mod session;
 mod sizes;
 pub mod tier;
+mod trial;
 mod trust;
 mod weights;
 

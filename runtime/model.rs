@@ -4,18 +4,18 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use kiln_ir::plan::{Binding, CONTEXT, Launch, PAST, Plan, Tier, Variant};
+use kiln_ir::plan::{Binding, Launch, Plan, Tier, Variant};
 
 use crate::adapter::Adapter;
 use crate::ahead;
 use crate::artifact::Artifact;
+use crate::choice::{self, ChoiceFile};
 use crate::device::Device;
 use crate::dims::{SlotDim, Slots};
 use crate::error::{Error, Result};
-use crate::exec::{Allocation, GRID_STATE_BYTES, Program, Recorder, has_stalled, maxima};
+use crate::exec::{Program, maxima};
 use crate::load::{Loader, Weights, sources};
 use crate::pipelines::{CacheFile, Compiled, Compiler, user_cache_dir};
-use crate::readback::Staging;
 use crate::resident::Form;
 use crate::sampler;
 use crate::session::STEP;
@@ -48,11 +48,16 @@ pub struct LoadOptions {
     /// Whether variants with a [`Grid`](kiln_ir::plan::Grid) are taken that the
     /// device is found fit for.
     pub join: bool,
+    /// Whether it is measured which of several ways to do a launch is the fastest, when a
+    /// model is loaded on a device for the first time: what is found is kept in
+    /// [`LoadOptions::cache_dir`], without which nothing is measured. Launches that are not
+    /// measured are done as they stand.
+    pub tune: bool,
 }
 
 impl Default for LoadOptions {
-    /// The best tier, unchecked, all entries, with the user's cache folder and joined
-    /// launches.
+    /// The best tier, unchecked, all entries, with the user's cache folder, joined
+    /// launches and the fastest ways to do others.
     fn default() -> Self {
         LoadOptions {
             tier: None,
@@ -62,6 +67,7 @@ impl Default for LoadOptions {
             cache_dir: user_cache_dir(),
             draw: true,
             join: true,
+            tune: true,
         }
     }
 }
@@ -99,6 +105,11 @@ pub struct LoadProgress {
     pub kernels_ahead: usize,
     /// Those in all.
     pub kernels_ahead_total: usize,
+    /// Runs so far by which launches were measured that can be done in several ways, after
+    /// everything else; none if it is known which is the fastest.
+    pub trials: usize,
+    /// Those in all.
+    pub trials_total: usize,
 }
 
 /// A loaded model.
@@ -116,7 +127,8 @@ pub struct Model {
     pub(crate) sessions: Vec<SessionSize>,
     /// For choosing tokens on the device, where that can be done.
     pub(crate) sampler: Option<sampler::Kernels>,
-    entries: BTreeMap<String, Program>,
+    pub(crate) entries: BTreeMap<String, Program>,
+    chosen: BTreeMap<String, String>,
     tier: String,
 }
 
@@ -186,19 +198,26 @@ impl Model {
         on.features = device.features();
         let tier = tier::choose(plan, &on, options.tier.as_deref())?;
         let mut tier = trust::without_bad_grids(&device, artifact, tier, &on, options)?;
+        let measured = options.cache_dir.as_deref().filter(|_| options.tune);
+        let choices = measured.map(|dir| {
+            let key = kernels_key(artifact, options.checked);
+            ChoiceFile::open(dir, device.adapter(), &key)
+        });
+        let known = choices.as_ref().map(|file| &file.choices);
+        choice::settle(&mut tier, &on, known);
         let mut run = BTreeSet::new();
         if let (Some(step), false) = (tier.entries.get_mut(STEP), options.sessions.is_empty()) {
             let most = maxima(plan, step).get("seq").copied().unwrap_or(1);
             keep_needed(step, most, &options.sessions)?;
             let variants = expected(step, most, &options.sessions)?.into_iter();
             let launches = variants.flat_map(Variant::all_launches);
-            run.extend(launches.map(|l| l.kernel.clone()));
+            run.extend(launches.flat_map(Launch::kernels).map(str::to_owned));
         }
         let tier = &tier;
         let names = entry_names(tier, options)?;
 
         let launches = || names.iter().flat_map(|name| launches_of(tier, name));
-        let kernels: BTreeSet<&str> = launches().map(|l| l.kernel.as_str()).collect();
+        let kernels: BTreeSet<&str> = launches().flat_map(Launch::kernels).collect();
         let weights: BTreeSet<(usize, Form)> = launches()
             .flat_map(|l| plan.bound(l))
             .filter_map(|(binding, access)| match binding {
@@ -276,7 +295,14 @@ impl Model {
             if !entry.variants.iter().all(runs) {
                 entry.to_mut().variants.retain(runs);
             }
-            let program = Program::new(plan, name, &entry, &slots, &index)?;
+            let mut ways = Vec::new();
+            if entry.variants.iter().any(|v| v.ways() > 1) {
+                ways = choice::unfold(entry.to_mut(), |kernel| index.contains_key(kernel));
+            }
+            let mut program = Program::new(plan, name, &entry, &slots, &index)?;
+            for (variant, way) in program.variants.iter_mut().zip(ways) {
+                variant.way = way;
+            }
             entries.insert(name.to_owned(), program);
         }
         let states = plan
@@ -295,93 +321,19 @@ impl Model {
             kernels: pipelines,
             sampler,
             entries,
+            chosen: BTreeMap::new(),
             device,
         };
-        model.try_grids()?;
+        let known = choices.as_ref().map(|file| &file.choices);
+        let found = model.try_out(known, progress)?;
+        model.chosen.clone_from(&found.kernels);
+        if let Some(mut file) = choices
+            && file.choices != found
+        {
+            file.choices = found;
+            file.save();
+        }
         Ok(model)
-    }
-
-    /// Runs each variant with a grid that is to be tried, and drops those in which a workgroup waited in
-    /// vain, since how many run at once depends on the kernel, those that differ from
-    /// the variant that is run without them, and those that the driver refuses.
-    fn try_grids(&mut self) -> Result<()> {
-        let mut unfit = Vec::new();
-        for (name, program) in &self.entries {
-            for variant in 0..program.variants.len() {
-                if !program.variants[variant].is_to_be_tried {
-                    continue;
-                }
-                let fit = match self.is_fit(program, variant) {
-                    Err(error) if trust::is_verdict(&error) => false,
-                    outcome => outcome?,
-                };
-                if !fit {
-                    unfit.push((name.clone(), variant));
-                }
-            }
-        }
-        for (name, variant) in unfit.into_iter().rev() {
-            if let Some(program) = self.entries.get_mut(&name) {
-                program.variants.remove(variant);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a variant with a grid gives, for some tokens one after the other, what
-    /// the first that has none gives.
-    fn is_fit(&self, program: &Program, variant: usize) -> Result<bool> {
-        const TOKENS: u64 = 4;
-        let context = TOKENS.min(self.plan.model.max_context);
-        let mut values = self.slots.values();
-        for (symbol, value) in [("batch", 1), ("seq", 1), (PAST, 0), (CONTEXT, context)] {
-            values.set(&self.slots, symbol, value);
-        }
-        let plain = program.variant_of(&values, |v| v.grid.is_none())?;
-        let Some(output) = program.outputs.first() else {
-            return Ok(false);
-        };
-        for port in &program.inputs {
-            if port.bytes(&values)? != 4 {
-                // Not a session's, which has ids and where sequences start.
-                return Ok(false);
-            }
-        }
-        let bytes = output.bytes(&values)?;
-        let mut allocation = Allocation::new(self, program, &values)?;
-        let staging = Staging::new(&self.device, 2 * bytes + GRID_STATE_BYTES)?;
-        for past in 0..context {
-            values.set(&self.slots, PAST, past);
-            let id = (past * 7919 % self.plan.model.vocab_size.max(1)) as u32;
-            for port in &program.inputs {
-                let word = if port.name == "ids" { id } else { 0 };
-                let buffer = allocation.buffer(port.buffer)?;
-                let given = Some(bytemuck::bytes_of(&word));
-                self.write_input(&port.name, given, port.bytes(&values)?, buffer)?;
-            }
-            let uniforms = allocation.push_uniforms(self, &values)?;
-            let index = self.device.scoped("a trial", || {
-                let mut recorder = Recorder::new(self, None);
-                let results = allocation.buffer(output.buffer)?;
-                for (at, variant) in [(0, variant), (bytes, plain)] {
-                    recorder.variant(program, &allocation, variant, &values, uniforms)?;
-                    staging.copy_to(at, recorder.encoder(), results, 0, bytes);
-                }
-                allocation.copy_grid_state(&mut recorder, &staging, 2 * bytes);
-                Result::Ok(recorder.submit())
-            })??;
-            let all = 2 * bytes + GRID_STATE_BYTES;
-            let agrees = staging.read(&self.device, all, index, |all| {
-                let (results, state) = all.split_at(2 * bytes as usize);
-                let results: Vec<f32> = bytemuck::pod_collect_to_vec(results);
-                let (joined, plain) = results.split_at(results.len() / 2);
-                Ok(!has_stalled(state) && trust::agree(joined, plain))
-            })?;
-            if !agrees {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// The plan it runs.
@@ -399,6 +351,15 @@ impl Model {
     pub fn joins(&self) -> bool {
         let mut variants = self.entries.values().flat_map(|e| &e.variants);
         variants.any(|v| v.grid.is_some())
+    }
+
+    /// The kernels that were found to be faster than those of launches as they stand in the
+    /// plan, by these; see [`LoadOptions::tune`].
+    pub fn faster_kernels(&self) -> impl Iterator<Item = (&str, &str)> {
+        let is_run = |name: &String| self.kernels.iter().any(|k| k.name == *name);
+        let chosen = self.chosen.iter();
+        let chosen = chosen.filter(move |(usual, way)| usual != way && is_run(way));
+        chosen.map(|(usual, way)| (usual.as_str(), way.as_str()))
     }
 
     /// The device it is on.

@@ -262,17 +262,21 @@ impl CacheFile {
         if self.loaded == Some(hash) {
             return;
         }
-        let Some(dir) = self.path.parent() else {
-            return;
-        };
         let bytes = [hash.as_bytes().as_slice(), &data].concat();
-        let temporary = self.path.with_extension(std::process::id().to_string());
-        let written = fs::create_dir_all(dir)
-            .and_then(|()| fs::write(&temporary, bytes))
-            .and_then(|()| fs::rename(&temporary, &self.path));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
+        write_whole(&self.path, &bytes);
+    }
+}
+
+/// Writes a file of a cache, whole or not at all, with the folders that it lies in;
+/// failures are of no consequence.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) {
+    let temporary = path.with_extension(std::process::id().to_string());
+    let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+    let written = folder
+        .and_then(|()| fs::write(&temporary, bytes))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// The most rows (sequences times tokens) of one piece of a prompt: enough to
 /// keep a large device busy, and a bound on what is allocated.
-const PIECE_ROWS: u64 = 1024;
+pub(crate) const PIECE_ROWS: u64 = 1024;
 
 /// What a [`Session`](crate::Session) is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

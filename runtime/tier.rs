@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use kiln_ir::plan::{Grid, Plan, Requirements, Tier};
+use kiln_ir::plan::{Alternative, Grid, Plan, Requirements, Tier, Variant};
 use wgpu::{Features, Limits};
 
 use crate::adapter::Adapter;
@@ -97,13 +97,18 @@ pub(crate) fn choose_but<'p>(
     })
 }
 
-/// The features that a tier requires, and those that its variants with grids do
-/// where they can be had, as wgpu's flags; unknown names are left out.
+/// The features that a tier requires, and those that its variants with grids and other
+/// ways to do its launches do where they can be had, as wgpu's flags; unknown names are
+/// left out.
 pub fn features(tier: &Tier, on: &Capabilities) -> Features {
-    let variants = tier.entries.values().flat_map(|e| &e.variants);
-    let grids = variants.filter_map(|v| v.grid.as_ref());
+    let variants = || tier.entries.values().flat_map(|e| &e.variants);
+    let grids = variants().filter_map(|v| v.grid.as_ref());
     let grids = grids.filter(|g| takes_grid(g, on)).map(|g| &g.requires);
-    let names = grids.chain([&tier.requires]).flat_map(|r| &r.features);
+    let launches = variants().flat_map(Variant::all_launches);
+    let ways = launches.flat_map(|l| &l.alternatives);
+    let ways = ways.filter(|w| takes_way(w, on)).map(|w| &w.requires);
+    let all = grids.chain(ways).chain([&tier.requires]);
+    let names = all.flat_map(|r| &r.features);
     let known = names.filter_map(|name| Features::from_str(name).ok());
     known.fold(Features::empty(), |all, f| all | f)
 }
@@ -113,6 +118,12 @@ pub(crate) fn takes_grid(grid: &Grid, on: &Capabilities) -> bool {
     on.orders_grids && missing(&grid.requires, on).is_empty()
 }
 
+/// Whether another way to do a launch can be tried.
+pub(crate) fn takes_way(way: &Alternative, on: &Capabilities) -> bool {
+    (on.orders_grids || !way.shares) && missing(&way.requires, on).is_empty()
+}
+
+/// What of that is not offered.
 fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
     let mut out = Vec::new();
     if requires.cpu_only && !on.is_cpu {

@@ -65,6 +65,7 @@ files! {
         "linear_coop",
         "matmul",
         "norm_last",
+        "parts",
         "pointwise",
         "reduce",
         "row_norm",
@@ -76,6 +77,7 @@ files! {
         "weights_f32",
         "weights_q4",
         "weights_q8",
+        "whole",
     }
 }
 
@@ -84,6 +86,10 @@ pub const GRID: &str = include_str!("grid.wgsl");
 
 /// The norm of the rows that a launch leaves, for kernels that bind `done`.
 pub const NORM_LAST: &str = include_str!("norm_last.wgsl");
+
+/// Parts of K that workgroups of their own compute, for kernels that bind `parts` and
+/// `arrived`.
+pub const PARTS: &str = include_str!("parts.wgsl");
 
 /// Stages one after the other on a CPU driver, for kernels that bind `grid_state`.
 pub const TICKETS: &str = include_str!("tickets.wgsl");

@@ -3,19 +3,25 @@
 // A workgroup computes TILE_M rows by TILE_N outputs, a subgroup of it 16 * FRAGMENTS_M by 32 in
 // accumulators of 16x16. Each step brings 64 columns of both operands to workgroup memory, rounded to
 // f16, and the next step's to registers while the last are multiplied. Rows in workgroup memory are
-// longer than that by 16 bytes, so that those of a matrix lie in different banks. Finished
-// accumulators pass through workgroup memory to the epilogue.
+// longer than that by PAD vec4s of f16, so that those of a matrix lie in different banks: 2 do where the
+// driver loads 16 bytes at a time, 4 where it loads 8. Finished accumulators pass through workgroup
+// memory to the epilogue.
+//
+// With PARTS over 1, tiles beyond the last multiple of ROUND, about as many as run at once, are
+// computed in as many parts of K by workgroups of their own, so that the last round takes no longer than
+// what is left to do. See parts.wgsl for how parts become results.
 //
 // Accumulators have names, not places in an array: an array that a loop indexes lies in memory. The
 // products of a step are written out: the driver loads what is multiplied next meanwhile, which it does
 // not in a loop.
 // Subgroups must have SUBGROUP invocations: the tier that has this body asks for it.
 //
-// Constants: K, N, SUBGROUP, SUBGROUPS_M, SUBGROUPS_N, FRAGMENTS_M (2 or 4).
-// Hooks: rows, load_x8, load_w8, store4, workgroup_index; they may call half4.
-// Grid: ceil(N / TILE_N) * ceil(rows / TILE_M) workgroups.
+// Constants: K, N, SUBGROUP, SUBGROUPS_M, SUBGROUPS_N, FRAGMENTS_M (2 or 4), PAD, PARTS, ROUND.
+// Hooks: rows, load_x8, load_w8, store4, workgroup_index, and keep, kept and is_complete of parts.wgsl;
+// they may call half4.
+// Grid: ceil(N / TILE_N) * ceil(rows / TILE_M) workgroups; with PARTS, one for each part.
 // Workgroup: SUBGROUP * SUBGROUPS_M * SUBGROUPS_N invocations.
-// Workgroup memory: 144 * (TILE_M + TILE_N) bytes, and 1,024 a subgroup.
+// Workgroup memory: 8 * (16 + PAD) * (TILE_M + TILE_N) bytes, and 1,024 a subgroup.
 
 const FRAGMENTS_N: u32 = 2u;
 const WORKGROUP: u32 = SUBGROUP * SUBGROUPS_M * SUBGROUPS_N;
@@ -23,7 +29,7 @@ const TILE_M: u32 = 16u * FRAGMENTS_M * SUBGROUPS_M;
 const TILE_N: u32 = 16u * FRAGMENTS_N * SUBGROUPS_N;
 // Columns of a step in eights, and the length of a row in workgroup memory in vec4s.
 const STEP: u32 = 8u;
-const PITCH: u32 = 2u * STEP + 2u;
+const PITCH: u32 = 2u * STEP + PAD;
 const STEPS: u32 = (K + 8u * STEP - 1u) / (8u * STEP);
 const X_LOADS: u32 = TILE_M * STEP / WORKGROUP;
 const W_LOADS: u32 = TILE_N * STEP / WORKGROUP;
@@ -44,18 +50,41 @@ var<workgroup> w_tile: array<vec4<f16>, TILE_N * PITCH>;
 // An accumulator of each subgroup.
 var<workgroup> results: array<vec4<f32>, 64u * SUBGROUPS_M * SUBGROUPS_N>;
 
-// To be called by all, behind a store of 16x16 results whose first is at (m, n).
-fn finish(m: u32, n: u32, lane: u32) {
+// vec4s of a part.
+const PART: u32 = TILE_M * TILE_N / 4u;
+const WHOLE: u32 = 0xffffffffu;
+
+// To be called by all, behind a store of 16x16 results whose first is at (m, n). Those of a part are kept
+// from `at` on, unless that is WHOLE.
+fn finish(m: u32, n: u32, lane: u32, at: u32) {
     workgroupBarrier();
     let own = lane / SUBGROUP * 64u;
-    for (var at = lane % SUBGROUP; at < 64u; at += SUBGROUP) {
-        let row = m + at / 4u;
-        let column = n + at % 4u * 4u;
-        if row < rows() && column < N {
-            store4(row, column, results[own + at]);
+    for (var i = lane % SUBGROUP; i < 64u; i += SUBGROUP) {
+        let row = m + i / 4u;
+        let column = n + i % 4u * 4u;
+        if PARTS > 1u && at != WHOLE {
+            keep(at + own + i, results[own + i]);
+        } else if row < rows() && column < N {
+            store4(row, column, results[own + i]);
         }
     }
     workgroupBarrier();
+}
+
+// What `finish` would store of a whole tile, from parts that were kept, the first from `at` on.
+fn join_parts(m: u32, n: u32, lane: u32, at: u32) {
+    let own = lane / SUBGROUP * 64u;
+    for (var i = lane % SUBGROUP; i < 64u; i += SUBGROUP) {
+        let row = m + i / 4u;
+        let column = n + i % 4u * 4u;
+        if row < rows() && column < N {
+            var sum = kept(at + own + i);
+            for (var part = 1u; part < PARTS; part++) {
+                sum += kept(at + part * PART + own + i);
+            }
+            store4(row, column, sum);
+        }
+    }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -66,9 +95,16 @@ fn main(
 ) {
     let row_tiles = (rows() + TILE_M - 1u) / TILE_M;
     let tiles = row_tiles * ((N + TILE_N - 1u) / TILE_N);
-    // A workgroup beyond the last tile computes that again: cooperative operations may not stand
-    // behind a return.
-    let tile = min(workgroup_index(workgroup_id, num_workgroups), tiles - 1u);
+    // Tiles that are computed whole; behind them come parts of the others.
+    let whole = select(tiles, tiles / ROUND * ROUND, PARTS > 1u);
+    // A workgroup beyond the last computes that again: cooperative operations may not stand behind a
+    // return.
+    let index = min(workgroup_index(workgroup_id, num_workgroups), whole + (tiles - whole) * PARTS - 1u);
+    let part = max(index, whole) - whole;
+    let is_part = PARTS > 1u && index >= whole;
+    let tile = select(index, whole + part / PARTS, is_part);
+    let first = select(0u, part % PARTS * STEPS / PARTS, is_part);
+    let end = select(STEPS, (part % PARTS + 1u) * STEPS / PARTS, is_part);
     let row = tile % row_tiles * TILE_M;
     let column = tile / row_tiles * TILE_N;
     let own = lane / SUBGROUP;
@@ -87,13 +123,13 @@ fn main(
     var w: array<Half8, W_LOADS>;
     for (var i = 0u; i < X_LOADS; i++) {
         let at = i * WORKGROUP + lane;
-        x[i] = load_x8(min(row + at / STEP, rows() - 1u), at % STEP);
+        x[i] = load_x8(min(row + at / STEP, rows() - 1u), first * STEP + at % STEP);
     }
     for (var i = 0u; i < W_LOADS; i++) {
         let at = i * WORKGROUP + lane;
-        w[i] = load_w8(min(column + at / STEP, N - 1u), at % STEP);
+        w[i] = load_w8(min(column + at / STEP, N - 1u), first * STEP + at % STEP);
     }
-    for (var step = 0u; step < STEPS; step++) {
+    for (var step = first; step < end; step++) {
         workgroupBarrier();
         for (var i = 0u; i < X_LOADS; i++) {
             let at = i * WORKGROUP + lane;
@@ -108,7 +144,7 @@ fn main(
             w_tile[slot + 1u] = w[i].high;
         }
         workgroupBarrier();
-        if step + 1u < STEPS {
+        if step + 1u < end {
             for (var i = 0u; i < X_LOADS; i++) {
                 let at = i * WORKGROUP + lane;
                 x[i] = load_x8(min(row + at / STEP, rows() - 1u), (step + 1u) * STEP + at % STEP);
@@ -141,22 +177,40 @@ fn main(
 
     let place = own * 64u;
     let last = column + n + 16u;
+    // Fragments of a part lie one behind the other, those of all subgroups together.
+    let at = select(WHOLE, part * PART, is_part);
+    let next = select(0u, WORKGROUP / SUBGROUP * 64u, is_part);
     coopStoreT(c00, &results[place], 4u);
-    finish(row + m, column + n, lane);
+    finish(row + m, column + n, lane, at);
     coopStoreT(c01, &results[place], 4u);
-    finish(row + m, last, lane);
+    finish(row + m, last, lane, at + next);
     coopStoreT(c10, &results[place], 4u);
-    finish(row + m + 16u, column + n, lane);
+    finish(row + m + 16u, column + n, lane, at + 2u * next);
     coopStoreT(c11, &results[place], 4u);
-    finish(row + m + 16u, last, lane);
+    finish(row + m + 16u, last, lane, at + 3u * next);
     if FRAGMENTS_M > 2u {
         coopStoreT(c20, &results[place], 4u);
-        finish(row + m + 32u, column + n, lane);
+        finish(row + m + 32u, column + n, lane, at + 4u * next);
         coopStoreT(c21, &results[place], 4u);
-        finish(row + m + 32u, last, lane);
+        finish(row + m + 32u, last, lane, at + 5u * next);
         coopStoreT(c30, &results[place], 4u);
-        finish(row + m + 48u, column + n, lane);
+        finish(row + m + 48u, column + n, lane, at + 6u * next);
         coopStoreT(c31, &results[place], 4u);
-        finish(row + m + 48u, last, lane);
+        finish(row + m + 48u, last, lane, at + 7u * next);
+    }
+    if PARTS > 1u && is_part {
+        if is_complete(tile - whole, lane) {
+            let of_tile = (tile - whole) * PARTS * PART;
+            join_parts(row + m, column + n, lane, of_tile);
+            join_parts(row + m, last, lane, of_tile + next);
+            join_parts(row + m + 16u, column + n, lane, of_tile + 2u * next);
+            join_parts(row + m + 16u, last, lane, of_tile + 3u * next);
+            if FRAGMENTS_M > 2u {
+                join_parts(row + m + 32u, column + n, lane, of_tile + 4u * next);
+                join_parts(row + m + 32u, last, lane, of_tile + 5u * next);
+                join_parts(row + m + 48u, column + n, lane, of_tile + 6u * next);
+                join_parts(row + m + 48u, last, lane, of_tile + 7u * next);
+            }
+        }
     }
 }

@@ -102,6 +102,22 @@ fn launch(program: &mut Program<'_>, case: &Case, context: u64) -> Result<Found,
     })
 }
 
+/// What the last token of each prompt gives.
+fn prompts(program: &mut Program<'_>, case: &Case) -> Result<Vec<f32>, RunError> {
+    let [batch, seq] = [0, 1].map(|axis| case.ids.shape[axis] as u64);
+    let sizes = Bindings::new().with("batch", batch).with("seq", seq);
+    let session = program.session("step", &sizes, seq)?;
+    let ids = case.ids.as_i32().unwrap().iter().map(|id| *id as u32);
+    let (ids, start): (Vec<u32>, _) = (ids.collect(), vec![0; batch as usize]);
+    let inputs: [(&str, &[u32]); 2] = [("ids", &ids), ("start", &start)];
+    let outputs = program.run(&session, &inputs, &sizes.with("past", 0))?;
+    Ok(outputs
+        .into_values()
+        .next()
+        .map(bytemuck::cast_vec)
+        .unwrap())
+}
+
 /// Holds a tier against what is expected of the cases, as near as `f32` is promised to be,
 /// or with matrices what they round; gives the kernels that were
 /// launched, with the barriers that were reached.
@@ -195,6 +211,61 @@ fn matrices() {
                     .keys()
                     .any(|kernel| kernel.ends_with(".f16_states"))
             );
+        }
+    }
+}
+
+/// The plan in which every launch that can be done in several ways is done in one that
+/// stands for it, and how many such ways there are.
+fn in_way(compiled: &Compiled, way: usize) -> (Compiled, usize) {
+    let (mut compiled, mut ways) = (compiled.clone(), 1);
+    let tiers = compiled.plan.tiers.iter_mut();
+    let entries = tiers.flat_map(|tier| tier.entries.values_mut());
+    for variant in entries.flat_map(|entry| &mut entry.variants) {
+        ways = ways.max(variant.ways());
+        *variant = variant.way(way);
+    }
+    (compiled, ways)
+}
+
+/// Other ways to do what launches do: each kernel that stands for another is launched, and
+/// gives what that gives. On a device of two processors the last tiles are in parts.
+#[test]
+fn alternatives() {
+    for (config, packing, tiers) in [
+        (GPT2, Packing::F16, [MATRICES].as_slice()),
+        (LLAMA, Packing::Q8, &[MATRICES, "subgroup", "base"]),
+    ] {
+        let fixture = Fixture::random(config);
+        let compiled = compile(&fixture, packing, 2);
+        let case = &cases(&fixture, &compiled, &[(3, 13)])[0];
+        let mut launched = BTreeSet::new();
+        for tier in tiers {
+            let (_, ways) = in_way(&compiled, 0);
+            for way in 0..ways {
+                let (compiled, _) = in_way(&compiled, way);
+                let mut program = program(&fixture, &compiled, apart(tier));
+                let found = prompts(&mut program, case).unwrap_or_else(|e| panic!("{tier}: {e}"));
+                let logits = case.logits.as_ref().unwrap().chunks_exact(100);
+                let last = logits.skip(12).step_by(13).flatten().copied();
+                let tolerance = if *tier == MATRICES { ROUNDED } else { F32 };
+                let label = format!("{} on {tier}, way {way}", fixture.name);
+                assert_close(&label, &found, &last.collect::<Vec<f32>>(), tolerance);
+                launched.extend(program.launched.into_keys());
+            }
+        }
+        let of_tiers = compiled.plan.tiers.iter();
+        let of_tiers = of_tiers.filter(|t| tiers.contains(&t.name.as_str()));
+        let variants = of_tiers
+            .flat_map(|t| t.entries.values())
+            .flat_map(|e| &e.variants);
+        let others = variants
+            .flat_map(|v| v.all_launches())
+            .flat_map(|l| &l.alternatives);
+        let others: BTreeSet<&String> = others.map(|way| &way.kernel).collect();
+        assert!(!others.is_empty());
+        for kernel in others {
+            assert!(launched.contains(kernel), "{kernel}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What was measured, as tables and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -19,6 +20,8 @@ pub struct Report {
     pub tier: String,
     /// Whether a layer of a single token is one launch.
     pub joined: bool,
+    /// Kernels that were measured to be faster than the usual ones, by these.
+    pub faster_kernels: BTreeMap<String, String>,
     pub weight_bytes: u64,
     /// `None` where the system does not tell.
     pub peak_host_bytes: Option<u64>,
@@ -81,6 +84,9 @@ impl fmt::Display for Report {
             if self.joined { ", layers joined" } else { "" }
         )?;
         writeln!(f, "driver {}", self.driver)?;
+        for (usual, way) in &self.faster_kernels {
+            writeln!(f, "chosen {way} for {usual}")?;
+        }
         write!(f, "weights {}", bytes(self.weight_bytes))?;
         if let Some(peak) = self.peak_host_bytes {
             write!(f, ", peak host memory {}", bytes(peak))?;

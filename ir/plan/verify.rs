@@ -5,7 +5,8 @@
 //! [`Plan::symbols`], replaced by [`Entry::symbols`](super::Entry::symbols) and,
 //! within a variant, by those of its bounds that are about one symbol.
 //! [`CONTEXT`] is at most [`ModelInfo::max_context`](super::ModelInfo::max_context).
-//! Limits are those that a tier requires, else WebGPU's defaults.
+//! Limits are those that a tier requires, else WebGPU's defaults. A variant whose
+//! launches have [`Alternative`](super::Alternative)s is checked in each of its ways.
 //!
 //! The plan's names
 //!
@@ -236,6 +237,16 @@ impl Report {
             expected: expected.into(),
             found: found.to_string(),
         });
+    }
+
+    /// Leaves each error once, of those from `first` on.
+    fn once(&mut self, first: usize) {
+        let found = self.errors.split_off(first);
+        for error in found {
+            if !self.errors[first..].contains(&error) {
+                self.errors.push(error);
+            }
+        }
     }
 
     /// Names of one kind: present, each once.

@@ -89,6 +89,7 @@ fn check(mut plan: Plan, weights: BTreeMap<&'static str, Vec<u8>>, image: &[u8])
         bindings: bindings.to_vec(),
         flops: 0.into(),
         bytes: 0.into(),
+        alternatives: vec![],
     };
     let buffer = |name: &str, image: bool| Buffer {
         name: name.to_owned(),

@@ -112,6 +112,7 @@ fn run(workgroups: u64, patience: u32, rounds: u32) -> (Vec<i32>, Vec<i32>) {
         bindings: bindings.to_vec(),
         flops: 0.into(),
         bytes: 0.into(),
+        alternatives: vec![],
     };
     let stages = launch(
         "stages",

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::fs;
+
 use common::*;
 use kiln_ir::plan::{Access, Binding, Buffer, Check, Grid, Kernel, Plan, Requirements, Tier};
 use kiln_runtime::generate::{GenerateOptions, generate};
@@ -217,6 +219,34 @@ fn a_variant_with_a_grid_is_taken_where_it_can_be() {
         assert_eq!(model.joins(), joins, "{at}");
         assert_eq!(next(&model), 3, "{at}");
     }
+}
+
+/// One that is slower than launches apart is left, once that is known without being loaded.
+#[test]
+fn a_grid_that_is_slower_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = LoadOptions {
+        cache_dir: Some(folder.path().to_owned()),
+        ..options()
+    };
+    // Nothing comes of the number, but the driver can't know that.
+    let slowly = "false { } \
+        var n = id.x; \
+        for (var i = 0u; i < 60000u; i++) { n = n * 1664525u + 1013904223u; } \
+        if n == 77u";
+    let slow = |options: &LoadOptions| with_grid("1u", &[], "0.0", slowly, options).unwrap();
+    assert!(slow(&options()).joins());
+    assert!(!slow(&kept).joins());
+    let files = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|e| e.unwrap().path());
+    let mut files = files.filter(|p| p.to_str().unwrap().ends_with(".choices.json"));
+    let path = files.next().unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("\"joined\": false"), "{text}");
+    assert!(!slow(&kept).joins());
+    fs::write(&path, text.replace("false", "true")).unwrap();
+    assert!(slow(&kept).joins());
 }
 
 /// Barriers that fail when a session is under way cost time and nothing else.

@@ -81,19 +81,27 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
         "linear_matvec_subgroup" => {
             linear(&[("WORKGROUP", 64), ("TILE_ROWS", 1), ("TILE_COLS", 4)])
         }
-        "linear_coop" => [[2, 4, 4], [2, 2, 2]]
-            .map(|[m, n, fragments]| {
+        "linear_coop" => [[2, 4, 4, 2, 1], [2, 2, 2, 4, 1], [2, 4, 4, 2, 3]]
+            .map(|[m, n, fragments, pad, parts]| {
                 let tile = [
                     ("SUBGROUP", 32),
                     ("SUBGROUPS_M", m),
                     ("SUBGROUPS_N", n),
                     ("FRAGMENTS_M", fragments),
+                    ("PAD", pad),
+                    ("PARTS", parts),
+                    ("ROUND", 256),
                 ];
                 let enables = "enable f16;\nenable wgpu_cooperative_matrix;\n";
-                (
-                    enables.to_owned() + &constants(&tile),
-                    vec!["common", "linear_coop"],
-                )
+                let mut text = enables.to_owned() + &constants(&tile);
+                let end = match parts {
+                    1 => "whole",
+                    _ => {
+                        text.push_str(kiln_shaders::PARTS);
+                        "parts"
+                    }
+                };
+                (text, vec!["common", "linear_coop", end])
             })
             .into(),
         "linear_stream_subgroup" => [(1, 1, 4, 8), (1, 2, 2, 48), (4, 2, 2, 8)]
@@ -188,7 +196,7 @@ fn capabilities(case: &Case) -> Capabilities {
     if is_coop(case) {
         out |= Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
     }
-    if *name == "grid_check" {
+    if *name == "grid_check" || preludes.contains(&"parts") {
         out |= Capabilities::MEMORY_DECORATION_COHERENT;
     }
     let halves = ["weights_f16", "weights_q8", "weights_q4"];
@@ -375,7 +383,7 @@ fn names(files: &[(&str, &str)]) -> BTreeSet<String> {
 fn every_file_is_listed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut bodies = stems(folder);
-    for no_body in ["functions", "grid", "norm_last", "tickets"] {
+    for no_body in ["functions", "grid", "norm_last", "parts", "tickets"] {
         assert!(bodies.remove(no_body));
     }
     assert_eq!(names(BODIES), bodies);

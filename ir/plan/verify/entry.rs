@@ -6,7 +6,7 @@ use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
 use crate::dim::{Atom, Bindings, Dim};
 use crate::plan::{
     Access, BLOCK, Binding, CONTEXT, Entry, Grid, ImageSize, Launch, MOST_TEXELS, PAST, Plan, Port,
-    Stream, Tier, Variant,
+    Requirements, Stream, Tier, Variant,
 };
 
 /// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
@@ -28,10 +28,10 @@ const TEXTURE_SIZE: &str = "max_texture_dimension_2d";
 const INVOCATIONS: &str = "max_compute_invocations_per_workgroup";
 const WORKGROUPS: &str = "max_compute_workgroups_per_dimension";
 
-/// What adapters of a tier offer that take a variant with this grid.
-fn limit(tier: &Tier, grid: Option<&Grid>, name: &str) -> u64 {
+/// What adapters of a tier offer that have what a variant or a launch requires besides.
+fn limit(tier: &Tier, besides: Option<&Requirements>, name: &str) -> u64 {
     let default = DEFAULT_LIMITS.iter().find(|(n, _)| *n == name);
-    let all = [grid.map(|g| &g.requires), Some(&tier.requires)];
+    let all = [besides, Some(&tier.requires)];
     let required = all.into_iter().flatten();
     let required = required.filter_map(|r| r.limits.get(name)).max().copied();
     required.unwrap_or(default.map_or(u64::MAX, |(_, v)| *v))
@@ -53,11 +53,18 @@ pub(super) fn dims(entry: &Entry, f: &mut dyn FnMut(&Dim)) {
             f(&launch.workgroups);
             f(&launch.flops);
             f(&launch.bytes);
+            launch.alternatives.iter().for_each(|a| f(&a.workgroups));
         }
     }
 }
 
 pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report) {
+    kernels((plan, tier, entry), report);
+    let ways = entry.variants.iter().flat_map(Variant::each_way);
+    let entry = &Entry {
+        variants: ways.collect(),
+        ..entry.clone()
+    };
     let images = plan.images_of(entry);
     let mut checker = Checker {
         plan,
@@ -72,15 +79,70 @@ pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report
     checker.buffers();
     checker.bound_buffers();
     checker.zeroed_buffers();
-    checker.kernels();
     checker.coverage();
+    let first = checker.report.errors.len();
     for variant in &entry.variants {
         checker.report.place.variant.clone_from(&variant.name);
         checker.variant(variant);
         flow::check(plan, entry, variant, checker.report);
     }
+    checker.report.once(first);
     checker.report.place.variant.clear();
     flow::outputs_apart(entry, checker.report);
+}
+
+/// Kernels that an entry point launches, each once, within the least limits of those who
+/// launch it.
+fn kernels((plan, tier, entry): (&Plan, &Tier, &Entry), report: &mut Report) {
+    let mut names: BTreeMap<&str, (bool, Option<&Requirements>)> = BTreeMap::new();
+    for variant in &entry.variants {
+        let grid = variant.grid.as_ref().map(|g| &g.requires);
+        for launch in variant.all_launches() {
+            let others = launch.alternatives.iter();
+            let others = others.map(|a| (&a.kernel, Some(&a.requires)));
+            for (kernel, besides) in others.chain([(&launch.kernel, grid)]) {
+                let (in_grids, least) = names.entry(kernel).or_insert((true, besides));
+                *in_grids &= grid.is_some();
+                if besides.is_none() {
+                    *least = None;
+                }
+            }
+        }
+    }
+    for (name, (in_grids, besides)) in names {
+        let Some(kernel) = plan.kernels.get(name) else {
+            continue;
+        };
+        let subject = format!("kernel `{name}`");
+        if !in_grids && kernel.bindings.contains(&Access::ReadWriteTexels) {
+            let expected = "variants with a grid alone to launch it";
+            let found = "an image that it reads and writes";
+            report.error(26, subject.clone(), expected, found);
+        }
+        let mut at_most = |what: &str, name: &str, found: u64| {
+            let most = limit(tier, besides, name);
+            if found > most {
+                let expected = format!("at most {most} {what} (`{name}`)");
+                report.error(16, subject.clone(), expected, found);
+            }
+        };
+        let textures = kernel.bindings.iter().filter(|a| a.is_image());
+        let textures = textures.count() as u64;
+        let buffers = kernel.bindings.len() as u64 - textures;
+        at_most("storage bindings", STORAGE_BUFFERS, buffers);
+        at_most("storage textures", STORAGE_TEXTURES, textures);
+        let sizes = kernel.workgroup_size.map(u64::from);
+        let invocations = sizes.iter().fold(1, |a: u64, b| a.saturating_mul(*b));
+        at_most("invocations", INVOCATIONS, invocations);
+        for (axis, size) in ["x", "y", "z"].into_iter().zip(sizes) {
+            let name = format!("max_compute_workgroup_size_{axis}");
+            at_most(&format!("invocations along {axis}"), &name, size);
+        }
+        if invocations == 0 {
+            let found = format!("{:?}", kernel.workgroup_size);
+            report.error(16, subject, "invocations along each axis", found);
+        }
+    }
 }
 
 struct Checker<'p, 'r> {
@@ -201,55 +263,6 @@ impl Checker<'_, '_> {
                     }
                 }
                 Binding::Buffer(_) => {}
-            }
-        }
-    }
-
-    /// Kernels that this entry point launches, each once, within the least limits of
-    /// those who launch it.
-    fn kernels(&mut self) {
-        let mut names: BTreeMap<&str, Option<&Grid>> = BTreeMap::new();
-        for variant in &self.entry.variants {
-            for launch in variant.all_launches() {
-                let grid = names.entry(&launch.kernel).or_insert(variant.grid.as_ref());
-                if variant.grid.is_none() {
-                    *grid = None;
-                }
-            }
-        }
-        for (name, grid) in names {
-            let Some(kernel) = self.plan.kernels.get(name) else {
-                continue;
-            };
-            let subject = format!("kernel `{name}`");
-            if grid.is_none() && kernel.bindings.contains(&Access::ReadWriteTexels) {
-                let expected = "variants with a grid alone to launch it";
-                let found = "an image that it reads and writes";
-                self.report.error(26, subject.clone(), expected, found);
-            }
-            let mut at_most = |what: &str, name: &str, found: u64| {
-                let most = limit(self.tier, grid, name);
-                if found > most {
-                    let expected = format!("at most {most} {what} (`{name}`)");
-                    self.report.error(16, subject.clone(), expected, found);
-                }
-            };
-            let textures = kernel.bindings.iter().filter(|a| a.is_image());
-            let textures = textures.count() as u64;
-            let buffers = kernel.bindings.len() as u64 - textures;
-            at_most("storage bindings", STORAGE_BUFFERS, buffers);
-            at_most("storage textures", STORAGE_TEXTURES, textures);
-            let sizes = kernel.workgroup_size.map(u64::from);
-            let invocations = sizes.iter().fold(1, |a: u64, b| a.saturating_mul(*b));
-            at_most("invocations", INVOCATIONS, invocations);
-            for (axis, size) in ["x", "y", "z"].into_iter().zip(sizes) {
-                let name = format!("max_compute_workgroup_size_{axis}");
-                at_most(&format!("invocations along {axis}"), &name, size);
-            }
-            if invocations == 0 {
-                let found = format!("{:?}", kernel.workgroup_size);
-                self.report
-                    .error(16, subject, "invocations along each axis", found);
             }
         }
     }

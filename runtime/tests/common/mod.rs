@@ -116,6 +116,7 @@ fn launch(kernel: &str, workgroups: &str, bindings: &[Binding]) -> Launch {
         bindings: bindings.to_vec(),
         flops: dim("batch*seq*2"),
         bytes: dim("batch*seq*8"),
+        alternatives: vec![],
     }
 }
 

@@ -36,6 +36,7 @@ pub fn launch(label: &str, kernel: &str, workgroups: &str, bindings: &[Binding])
         bindings: bindings.to_vec(),
         flops: dim("batch*seq*100"),
         bytes: dim("batch*seq*50"),
+        alternatives: vec![],
     }
 }
 
