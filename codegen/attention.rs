@@ -5,9 +5,11 @@ use kiln_ir::{AttentionSpec, Dim, Op, ValueId};
 use crate::error::CodegenError;
 use crate::expr::{Source, load};
 use crate::join::{self, GridSize};
-use crate::kernel::{Draft, Element, Launch, default_hooks};
+use crate::kernel::{Draft, Element, Launch, Way, default_hooks};
 use crate::lanes;
 use crate::linear::Blocked;
+use crate::lower::{Lowered, maxima};
+use crate::parts::{MOST_FLAT, Parts, part_hooks, whole_hooks};
 use crate::place::describe;
 use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
 use crate::view::{Base, View};
@@ -15,6 +17,10 @@ use crate::wgsl;
 
 /// The body for cooperative matrices.
 pub(crate) const COOP: &str = "attention_coop";
+
+/// Tiles of [`COOP`] a processor that are cut in parts: where there are more, no processor
+/// waits long for others.
+const TILES_A_PROCESSOR: u64 = 4;
 
 /// The body for many queries on a CPU driver.
 const FOR_MANY: &str = "attention_software_prefill";
@@ -114,39 +120,122 @@ pub(crate) struct Attention<'a> {
     pub split: Option<Split>,
     /// Workgroups of the launch that it will be a part of.
     pub grid: Option<GridSize>,
+    /// The processors of the device that it has alternatives for, if it has.
+    pub offers: Option<u64>,
     pub blocked: Option<Blocked>,
 }
 
+/// A body with its constants.
+type Body = (&'static str, Vec<(&'static str, u64)>);
+
+/// What an op attends to, and with what.
+struct On {
+    /// Whether it gives probabilities alone.
+    probabilities: bool,
+    width: u64,
+    head_dim: u64,
+    batch: Dim,
+    queries: Dim,
+    keys: Dim,
+    q: View,
+    k: View,
+    v: Option<View>,
+    /// The first keys that are visible, if not all are.
+    start: Option<ValueId>,
+}
+
+impl On {
+    /// Parts of so many tiles of [`COOP`]: of each lane its sums, and how they are scaled.
+    fn parts(&self, (body, constants): &Body, count: u64, tiles: u64) -> Parts {
+        let vectors = 8 * self.head_dim.div_ceil(64) + 1;
+        Parts {
+            count,
+            tiles,
+            size: 4 * vectors * workgroup(body, constants),
+        }
+    }
+}
+
 impl Attention<'_> {
-    pub fn lower(&self) -> Result<Launch, CodegenError> {
+    pub fn lower(&self, out: &mut Lowered) -> Result<Launch, CodegenError> {
+        let source = self.source;
+        let on = self.operands()?;
+        let body = self.kernel(&on);
+        let usual = self.way(&on, &body, None, out)?;
+        let mut others = Vec::new();
+        if let (COOP, Some(processors)) = (body.0, self.offers) {
+            let sizes = maxima(source.graph);
+            for count in [2, 4] {
+                let parts = on.parts(&body, count, processors * TILES_A_PROCESSOR);
+                let way = self.way(&on, &body, Some(parts), out)?;
+                if way.workgroups.eval(&sizes)? <= MOST_FLAT {
+                    others.push(way);
+                }
+            }
+        }
+
+        let tokens = &on.batch * &on.queries;
+        let pairs = &tokens * &on.keys;
+        let (products, of_keys) = if on.probabilities { (2, 1) } else { (4, 2) };
+        let element = self.tier.element_bytes(on.k.base);
+        let kv_bytes = &(&on.batch * &on.keys)
+            * &Dim::constant(element * on.head_dim * self.spec.kv_heads as u64 * of_keys);
+        let out_bytes = match on.probabilities {
+            true => &pairs * &Dim::constant(4 * self.spec.heads as u64),
+            false => &tokens * &Dim::constant(4 * on.width),
+        };
+        Ok(Launch {
+            label: describe(source.graph, self.id),
+            workgroups: usual.workgroups,
+            kernel: usual.kernel,
+            flops: &pairs * &Dim::constant(products * on.width),
+            bytes: &(&(&tokens * &Dim::constant(4 * on.width)) + &kv_bytes) + &out_bytes,
+            others,
+        })
+    }
+
+    /// What it attends to, and with what.
+    fn operands(&self) -> Result<On, CodegenError> {
         let source = self.source;
         let value = source.graph.value(self.id);
         let probabilities = matches!(value.op, Op::AttentionProbs(_));
         let plain = if probabilities { 2 } else { 3 };
-        let names = ["q", "k", "v"];
-        let mut views = Vec::new();
-        for (x, name) in value.inputs.iter().take(plain).zip(names) {
-            let Some(view) = source.view(*x) else {
-                return Err(source.unsupported(self.id, &format!("its {name} lies in no buffer")));
-            };
-            views.push((name, view.clone()));
-        }
-        let (Some((_, q)), Some((_, k))) = (views.first(), views.get(1)) else {
-            return Err(source.unsupported(self.id, "it has no queries or keys"));
+        let view = |at: usize, name: &str| {
+            let view = value.inputs.get(at).and_then(|x| source.view(*x));
+            let no_buffer =
+                || source.unsupported(self.id, &format!("its {name} lies in no buffer"));
+            view.cloned().ok_or_else(no_buffer)
+        };
+        let (q, k) = (view(0, "q")?, view(1, "k")?);
+        let v = match probabilities {
+            true => None,
+            false => Some(view(2, "v")?),
         };
         let width = q.shape.last().and_then(Dim::as_const).unwrap_or(0);
-        let heads = self.spec.heads as u64;
-        let head_dim = width / heads.max(1);
-        let (batch, queries, keys) = (q.shape[0].clone(), q.shape[1].clone(), k.shape[1].clone());
+        Ok(On {
+            probabilities,
+            width,
+            head_dim: width / (self.spec.heads as u64).max(1),
+            batch: q.shape[0].clone(),
+            queries: q.shape[1].clone(),
+            keys: k.shape[1].clone(),
+            q,
+            k,
+            v,
+            start: value.inputs.get(plain).copied(),
+        })
+    }
 
-        let (body, constants) = self.kernel(probabilities, head_dim);
-        let workgroup: u64 = match body {
-            "attention_prefill" => {
-                constant(&constants, "TILE_QUERIES") * constant(&constants, "TEAM")
-            }
-            COOP => constant(&constants, "SUBGROUP") * constant(&constants, "SUBGROUPS"),
-            _ => constant(&constants, "WORKGROUP"),
-        };
+    /// The kernel with a body, and how many workgroups of it there are.
+    fn way(
+        &self,
+        on: &On,
+        (body, constants): &Body,
+        parts: Option<Parts>,
+        out: &mut Lowered,
+    ) -> Result<Way, CodegenError> {
+        let workgroup = workgroup(body, constants);
+        let (heads, head_dim) = (self.spec.heads as u64, on.head_dim);
         let mut detail = format!("{heads}x{head_dim}");
         if self.spec.kv_heads != self.spec.heads {
             detail = format!("{heads}by{}x{head_dim}", self.spec.kv_heads);
@@ -154,53 +243,53 @@ impl Attention<'_> {
         if !self.spec.causal {
             detail.push_str(".full");
         }
-        let start = value.inputs.get(plain).copied();
-        if start.is_some() {
+        if on.start.is_some() {
             detail.push_str(".padded");
         }
         if self.split.is_some() {
             detail.push_str(".split");
         }
-        if body == FOR_MANY && lanes::share_loads(self.tier) {
+        if *body == FOR_MANY && lanes::share_loads(self.tier) {
             detail.push_str(".shared");
         }
-        let mut d = Draft::new(body, detail, workgroup as u32);
-        if body == COOP {
-            d.enable_matrices();
+        if let Some(parts) = parts {
+            detail.push_str(&format!(".parts{}", parts.count));
         }
-        d.rounds = keys.ceil_div(workgroup);
+        let mut d = Draft::new(body, detail, workgroup as u32);
+        d.rounds = on.keys.ceil_div(workgroup);
         d.constant_u32("HEADS", heads);
         d.constant_u32("KV_HEADS", self.spec.kv_heads);
         d.constant_u32("HEAD_DIM", head_dim);
         d.constant_f32("SCALE", self.spec.scale);
         d.constant_bool("CAUSAL", self.spec.causal);
-        for (name, size) in &constants {
+        for (name, size) in constants {
             d.constant_u32(name, size);
         }
-        size_hook("batch", &batch, &mut d);
-        size_hook("queries", &queries, &mut d);
-        size_hook("kv_len", &keys, &mut d);
+        size_hook("batch", &on.batch, &mut d);
+        size_hook("queries", &on.queries, &mut d);
+        size_hook("kv_len", &on.keys, &mut d);
         // Only a causal kernel asks: query i stands at position past + i.
         let past = match self.spec.causal {
-            true => &keys - &queries,
+            true => &on.keys - &on.queries,
             false => Dim::default(),
         };
         size_hook("past", &past, &mut d);
-        self.visible_from(start, &mut d)?;
-        for (name, view) in &views {
-            let (row, head) = if *name == "q" {
-                ("i", "h")
-            } else {
-                ("j", "kvh")
-            };
-            load_hook(name, view, row, head, head_dim, &mut d);
+        self.visible_from(on.start, &mut d)?;
+        load_hook("q", &on.q, ["i", "h"], head_dim, &mut d);
+        let of_keys = [("k", Some(&on.k)), ("v", on.v.as_ref())];
+        for (name, view) in of_keys {
+            if let Some(view) = view {
+                load_hook(name, view, ["j", "kvh"], head_dim, &mut d);
+            }
         }
-        let v = views.get(2).map_or(k, |(_, v)| v);
-        let own = matches!(body, COOP | FOR_MANY).then(|| default_hooks(body));
+        let own = matches!(*body, COOP | FOR_MANY).then(|| default_hooks(body));
         for block in own.into_iter().flatten() {
             let is_key = block.contains("fn half_k(") || block.contains("fn load_key(");
-            let (name, view) = if is_key { ("k", k) } else { ("v", v) };
-            if body == COOP {
+            let (name, view) = match &on.v {
+                Some(v) if !is_key => ("v", v),
+                _ => ("k", &on.k),
+            };
+            if *body == COOP {
                 half_hook(name, view, block, head_dim, &mut d);
             } else {
                 let load = format!("load_{name}(b, j, kvh, at)");
@@ -209,43 +298,39 @@ impl Attention<'_> {
                 d.hook(lanes::share(self.tier, block, count, &load, place));
             }
         }
-        if probabilities {
-            self.store_prob(&keys, &mut d)?;
+        if *body == COOP {
+            d.enable_matrices();
+            d.constant_u32("PARTS", parts.map_or(1, |p| p.count));
+            d.constant_u32("MOST", parts.map_or(0, |p| p.tiles));
+            match parts {
+                None => whole_hooks(&mut d),
+                Some(parts) => {
+                    let name = format!("{}.parts", describe(self.source.graph, self.id));
+                    part_hooks(parts, name, out, &mut d);
+                }
+            }
+        }
+        if on.probabilities {
+            self.store_prob(&on.keys, &mut d)?;
         } else if let Some(split) = self.split {
             split.store(&mut d);
         } else {
             self.store_out(head_dim, &mut d)?;
         }
-
-        let tokens = &batch * &queries;
-        let pairs = &tokens * &keys;
-        let products = if probabilities { 2 } else { 4 };
-        let element = self.tier.element_bytes(k.base);
-        let kv_bytes = &(&batch * &keys)
-            * &Dim::constant(element * head_dim * self.spec.kv_heads as u64 * (plain as u64 - 1));
-        let out_bytes = match probabilities {
-            true => &pairs * &Dim::constant(4 * heads),
-            false => &tokens * &Dim::constant(4 * width),
-        };
-        Ok(Launch {
-            label: describe(source.graph, self.id),
-            workgroups: self.workgroups(body, &constants, &batch, &queries),
+        let tiles = self.workgroups(body, constants, &on.batch, &on.queries);
+        Ok(Way {
             kernel: d,
-            flops: &pairs * &Dim::constant(products * width),
-            bytes: &(&(&tokens * &Dim::constant(4 * width)) + &kv_bytes) + &out_bytes,
-            others: Vec::new(),
+            workgroups: &tiles * &Dim::constant(parts.map_or(1, |p| p.count)),
+            memory: None,
         })
     }
 
     /// The body and its tile's constants.
-    fn kernel(
-        &self,
-        probabilities: bool,
-        head_dim: u64,
-    ) -> (&'static str, Vec<(&'static str, u64)>) {
+    fn kernel(&self, on: &On) -> Body {
+        let head_dim = on.head_dim;
         let workgroup = u64::from(self.tier.pointwise_workgroup());
         match (self.tier, self.few_queries) {
-            _ if probabilities => ("attention_probs", vec![("WORKGROUP", workgroup)]),
+            _ if on.probabilities => ("attention_probs", vec![("WORKGROUP", workgroup)]),
             (tier, true) if tier.is_cpu() => {
                 ("attention_software_decode", vec![("WORKGROUP", workgroup)])
             }
@@ -386,6 +471,16 @@ impl Attention<'_> {
     }
 }
 
+/// Invocations of a workgroup.
+fn workgroup(body: &str, constants: &[(&'static str, u64)]) -> u64 {
+    let constant = |name| constant(constants, name);
+    match body {
+        "attention_prefill" => constant("TILE_QUERIES") * constant("TEAM"),
+        COOP => constant("SUBGROUP") * constant("SUBGROUPS"),
+        _ => constant("WORKGROUP"),
+    }
+}
+
 fn constant(constants: &[(&'static str, u64)], name: &str) -> u64 {
     let found = constants.iter().find(|(n, _)| *n == name);
     found.map_or(1, |(_, size)| *size)
@@ -416,7 +511,7 @@ fn head_address(
 }
 
 /// A hook `load_q`, `load_k` or `load_v`.
-fn load_hook(name: &str, view: &View, row: &str, head: &str, head_dim: u64, d: &mut Draft) {
+fn load_hook(name: &str, view: &View, [row, head]: [&str; 2], head_dim: u64, d: &mut Draft) {
     let body = if head_dim.is_multiple_of(4) && view.is_vectorised() {
         let x = d.read(name, view.base, Element::F32x4);
         let address = head_address(view, row, head, head_dim / 4, "d4", 4);

@@ -172,6 +172,16 @@ impl Draft {
         let _ = writeln!(self.constants, "const {name}: u32 = {value}u;");
     }
 
+    /// The kernel with another value for a constant; none if it has no such.
+    pub fn with_constant(&self, name: &str, value: u64) -> Option<Self> {
+        let mut other = self.clone();
+        let start = format!("const {name}: u32 = ");
+        let at = other.constants.find(&start)? + start.len();
+        let end = at + other.constants[at..].find(';')?;
+        other.constants.replace_range(at..end, &format!("{value}u"));
+        Some(other)
+    }
+
     pub fn constant_bool(&mut self, name: &str, value: bool) {
         let _ = writeln!(self.constants, "const {name}: bool = {value};");
     }

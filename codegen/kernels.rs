@@ -8,6 +8,7 @@ use kiln_ir::{Bindings, Dim};
 use crate::error::CodegenError;
 use crate::join::{self, Meeting, Stage};
 use crate::kernel::{self, Draft, Way};
+use crate::tile::TOUCH;
 use crate::validate;
 use crate::view::Base;
 use crate::wgsl;
@@ -100,11 +101,47 @@ impl<'o> Kernels<'o> {
     }
 
     /// `launches` in one for where the symbols `ones` are 1, whose workgroups share the
-    /// buffer `state`.
+    /// buffer `state`. On a GPU it has alternatives that bring weights nearer while they
+    /// wait.
     pub fn joined(
         &mut self,
         launches: &[kernel::Launch],
         (meeting, state): (Meeting, usize),
+        ones: &Bindings,
+        assigned: &BTreeMap<usize, usize>,
+    ) -> Result<Launch, CodegenError> {
+        let mut joined = self.joined_once(launches, (meeting, state, ""), ones, assigned)?;
+        let touches: &[(u64, &str)] = match meeting {
+            Meeting::Barriers(_) => &[(1, ".touch1"), (2, ".touch2")],
+            Meeting::Tickets => &[],
+        };
+        for (steps, name) in touches {
+            let mut others = launches.to_vec();
+            let mut touches = false;
+            for launch in &mut others {
+                if let Some(other) = launch.kernel.with_constant(TOUCH, *steps) {
+                    launch.kernel = other;
+                    touches = true;
+                }
+            }
+            if touches {
+                let other = self.joined_once(&others, (meeting, state, name), ones, assigned)?;
+                joined.alternatives.push(Alternative {
+                    kernel: other.kernel,
+                    workgroups: other.workgroups,
+                    bindings: other.bindings,
+                    requires: Requirements::default(),
+                    shares: false,
+                });
+            }
+        }
+        Ok(joined)
+    }
+
+    fn joined_once(
+        &mut self,
+        launches: &[kernel::Launch],
+        (meeting, state, name): (Meeting, usize, &str),
         ones: &Bindings,
         assigned: &BTreeMap<usize, usize>,
     ) -> Result<Launch, CodegenError> {
@@ -126,7 +163,12 @@ impl<'o> Kernels<'o> {
         let label = launches.first().and_then(|l| join::layer(&l.label));
         Ok(Launch {
             label: label.unwrap_or_default().to_owned(),
-            kernel: self.named(&joined.name, joined.text, joined.workgroup, accesses),
+            kernel: self.named(
+                &format!("{}{name}", joined.name),
+                joined.text,
+                joined.workgroup,
+                accesses,
+            ),
             workgroups: Dim::constant(meeting.workgroups().into()),
             bindings,
             flops: sum(|l| &l.flops),

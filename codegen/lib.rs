@@ -47,6 +47,7 @@ mod linear;
 mod lower;
 mod memory;
 mod packed;
+mod parts;
 mod place;
 mod plan;
 mod row_norm;

@@ -1,6 +1,6 @@
 //! Linear layers: the kernels that read rows of a matrix.
 
-use kiln_ir::plan::Access;
+use kiln_ir::plan::{Access, CONTEXT};
 use kiln_ir::{Dim, Norm, Op, Packing, Step, ValueId};
 
 use crate::attention::Split;
@@ -12,6 +12,7 @@ use crate::kernel::{Draft, Element, Launch, Way, default_hooks};
 use crate::lanes;
 use crate::lower::{Lowered, maxima};
 use crate::packed;
+use crate::parts::{MOST_FLAT, part_hooks, whole_hooks};
 use crate::place::{Part, describe};
 use crate::row_norm::word;
 use crate::tier::Tier;
@@ -25,9 +26,6 @@ use crate::wgsl;
 pub(crate) struct Blocked {
     pub rows_per_block: u64,
 }
-
-/// Workgroups of a grid that is not folded.
-const MOST_FLAT: u64 = 65_535;
 
 /// The hook of a body that has nothing to do once its outputs are stored.
 pub(crate) const NOTHING_STORED: &str = "fn when_stored(lane: u32, count: vec3<u32>) {\n}\n";
@@ -84,9 +82,8 @@ impl Linear<'_> {
         if let Some(processors) = self.offers {
             for tile in self.other_tiles(matrix, n, processors) {
                 let way = self.way(matrix, part, &tile, out)?;
-                // Beyond, a grid is folded, and workgroups may be launched that are none.
                 let maxima = maxima(self.source.graph);
-                if tile.parts.is_none() || way.workgroups.eval(&maxima)? <= MOST_FLAT {
+                if tile.parts().is_none() || way.workgroups.eval(&maxima)? <= MOST_FLAT {
                     others.push(way);
                 }
             }
@@ -146,6 +143,10 @@ impl Linear<'_> {
             for hook in AWAITS {
                 d.hook(hook);
             }
+            let context = wgsl::symbol(&kiln_ir::Symbol::new(CONTEXT));
+            d.hook(format!(
+                "fn zero() -> u32 {{\n    return u32({context} == 0u);\n}}\n"
+            ));
         }
         if body == FEW {
             d.hook(NOTHING_STORED);
@@ -153,7 +154,13 @@ impl Linear<'_> {
         if body == COOP {
             d.enable_matrices();
             self.half_hooks(matrix, part, &row, &mut d);
-            self.part_hooks(tile, out, &mut d);
+            match tile.parts() {
+                None => whole_hooks(&mut d),
+                Some(parts) => {
+                    let name = format!("{}.parts", describe(self.source.graph, self.id));
+                    part_hooks(parts, name, out, &mut d);
+                }
+            }
         } else {
             let weights = weight_hooks(matrix, part, body, &mut d);
             if self.tier.is_cpu() {
@@ -174,21 +181,6 @@ impl Linear<'_> {
             workgroups: tile.workgroups(&tiles),
             memory: (tile.memory > self.tier.workgroup_memory()).then_some(tile.memory),
         })
-    }
-
-    /// The hooks of a body whose workgroups may compute parts of tiles.
-    fn part_hooks(&self, tile: &Tile, out: &mut Lowered, d: &mut Draft) {
-        let Some(parts) = tile.parts else {
-            default_hooks("whole").for_each(|hook| d.hook(hook));
-            return;
-        };
-        let name = format!("{}.parts", describe(self.source.graph, self.id));
-        let elements = (parts.round - 1) * parts.count * tile.rows * tile.columns;
-        let sums = out.scratch(name, Dim::constant(elements));
-        d.write_coherently("parts", sums, Element::F32x4);
-        let arrived = out.counters("arrived", parts.round);
-        d.write("arrived", arrived, Element::AtomicU32);
-        d.hook(kiln_shaders::PARTS);
     }
 
     /// The hooks that the software bodies alone have.
@@ -541,7 +533,7 @@ fn weight_hooks(matrix: &Matrix, part: &MatrixPart, body: &str, d: &mut Draft) -
             "fn unpack_q",
         ]
         .as_slice(),
-        false => &[" Unit", "unpack_bits(", "block_of("],
+        false => &[" Unit", "unpack_bits(", "block_of(", "touch_unit("],
     };
     let is_hook = |b: &&str| ["fn ", "alias ", "struct "].iter().any(|w| b.contains(w));
     let own = packed::prelude(packing).filter(is_hook);

@@ -160,8 +160,9 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// Has launches for prompts have alternatives, for devices of about so many processors:
-    /// these take long, and sizes of tiles that suit one device do not suit another.
+    /// Has launches for a session's prompts have alternatives, for devices of about so many
+    /// processors: these take long, and sizes of tiles that suit one device do not suit
+    /// another.
     pub fn offering(mut self, processors: u32) -> Self {
         let has_states = !self.source.graph.states().is_empty();
         let offers = self.shape.queries.is_none() && has_states && !self.tier.is_cpu();
@@ -323,9 +324,10 @@ impl<'a> Lowering<'a> {
                     few_queries: self.shape.queries.is_some(),
                     split,
                     grid,
+                    offers: self.offers.filter(|_| blocked.is_none()),
                     blocked,
                 };
-                Ok(vec![attention.lower()?])
+                Ok(vec![attention.lower(out)?])
             }
             Op::Softmax { .. } | Op::Reduce { .. } => {
                 Ok(vec![generic::along_axis(source, self.tier, id)?])

@@ -261,12 +261,9 @@ impl Placed {
         let mut made = Vec::new();
         for (shape, bounds) in self.shapes(tier, rows.as_ref(), queries.as_ref())? {
             let of = (tier, shape);
-            let mut lowering =
-                Lowering::new(&self.graph, &self.placement, weights, &self.streams, of)
-                    .of_rows(rows.as_ref());
-            if bounds.is_empty() {
-                lowering = lowering.offering(grid);
-            }
+            let lowering = Lowering::new(&self.graph, &self.placement, weights, &self.streams, of)
+                .of_rows(rows.as_ref())
+                .offering(grid);
             let corners = lowering.corners(rows.as_ref());
             if let Some(meeting) = meeting
                 && let Some(joinable) = self.joinable(&lowering, meeting, &corners)?
@@ -551,13 +548,15 @@ impl Placed {
                 continue;
             }
             let launch = kernels.joined(members, (meeting, state), &join.ones, &assigned)?;
-            joined.insert(launch.kernel.clone());
+            joined.extend(launch.kernels().map(str::to_owned));
             launches.push(launch);
         }
         let memory = joined.iter().map(|name| kernels.workgroup_memory(name));
         let memory = memory.max().unwrap_or(0);
         let of_joined = joined.iter().filter_map(|name| kernels.plan.get(name));
         let requires = join::requires(meeting, memory, of_joined);
+        let others = launches.iter_mut().flat_map(|l| &mut l.alternatives);
+        others.for_each(|way| way.requires.clone_from(&requires));
         let check = match meeting {
             Meeting::Barriers(grid) => Some(Check {
                 kernel: kernels.kernel(&join::check(grid), vec![Access::ReadWrite; 2]),

@@ -6,6 +6,7 @@ use kiln_ir::{Dim, Packing};
 use crate::join::{self, GridSize};
 use crate::lanes::LANES;
 use crate::linear::Linear;
+use crate::parts::Parts;
 use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
 use crate::weights::{Matrix, ROW_PADDING};
 
@@ -108,7 +109,7 @@ impl Linear<'_> {
             return Tile {
                 name: "",
                 memory: WORKGROUP_MEMORY,
-                parts: None,
+                cut: None,
                 body: "linear_matvec_subgroup",
                 workgroup: lanes as u32,
                 rows,
@@ -126,7 +127,7 @@ impl Linear<'_> {
         Tile {
             name: "",
             memory: WORKGROUP_MEMORY,
-            parts: None,
+            cut: None,
             body: "linear_matvec",
             workgroup: (lanes_k * lanes_n) as u32,
             rows,
@@ -167,7 +168,7 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
     Tile {
         name: "",
         memory: WORKGROUP_MEMORY,
-        parts: None,
+        cut: None,
         body,
         workgroup: LANES,
         rows,
@@ -201,17 +202,17 @@ fn register_tile(name: &'static str, matrix: &Matrix, [m, n]: [u64; 2], depth: u
             ("THREAD_N", n),
         ],
         memory: WORKGROUP_MEMORY,
-        parts: None,
+        cut: None,
     }
 }
 
-/// Parts of K that workgroups of their own compute; see shaders/parts.wgsl.
+/// How tiles of `linear_coop` are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Parts {
+pub(crate) struct Cut {
     /// Parts of a tile.
-    pub count: u64,
+    count: u64,
     /// Tiles that run at once: of fewer, and of what is left over, there are parts.
-    pub round: u64,
+    round: u64,
 }
 
 /// The tile of `linear_coop`.
@@ -222,7 +223,7 @@ pub(crate) struct CoopTile {
     fragments_m: u64,
     /// vec4s of f16 between rows in workgroup memory.
     pad: u64,
-    parts: Option<Parts>,
+    cut: Option<Cut>,
 }
 
 /// The body for cooperative matrices, and the columns of one of its steps.
@@ -236,14 +237,14 @@ impl CoopTile {
             subgroups: [2, 4],
             fragments_m: 4,
             pad: 2,
-            parts: None,
+            cut: None,
         },
         CoopTile {
             name: "small",
             subgroups: [2, 2],
             fragments_m: 2,
             pad: 2,
-            parts: None,
+            cut: None,
         },
     ];
 
@@ -275,12 +276,8 @@ impl CoopTile {
         let steps = k.div_ceil(COOP_STEP);
         for (name, count) in [("parts3", 3), ("parts5", 5)] {
             if steps >= 2 * count {
-                let parts = Some(Parts { count, round });
-                others.push(CoopTile {
-                    name,
-                    parts,
-                    ..self
-                });
+                let cut = Some(Cut { count, round });
+                others.push(CoopTile { name, cut, ..self });
             }
         }
         others
@@ -306,8 +303,8 @@ impl CoopTile {
             ("SUBGROUPS_N", self.subgroups[1]),
             ("FRAGMENTS_M", self.fragments_m),
             ("PAD", self.pad),
-            ("PARTS", self.parts.map_or(1, |p| p.count)),
-            ("ROUND", self.parts.map_or(1, |p| p.round)),
+            ("PARTS", self.cut.map_or(1, |c| c.count)),
+            ("ROUND", self.cut.map_or(1, |c| c.round)),
         ]
     }
 
@@ -327,7 +324,7 @@ impl CoopTile {
             wv: matrix.packing.group() as u64 / 4,
             constants: self.constants(),
             memory: self.memory(),
-            parts: self.parts,
+            cut: self.cut,
         }
     }
 }
@@ -350,13 +347,22 @@ pub(crate) struct Tile {
     /// Bytes that a workgroup shares, at the most.
     pub memory: u64,
     /// Whether workgroups compute parts of tiles.
-    pub parts: Option<Parts>,
+    cut: Option<Cut>,
 }
 
 impl Tile {
+    /// What workgroups compute parts of, if they do.
+    pub fn parts(&self) -> Option<Parts> {
+        self.cut.map(|Cut { count, round }| Parts {
+            count,
+            tiles: round - 1,
+            size: self.rows * self.columns,
+        })
+    }
+
     /// Workgroups for so many tiles.
     pub fn workgroups(&self, tiles: &Dim) -> Dim {
-        let Some(Parts { count, round }) = self.parts else {
+        let Some(Cut { count, round }) = self.cut else {
             return tiles.clone();
         };
         let rounds = &(tiles + &Dim::constant(1)).ceil_div(round) - &Dim::constant(1);
@@ -370,6 +376,9 @@ impl Tile {
         constants.find(|(n, _)| *n == name).map_or(1, |(_, v)| *v)
     }
 }
+
+/// The steps of [`STREAM`] whose weights are brought nearer while others are waited for.
+pub(crate) const TOUCH: &str = "TOUCH";
 
 /// The body that reads weights by units.
 pub(crate) const STREAM: &str = "linear_stream_subgroup";
@@ -438,7 +447,7 @@ fn stream(
     Some(Tile {
         name: "",
         memory,
-        parts: None,
+        cut: None,
         body: STREAM,
         workgroup: WORKGROUP as u32,
         rows,
@@ -452,6 +461,7 @@ fn stream(
             ("TILE_COLS", tile_cols),
             ("BATCH", batch),
             ("COLUMNS", columns),
+            (TOUCH, 0),
         ],
     })
 }

@@ -4,6 +4,7 @@
 use crate::attention;
 use crate::kernel::{Draft, Element, default_hooks};
 use crate::lanes;
+use crate::parts::whole_hooks;
 use crate::tier::Tier;
 use crate::tile::{COOP, CoopTile};
 use crate::view::Base;
@@ -44,7 +45,7 @@ fn linear_coop(tile: CoopTile) -> Trial {
     for (name, size) in tile.constants() {
         d.constant_u32(name, size);
     }
-    default_hooks("whole").for_each(|hook| d.hook(hook));
+    whole_hooks(&mut d);
     let verdicts = d.write("verdicts", Base::Local(0), Element::U32);
     d.hook(format!(
         "fn rows() -> u32 {{\n    return {rows}u;\n}}\n\n\
@@ -87,7 +88,8 @@ fn attention_coop(head_dim: u64) -> Option<Trial> {
     d.constant_u32("HEAD_DIM", head_dim);
     d.constant_f32("SCALE", 0.125);
     d.constant_bool("CAUSAL", true);
-    for (name, size) in &constants {
+    let whole = [("PARTS", 1), ("MOST", 0)];
+    for (name, size) in constants.iter().chain(&whole) {
         d.constant_u32(name, size);
     }
     let sizes = [
@@ -102,6 +104,7 @@ fn attention_coop(head_dim: u64) -> Option<Trial> {
     for hook in default_hooks(attention::COOP) {
         d.hook(hook);
     }
+    whole_hooks(&mut d);
     let verdicts = d.write("verdicts", Base::Local(0), Element::U32);
     d.hook(format!(
         "fn visible_from(b: u32) -> u32 {{\n    return 3u * b;\n}}\n\n\

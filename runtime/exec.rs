@@ -1,10 +1,10 @@
 //! A plan's entry made ready to run: sizes as slots, buffers, bind groups, and
 //! the recording of launches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::DType;
-use kiln_ir::plan::{Access, Binding, Entry, Grid, Launch, Plan, Port};
+use kiln_ir::plan::{Access, Binding, Entry, Grid, Launch, Plan, Port, TEXEL_BYTES};
 use wgpu::BufferUsages as Usage;
 
 use crate::device::Device;
@@ -180,6 +180,20 @@ impl Program {
         })
     }
 
+    /// The buffers that launches bind, and those of inputs and outputs.
+    fn bound(&self) -> BTreeSet<usize> {
+        let streams = self.variants.iter().flat_map(|v| &v.streams);
+        let streamed = streams.flat_map(|s| &s.launches);
+        let launches = self.variants.iter().flat_map(|v| &v.launches);
+        let bindings = launches.chain(streamed).flat_map(|l| &l.bindings);
+        let buffers = bindings.filter_map(|(binding, _)| match binding {
+            Binding::Buffer(index) => Some(*index),
+            Binding::Weight(_) | Binding::State(_) => None,
+        });
+        let ports = self.inputs.iter().chain(&self.outputs);
+        buffers.chain(ports.map(|port| port.buffer)).collect()
+    }
+
     /// The first variant whose bounds hold.
     pub fn variant(&self, values: &Values) -> Result<usize> {
         self.variant_of(values, |_| true)
@@ -275,10 +289,14 @@ impl Allocation {
         let device = &model.device;
         let mut buffers = Vec::new();
         let mut held = Vec::new();
-        for BufferProgram { name, bytes, form } in &program.buffers {
-            let mut most = 0;
-            for size in bytes {
-                most = most.max(size.eval(capacity)?);
+        let bound = program.bound();
+        for (at, BufferProgram { name, bytes, form }) in program.buffers.iter().enumerate() {
+            // What only variants bind that are left out has no size.
+            let mut most = TEXEL_BYTES;
+            if bound.contains(&at) {
+                for size in bytes {
+                    most = most.max(size.eval(capacity)?);
+                }
             }
             held.push(most);
             buffers.push(Resident::new(device, name, most, *form, ADVICE)?);

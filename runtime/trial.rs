@@ -182,7 +182,8 @@ impl Model {
         let mut unfit = Vec::new();
         for (name, program) in &self.entries {
             for (index, variant) in program.variants.iter().enumerate() {
-                if !variant.is_to_be_tried {
+                // Other ways to do its launches are compared with it, later.
+                if !variant.is_to_be_tried || variant.way > 0 {
                     continue;
                 }
                 let measures = faster
@@ -201,7 +202,8 @@ impl Model {
         }
         for (name, variant) in unfit.into_iter().rev() {
             if let Some(program) = self.entries.get_mut(&name) {
-                program.variants.remove(variant);
+                let ways = ways_of(&program.variants, variant);
+                program.variants.drain(ways);
             }
         }
         Ok(())
@@ -348,6 +350,8 @@ impl Model {
                 if found.1 * 4 > PROMPT {
                     break;
                 }
+            } else if found.is_some() {
+                break;
             }
             if seq == most {
                 break;
@@ -361,10 +365,13 @@ impl Model {
 /// Variants with the ways to do them behind each.
 fn groups(variants: &[VariantProgram]) -> impl Iterator<Item = Range<usize>> {
     let starts = (0..variants.len()).filter(|i| variants[*i].way == 0);
-    starts.map(|start| {
-        let ways = variants[start + 1..].iter().take_while(|v| v.way > 0);
-        start..start + 1 + ways.count()
-    })
+    starts.map(|start| ways_of(variants, start))
+}
+
+/// A variant with the ways to do it.
+fn ways_of(variants: &[VariantProgram], start: usize) -> Range<usize> {
+    let others = variants[start + 1..].iter().take_while(|v| v.way > 0);
+    start..start + 1 + others.count()
 }
 
 /// Leaves the first of the variants `group`, with each launch in the way that is `chosen`.

@@ -6,12 +6,18 @@
 // sentinel; the weights return as f16. Their product with the values goes to the lanes the same way,
 // which hold the sums: those have to be scaled row by row, and a cooperative matrix can't be.
 //
+// With PARTS over 1, workgroups of their own take as many parts of a tile's keys, if there are no more
+// than MOST tiles: else the last tile, which has the most keys, is waited for when all others are done.
+// The tiles that take longest come first. See parts.wgsl for how parts become results.
+//
 // Subgroups must have SUBGROUP invocations: the tier that has this body asks for it.
 //
-// Constants: HEADS, KV_HEADS, HEAD_DIM (a multiple of 16), SCALE, CAUSAL, SUBGROUP (32), SUBGROUPS.
-// Hooks: batch, queries, past, kv_len, visible_from, load_q, half_k, half_v, store_out, workgroup_index.
-// half_k and half_v give keys and values in f16, and may call half4.
-// Grid: batch * HEADS * ceil(queries / (16 * SUBGROUPS)) workgroups.
+// Constants: HEADS, KV_HEADS, HEAD_DIM (a multiple of 16), SCALE, CAUSAL, SUBGROUP (32), SUBGROUPS,
+//            PARTS, MOST.
+// Hooks: batch, queries, past, kv_len, visible_from, load_q, half_k, half_v, store_out, workgroup_index,
+// and keep, kept and is_complete of parts.wgsl. half_k and half_v give keys and values in f16, and may
+// call half4.
+// Grid: PARTS * batch * HEADS * ceil(queries / (16 * SUBGROUPS)) workgroups.
 // Workgroup: SUBGROUP * SUBGROUPS invocations.
 // Workgroup memory: (64 + 16 * SUBGROUPS) * (2 * HEAD_DIM + 16) + 5,632 * SUBGROUPS bytes.
 
@@ -28,6 +34,8 @@ const RESULTS: u32 = 17u;
 const GROUPS: u32 = (HEAD_DIM + 63u) / 64u;
 const LOWEST: f32 = -1e30;
 const LOADS: u32 = (KEYS * D4 + WORKGROUP - 1u) / WORKGROUP;
+// vec4s of a part: the sums of each lane, and how they are scaled.
+const PART: u32 = (8u * GROUPS + 1u) * WORKGROUP;
 
 var<workgroup> q_tile: array<vec4<f16>, TILE * PITCH>;
 var<workgroup> k_tile: array<vec4<f16>, KEYS * PITCH>;
@@ -47,15 +55,23 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let query_tiles = (queries() + TILE - 1u) / TILE;
-    // A workgroup beyond the last tile computes that again: cooperative operations may not stand
-    // behind a return.
-    let tile = min(workgroup_index(workgroup_id, num_workgroups), batch() * HEADS * query_tiles - 1u);
-    let first = tile % query_tiles * TILE;
+    let tiles = batch() * HEADS * query_tiles;
+    let parts = select(1u, PARTS, tiles <= MOST);
+    // A workgroup beyond the last computes that again, if there may be others: cooperative operations
+    // may not stand behind a return.
+    let index = workgroup_index(workgroup_id, num_workgroups);
+    let is_idle = PARTS > 1u && index >= tiles * parts;
+    let tile = min(index / parts, tiles - 1u);
+    let turn = tile % query_tiles;
+    let first = select(turn, query_tiles - 1u - turn, PARTS > 1u) * TILE;
     let h = tile / query_tiles % HEADS;
     let b = tile / (query_tiles * HEADS);
     let kvh = h / (HEADS / KV_HEADS);
-    let from_key = visible_from(b);
-    let to_key = select(kv_len(), min(past() + min(first + TILE, queries()), kv_len()), CAUSAL);
+    let visible = visible_from(b);
+    let last_key = select(kv_len(), min(past() + min(first + TILE, queries()), kv_len()), CAUSAL);
+    let rounds = select((max(last_key, visible) - visible + KEYS - 1u) / KEYS, 0u, is_idle);
+    let from_key = visible + index % parts * rounds / parts * KEYS;
+    let to_key = min(visible + (index % parts + 1u) * rounds / parts * KEYS, last_key);
 
     for (var at = lane; at < TILE * D4; at += WORKGROUP) {
         let i = min(first + at / D4, queries() - 1u);
@@ -170,12 +186,43 @@ fn main(
     }
 
     total += subgroupShuffleXor(total, 1u);
-    if i < queries() {
+    // vec4s of the lane's row: eight of each side make a group.
+    if parts == 1u {
+        if i < queries() && !is_idle {
+            for (var p = 0u; p < 8u * GROUPS; p++) {
+                let d4 = p / 8u * 16u + p % 8u * 2u + side;
+                if d4 < D4 {
+                    store_out(b, i, h, d4, out[p] / max(total, 1e-30));
+                }
+            }
+        }
+    } else {
         for (var p = 0u; p < 8u * GROUPS; p++) {
-            // Eight vec4s of each side make a group.
-            let d4 = p / 8u * 16u + p % 8u * 2u + side;
-            if d4 < D4 {
-                store_out(b, i, h, d4, out[p] / max(total, 1e-30));
+            keep(index * PART + p * WORKGROUP + lane, out[p]);
+        }
+        keep(index * PART + 8u * GROUPS * WORKGROUP + lane, vec4<f32>(top, total, 0.0, 0.0));
+        if is_complete(tile, lane) && i < queries() {
+            let at = tile * PARTS * PART + lane;
+            var scales: array<vec2<f32>, PARTS>;
+            var highest = LOWEST;
+            for (var part = 0u; part < PARTS; part++) {
+                scales[part] = kept(at + part * PART + 8u * GROUPS * WORKGROUP).xy;
+                highest = max(highest, scales[part].x);
+            }
+            var all = 0.0;
+            for (var part = 0u; part < PARTS; part++) {
+                scales[part].x = exp(scales[part].x - highest);
+                all += scales[part].x * scales[part].y;
+            }
+            for (var p = 0u; p < 8u * GROUPS; p++) {
+                var sum = vec4<f32>(0.0);
+                for (var part = 0u; part < PARTS; part++) {
+                    sum += scales[part].x * kept(at + part * PART + p * WORKGROUP);
+                }
+                let d4 = p / 8u * 16u + p % 8u * 2u + side;
+                if d4 < D4 {
+                    store_out(b, i, h, d4, sum / max(all, 1e-30));
+                }
             }
         }
     }

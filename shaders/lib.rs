@@ -87,7 +87,7 @@ pub const GRID: &str = include_str!("grid.wgsl");
 /// The norm of the rows that a launch leaves, for kernels that bind `done`.
 pub const NORM_LAST: &str = include_str!("norm_last.wgsl");
 
-/// Parts of K that workgroups of their own compute, for kernels that bind `parts` and
+/// Parts of sums that workgroups of their own compute, for kernels that bind `parts` and
 /// `arrived`.
 pub const PARTS: &str = include_str!("parts.wgsl");
 

@@ -1,6 +1,6 @@
-// Parts of K that workgroups of their own compute, on a GPU: each keeps its sums, and who keeps the last
-// of a tile adds them up, in the order of the parts, so that sums do not depend on who that is. Nobody
-// waits for anybody.
+// Parts of what a tile sums up, each for a workgroup of its own, on a GPU: each keeps its sums, and who
+// keeps the last of a tile adds them up, in the order of the parts, so that sums do not depend on who
+// that is. Nobody waits for anybody.
 //
 // Workgroups count themselves in arrived[tile] when their sums are kept. Who completes the count sets it
 // to 0, for the next launch. That it finds what others have kept rests on `parts` being coherent, and on

@@ -229,16 +229,19 @@ fn in_way(compiled: &Compiled, way: usize) -> (Compiled, usize) {
 }
 
 /// Other ways to do what launches do: each kernel that stands for another is launched, and
-/// gives what that gives. On a device of two processors the last tiles are in parts.
+/// gives what that gives. On a device of two processors the last tiles are in parts, and
+/// so is attention of few sequences.
 #[test]
 fn alternatives() {
-    for (config, packing, tiers) in [
-        (GPT2, Packing::F16, [MATRICES].as_slice()),
-        (LLAMA, Packing::Q8, &[MATRICES, "subgroup", "base"]),
+    let long = model_of(64, 1);
+    for (config, packing, tiers, sizes) in [
+        (GPT2, Packing::F16, [MATRICES].as_slice(), (3, 13)),
+        (LLAMA, Packing::Q8, &[MATRICES, "subgroup", "base"], (1, 13)),
+        (&long, Packing::F16, &[MATRICES], (2, 75)),
     ] {
         let fixture = Fixture::random(config);
         let compiled = compile(&fixture, packing, 2);
-        let case = &cases(&fixture, &compiled, &[(3, 13)])[0];
+        let case = &cases(&fixture, &compiled, &[sizes])[0];
         let mut launched = BTreeSet::new();
         for tier in tiers {
             let (_, ways) = in_way(&compiled, 0);
@@ -246,8 +249,10 @@ fn alternatives() {
                 let (compiled, _) = in_way(&compiled, way);
                 let mut program = program(&fixture, &compiled, apart(tier));
                 let found = prompts(&mut program, case).unwrap_or_else(|e| panic!("{tier}: {e}"));
-                let logits = case.logits.as_ref().unwrap().chunks_exact(100);
-                let last = logits.skip(12).step_by(13).flatten().copied();
+                let vocab = compiled.plan.model.vocab_size as usize;
+                let logits = case.logits.as_ref().unwrap().chunks_exact(vocab);
+                let (_, seq) = sizes;
+                let last = logits.skip(seq - 1).step_by(seq).flatten().copied();
                 let tolerance = if *tier == MATRICES { ROUNDED } else { F32 };
                 let label = format!("{} on {tier}, way {way}", fixture.name);
                 assert_close(&label, &found, &last.collect::<Vec<f32>>(), tolerance);
@@ -298,8 +303,28 @@ fn layers_in_one_launch() {
                 let launched = conforms(&fixture, &compiled, &cases, joined(tier));
                 assert!(launched.keys().any(|kernel| kernel.starts_with("joined")));
             }
+            // With weights that are brought nearer while others are waited for.
+            let ways: &[usize] = match packing {
+                Packing::F32 | Packing::Q8 => &[1],
+                Packing::F16 | Packing::Q4 => &[2],
+            };
+            for way in ways.iter().copied() {
+                let (compiled, _) = in_way(&compiled, way);
+                let launched = conforms(&fixture, &compiled, &cases, joined(on_card));
+                assert!(launched.keys().any(|kernel| kernel.contains(".touch")));
+            }
         }
     }
+}
+
+/// One of two heads of this size, and of prompts that take attention several rounds; those
+/// of more than 64 elements take it several rounds with matrices for each.
+fn model_of(head_dim: u64, layers: u64) -> String {
+    format!(
+        r#"{{"model_type": "gpt2", "vocab_size": 32, "n_positions": 80, "n_embd": {},
+        "n_inner": 384, "n_head": 2, "n_layer": {layers}}}"#,
+        2 * head_dim
+    )
 }
 
 /// Whether a barrier is needed is for the emulator to say: without any one of those that
@@ -307,28 +332,24 @@ fn layers_in_one_launch() {
 /// vain, either.
 #[test]
 fn every_barrier_is_needed() {
-    // Heads of more than 64 elements take attention with matrices several rounds.
-    let model = |head_dim: u64| {
-        format!(
-            r#"{{"model_type": "gpt2", "vocab_size": 32, "n_positions": 80, "n_embd": {},
-            "n_inner": 192, "n_head": 2, "n_layer": 1}}"#,
-            2 * head_dim
-        )
-    };
     let mut needless = Vec::new();
     let mut seen = BTreeSet::new();
-    for (head_dim, on) in [
-        (80, apart(MATRICES)),
-        (64, joined(MATRICES)),
-        (64, joined("subgroup")),
-        (64, joined("software-subgroup")),
-        (64, apart("software")),
+    for (head_dim, layers, on, way) in [
+        (80, 1, apart(MATRICES), 0),
+        // Attention in parts, and a linear layer: of the last one row is wanted.
+        (64, 1, apart(MATRICES), 1),
+        (64, 2, apart(MATRICES), 3),
+        (64, 1, joined(MATRICES), 0),
+        (64, 1, joined("subgroup"), 0),
+        (64, 1, joined("software-subgroup"), 0),
+        (64, 1, apart("software"), 0),
     ] {
-        let fixture = Fixture::random(&model(head_dim));
-        let compiled = compile(&fixture, Packing::F16, 4);
+        let fixture = Fixture::random(&model_of(head_dim, layers));
+        let (compiled, _) = in_way(&compile(&fixture, Packing::F16, 4), way);
         let cases = cases(&fixture, &compiled, &[(1, 75)]);
         for (name, barriers) in conforms(&fixture, &compiled, &cases, on) {
-            if !seen.insert((on.tier, name.split('.').next().map(str::to_owned))) {
+            let body = name.split('.').next().map(str::to_owned);
+            if !seen.insert((on.tier, body, name.contains(".parts"))) {
                 continue;
             }
             let file = &compiled.plan.kernels[&name].file;
@@ -351,12 +372,18 @@ fn every_barrier_is_needed() {
             }
         }
     }
+    for body in ["attention_coop", "linear_coop"] {
+        assert!(
+            seen.contains(&(MATRICES, Some(body.to_owned()), true)),
+            "{body}"
+        );
+    }
     assert!(needless.is_empty(), "{needless:#?}");
 }
 
 /// A model, what its weights are rounded to, what it runs on, the workgroups of joined
-/// launches, and sequences by their tokens.
-type Drawn = (String, Packing, On<'static>, u32, (usize, usize));
+/// launches, the way in which launches are done, and sequences by their tokens.
+type Drawn = (String, Packing, On<'static>, u32, usize, (usize, usize));
 
 /// Models of all shapes that matter to kernels, and sizes to run them at.
 fn drawn() -> impl Strategy<Value = Drawn> {
@@ -365,7 +392,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
         1u64..=3,
         sample::select(&[2u64, 6, 16, 20, 32, 48, 64, 80, 128]),
     );
-    let model = (any::<bool>(), heads, 1u64..=200, 2u64..=150);
+    let model = (any::<bool>(), heads, 1u64..=500, 2u64..=150);
     let model = model.prop_map(|(llama, (kv_heads, groups, head_dim), inner, vocab)| {
         let (heads, context) = (kv_heads * groups, 48);
         let width = heads * head_dim;
@@ -391,7 +418,8 @@ fn drawn() -> impl Strategy<Value = Drawn> {
         subgroup,
     });
     let grid = sample::select(&[1u32, 2, 8]);
-    (model, packing, on, grid, (1usize..=4, 1usize..=40))
+    let way = 0usize..=4;
+    (model, packing, on, grid, way, (1usize..=4, 1usize..=40))
 }
 
 /// The same few each time, and others if `PROPTEST_CASES` says how many.
@@ -415,12 +443,12 @@ proptest! {
     #![proptest_config(how_many())]
 
     #[test]
-    fn any_model((config, packing, mut on, grid, size) in drawn()) {
+    fn any_model((config, packing, mut on, grid, way, size) in drawn()) {
         let fixture = Fixture::random(&config);
         if packing == Packing::F32 && on.tier == MATRICES {
             on.tier = "subgroup";
         }
-        let compiled = compile(&fixture, packing, grid);
+        let (compiled, _) = in_way(&compile(&fixture, packing, grid), way);
         let cases = cases(&fixture, &compiled, &[size]);
         conforms(&fixture, &compiled, &cases, on);
     }

@@ -106,6 +106,43 @@ fn packings_agree_with_separate_launches() {
     }
 }
 
+/// What is measured of a device, joined launches among it, changes no result, and is known
+/// from then on: the same is run, to the bit.
+#[test]
+fn what_is_measured_is_kept() {
+    let fixture = Fixture::random(GPT2);
+    let artifact = artifact(&fixture, Packing::Q8, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let run = |tune: bool| {
+        let options = LoadOptions {
+            tier: Some("subgroup".to_owned()),
+            cache_dir: Some(folder.path().to_owned()),
+            tune,
+            ..LoadOptions::default()
+        };
+        let mut trials = 0;
+        let model = Model::open(&adapter(NATIVE), &artifact, &options, &mut |p| {
+            trials = trials.max(p.trials);
+        });
+        let model = model.unwrap();
+        let mut session = Session::new(&model, 1, 16).unwrap();
+        let mut logits = session.step(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3], &[0]).unwrap();
+        for id in [5, 8, 9] {
+            logits.extend(session.step(&[id], &[0]).unwrap());
+        }
+        (logits, trials)
+    };
+    let (usual, none) = run(false);
+    let (first, measured) = run(true);
+    let (second, known) = run(true);
+    assert!(
+        none == 0 && measured > 0 && known == 0,
+        "{none} {measured} {known}"
+    );
+    assert_eq!(first, second);
+    assert_close("measured", &first, &usual, F32);
+}
+
 #[test]
 fn a_grid_is_a_power_of_two() {
     let fixture = &fixtures("gpt2")[0];

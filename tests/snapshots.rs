@@ -132,10 +132,49 @@ fn plan() {
 fn kernels() {
     let mut snapshots = Snapshots::of("kernels");
     let (compiled, _) = stages(CONFIG, "step");
-    for (name, kernel) in &compiled.plan.kernels {
-        snapshots.check(name, &compiled.kernels[&kernel.file]);
+    for (name, text) in texts(&compiled) {
+        snapshots.check(name, &text);
     }
     snapshots.finish();
+}
+
+/// Every kernel's text by its name; of one that stands for another, what is not the same.
+fn texts(compiled: &Compiled) -> BTreeMap<&str, String> {
+    let plan = &compiled.plan;
+    let entries = plan.tiers.iter().flat_map(|t| t.entries.values());
+    let launches = entries
+        .flat_map(|e| &e.variants)
+        .flat_map(|v| v.all_launches());
+    let mut stands_for: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut usual = BTreeSet::new();
+    for launch in launches {
+        usual.insert(launch.kernel.as_str());
+        for way in &launch.alternatives {
+            stands_for.insert(&way.kernel, &launch.kernel);
+        }
+    }
+    let kernels = plan.kernels.iter().map(|(name, kernel)| {
+        let text = &compiled.kernels[&kernel.file];
+        let of = stands_for
+            .get(name.as_str())
+            .filter(|_| !usual.contains(name.as_str()));
+        let shown = of.map_or_else(
+            || text.clone(),
+            |of| {
+                let other = &compiled.kernels[&plan.kernels[*of].file];
+                let without = |sign: char, a: &str, b: &str| {
+                    let known: BTreeSet<&str> = b.lines().collect();
+                    let lines = a.lines().filter(|line| !known.contains(line));
+                    lines
+                        .map(|line| format!("{sign} {line}\n"))
+                        .collect::<String>()
+                };
+                without('-', other, text) + &without('+', text, other)
+            },
+        );
+        (name.as_str(), shown)
+    });
+    kernels.collect()
 }
 
 fn has_matrices(kernel: &str) -> bool {
@@ -165,10 +204,10 @@ fn kernels_with_matrices() {
         };
         let graphs = std::slice::from_ref(&graph);
         let compiled = compile(graphs, info.clone(), &options, &mut |_, _, _, _| {}).unwrap();
-        for (name, kernel) in &compiled.plan.kernels {
-            let text = &compiled.kernels[&kernel.file];
-            if has_matrices(text) {
-                snapshots.check(name, text);
+        for (name, shown) in texts(&compiled) {
+            let file = &compiled.plan.kernels[name].file;
+            if has_matrices(&compiled.kernels[file]) {
+                snapshots.check(name, &shown);
             }
         }
     }

@@ -84,6 +84,9 @@ struct ShownVariant {
     bounds: Vec<(usize, u64)>,
     launches: Vec<Launch>,
     streams: Vec<Stream>,
+    /// Other ways to do its launches: the number of the launch, those of streams last, and
+    /// what is launched in its place.
+    others: Vec<(usize, Launch)>,
 }
 
 #[derive(Serialize)]
@@ -210,12 +213,21 @@ impl Lowered {
                 launches,
             });
         let streams = streams.collect();
+        let mut others = Vec::new();
+        for (at, launch) in variant.all_launches().enumerate() {
+            for way in 1..=launch.alternatives.len() {
+                let mut other = launch.clone();
+                other.take(way);
+                others.push((at, self.launch(&other, kernels)));
+            }
+        }
         let bounds = variant.bounds.iter();
         ShownVariant {
             name: variant.name.clone(),
             bounds: bounds.map(|b| (self.dim(&b.size), b.max)).collect(),
             launches: before,
             streams,
+            others,
         }
     }
 

@@ -171,6 +171,17 @@ fn every_launch_and_kernel_is_there() {
             assert_eq!(names(found, "name"), wanted);
             for (variant, found) in entry.variants.iter().zip(found.as_array().unwrap()) {
                 all(&found["launches"], &variant.launches);
+                let mut others = found["others"].as_array().unwrap().iter();
+                for (at, launch) in variant.all_launches().enumerate() {
+                    for way in 1..=launch.alternatives.len() {
+                        let mut other = launch.clone();
+                        other.take(way);
+                        let found = others.next().unwrap();
+                        assert_eq!(found[0], at);
+                        check(&found[1], &other);
+                    }
+                }
+                assert_eq!(others.next(), None);
                 for (stream, found) in variant
                     .streams
                     .iter()

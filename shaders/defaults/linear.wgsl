@@ -74,6 +74,11 @@ fn store4(row: u32, n: u32, acc: vec4<f32>) {
     }
 }
 
+// 0, which the driver can't know.
+fn zero() -> u32 {
+    return u32(sym.batch == 0u);
+}
+
 // Return, to all invocations of a workgroup, once operands and once load_x may be called.
 fn await_operands(lane: u32) {
 }

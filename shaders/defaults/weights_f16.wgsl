@@ -39,6 +39,11 @@ fn fetch_unit(n: u32, u: u32) -> Unit {
     return weights[n * UNITS + u];
 }
 
+// A word of it.
+fn touch_unit(n: u32, u: u32) -> u32 {
+    return weights[n * UNITS + u].x;
+}
+
 // Its weights, unscaled.
 fn unit_weights(unit: Unit) -> array<vec4<f32>, UV> {
     return array<vec4<f32>, UV>(

@@ -61,6 +61,11 @@ fn fetch_unit(n: u32, u: u32) -> Unit {
     return Unit(weights[block], scales[block / 2u]);
 }
 
+// A word of it.
+fn touch_unit(n: u32, u: u32) -> u32 {
+    return weights[n * UNITS + u].x;
+}
+
 // As unpack_q4, by the bits of 2^23 + a nibble: GPUs convert numbers at a fraction of the rate at which
 // they add.
 fn unpack_bits(v: u32) -> vec4<f32> {

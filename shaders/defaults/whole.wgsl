@@ -1,4 +1,4 @@
-// Default prelude of linear_coop in place of parts.wgsl: tiles are computed whole.
+// Default prelude of linear_coop and attention_coop in place of parts.wgsl: tiles are computed whole.
 
 fn keep(at: u32, v: vec4<f32>) {
 }

@@ -26,6 +26,21 @@ fn linear(list: &[(&str, u32)]) -> Vec<(String, Vec<&'static str>)> {
         .into()
 }
 
+/// A kernel with cooperative matrices, whose tiles are in so many parts.
+fn with_matrices(
+    tile: &[(&str, u32)],
+    parts: u32,
+    mut preludes: Vec<&'static str>,
+) -> (String, Vec<&'static str>) {
+    let enables = "enable f16;\nenable wgpu_cooperative_matrix;\n";
+    let mut text = enables.to_owned() + &constants(tile);
+    if parts > 1 {
+        text.push_str(kiln_shaders::PARTS);
+    }
+    preludes.push(if parts > 1 { "parts" } else { "whole" });
+    (text, preludes)
+}
+
 /// What the README's tables say of a body.
 fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
     let workgroup = |size| constants(&[("WORKGROUP", size)]);
@@ -92,27 +107,19 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
                     ("PARTS", parts),
                     ("ROUND", 256),
                 ];
-                let enables = "enable f16;\nenable wgpu_cooperative_matrix;\n";
-                let mut text = enables.to_owned() + &constants(&tile);
-                let end = match parts {
-                    1 => "whole",
-                    _ => {
-                        text.push_str(kiln_shaders::PARTS);
-                        "parts"
-                    }
-                };
-                (text, vec!["common", "linear_coop", end])
+                with_matrices(&tile, parts, vec!["common", "linear_coop"])
             })
             .into(),
-        "linear_stream_subgroup" => [(1, 1, 4, 8), (1, 2, 2, 48), (4, 2, 2, 8)]
+        "linear_stream_subgroup" => [(1, 1, 4, 8, 0), (1, 2, 7, 48, 2), (4, 2, 2, 8, 0)]
             .into_iter()
-            .flat_map(|(rows, columns, batch, all)| {
+            .flat_map(|(rows, columns, batch, all, touch)| {
                 linear(&[
                     ("WORKGROUP", 256),
                     ("TILE_ROWS", rows),
                     ("TILE_COLS", columns),
                     ("BATCH", batch),
                     ("COLUMNS", all),
+                    ("TOUCH", touch),
                 ])
             })
             .collect(),
@@ -143,12 +150,17 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
                 (constants(&tile), vec!["common", "attention"])
             })
             .into(),
-        "attention_coop" => {
-            let enables = "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned();
-            let tile = [("SUBGROUP", 32), ("SUBGROUPS", 4)];
-            let preludes = vec!["common", "attention", "attention_coop"];
-            vec![(enables + &constants(&tile), preludes)]
-        }
+        "attention_coop" => [1, 4]
+            .map(|parts| {
+                let tile = [
+                    ("SUBGROUP", 32),
+                    ("SUBGROUPS", 4),
+                    ("PARTS", parts),
+                    ("MOST", 512),
+                ];
+                with_matrices(&tile, parts, vec!["common", "attention", "attention_coop"])
+            })
+            .into(),
         "attention_decode_subgroup" => [(256, 2), (64, 1)]
             .map(|(size, keys)| {
                 let constants = constants(&[("WORKGROUP", size), ("KEYS", keys)]);

@@ -116,14 +116,16 @@ function openLaunch([label, kernel, workgroups, flops, byteCount, ...bindings]) 
 
 const openedVariants = new Map();
 
-/** A variant's launches, those of its streams last; `stream` says of which one. */
+/** A variant's launches, those of its streams last; `stream` says of which one, `others` in which
+ * other ways each can be done. */
 function launchesOf(variant) {
   if (!openedVariants.has(variant)) {
     const launches = variant.launches.map(openLaunch);
     for (const stream of variant.streams) {
       launches.push(...stream.launches.map((l) => ({ ...openLaunch(l), stream })));
     }
-    launches.forEach((launch, index) => { launch.index = index; });
+    launches.forEach((launch, index) => Object.assign(launch, { index, others: [] }));
+    for (const [index, other] of variant.others) launches[index].others.push(openLaunch(other));
     openedVariants.set(variant, launches);
   }
   return openedVariants.get(variant);

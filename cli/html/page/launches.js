@@ -108,7 +108,8 @@ function viewLaunches() {
       onclick: () => update({ launch: launch.index }), onkeydown: pressing(() => update({ launch: launch.index })),
     },
     el('td', { class: 'n' }, launch.index + 1),
-    el('td', { class: 'label' }, launch.label, launch.stream && el('span', { class: 'tag' }, 'per block')),
+    el('td', { class: 'label' }, launch.label, launch.stream && el('span', { class: 'tag' }, 'per block'),
+      launch.others.length > 0 && el('span', { class: 'tag' }, `${launch.others.length + 1} ways`)),
     el('td', { class: 'kernelname' }, el('span', { class: `dot ${kernelFamily(launch.kernel)}` }), breakable(launch.kernel.name)),
     el('td', { class: 'n' }, grid(w.grid)),
     el('td', { class: 'n faint' }, `× ${launch.kernel.workgroup[0]}`),
@@ -176,13 +177,29 @@ function nothingToShow(place) {
   place.replaceChildren(el('p', { class: 'empty' }, why));
 }
 
-function drawKernel(launch, sizes) {
+/** What a kernel's name says that another's does not. */
+function difference(kernel, other) {
+  const known = other.name.split('.');
+  return kernel.name.split('.').filter((part) => !known.includes(part)).join('.') || kernel.name;
+}
+
+/** A choice of the ways to do a launch, of which a runtime takes the fastest. */
+function waysOf(launch) {
+  const group = el('div', { class: 'segments', role: 'radiogroup', 'aria-label': 'Ways to do the launch' });
+  const items = [launch, ...launch.others].map((way, key) =>
+    ({ key, label: key ? difference(way.kernel, launch.kernel) : 'usual', title: way.kernel.name }));
+  segments(group, items, state.way, (way) => update({ way }));
+  return group;
+}
+
+function drawKernel(usual, sizes) {
+  const launch = [usual, ...usual.others][state.way] ?? usual;
   const { kernel } = launch;
   const names = bindingNames(kernel);
   const uses = new Map();
   for (const tier of plan.tiers) {
     for (const variant of Object.values(tier.entries).flatMap((e) => e.variants)) {
-      for (const l of launchesOf(variant)) if (l.kernel === kernel) uses.set(tier.name, (uses.get(tier.name) ?? new Set()).add(variant.name));
+      for (const l of launchesOf(variant).flatMap((l) => [l, ...l.others])) if (l.kernel === kernel) uses.set(tier.name, (uses.get(tier.name) ?? new Set()).add(variant.name));
     }
   }
   const n = evaluate(launch.workgroups, sizes);
@@ -195,20 +212,23 @@ function drawKernel(launch, sizes) {
       el('td', {}, bound.name, el('small', {}, bound.what)),
       el('td', { class: 'n' }, bytes(bound.bytes)));
   });
+  const roves = document.activeElement?.closest('#kernel .segments');
   $('kernel').replaceChildren(
     el('h2', {}, el('span', { class: `dot ${kernelFamily(kernel)}` }), launch.label),
     el('dl', {},
+      usual.others.length > 0 && fact('ways', waysOf(usual)),
       fact('kernel', el('code', {}, kernel.name)),
       fact('grid', el('code', {}, launch.workgroups), ` = ${grid(n)} ${n === 1 ? 'workgroup' : 'workgroups'} of ${kernel.workgroup.filter((s, i) => i === 0 || s > 1).join(' × ')}`),
       fact('bytes', el('code', {}, launch.bytes), ` = ${bytes(evaluate(launch.bytes, sizes))}`),
       fact('operations', el('code', {}, launch.flops), ` = ${operations(evaluate(launch.flops, sizes))}`),
-      launch.stream && fact('runs', `for each block of ${count(launch.stream.rows_per_block)} rows, of `, el('code', {}, plan.dims[launch.stream.rows])),
+      usual.stream && fact('runs', `for each block of ${count(usual.stream.rows_per_block)} rows, of `, el('code', {}, plan.dims[usual.stream.rows])),
       fact('used in', [...uses].map(([tier, variants]) => `${tier}: ${[...variants].join(', ')}`).join('; '))),
     el('h3', {}, 'Bindings'),
     el('table', { class: 'bindings' }, bindings),
     el('h3', {}, `WGSL, ${plural(kernelText(kernel).length, 'line')}`,
       el('button', { class: 'copy', onclick: (event) => copy(kernelText(kernel).join('\n'), event.target) }, 'copy')),
     colouredKernel(kernel));
+  if (roves) $('kernel').querySelector('.segments [aria-checked=true]')?.focus();
 }
 
 function copy(text, button) {

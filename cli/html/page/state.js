@@ -8,7 +8,8 @@ const state = {
   /** The key of the node that is selected. */
   node: undefined,
   tier: tierNames.includes('subgroup') ? 'subgroup' : tierNames[0],
-  launch: 0, unfolded: false,
+  /** The launch that is selected, and the way to do it that is shown: 0 is the usual one. */
+  launch: 0, way: 0, unfolded: false,
   /** The symbols' values, by name. */
   sizes: {},
 };
@@ -61,7 +62,7 @@ const VIEWS = [];
 
 /** Changes the state and draws again what shows it; views look for hints on how. */
 function update(patch, hint = {}) {
-  Object.assign(state, patch);
+  Object.assign(state, 'launch' in patch ? { way: 0 } : {}, patch);
   history.replaceState(null, '', address());
   draw(patch, hint);
 }
@@ -80,7 +81,7 @@ function address() {
     if (state.closed.size) parts.closed = [...state.closed].join(' ');
   }
   if (state.tab === 'launches' || state.tab === 'memory') {
-    Object.assign(parts, { tier: state.tier, launch: state.launch }, state.sizes);
+    Object.assign(parts, { tier: state.tier, launch: state.launch, way: state.way }, state.sizes);
   }
   return `#${new URLSearchParams(parts)}`;
 }
@@ -100,6 +101,7 @@ function readAddress() {
   state.closed = new Set(parts.closed?.split(' '));
   state.tier = known(parts.tier, tierNames) ?? state.tier;
   state.launch = Number(parts.launch) || 0;
+  state.way = Number(parts.way) || 0;
   for (const name of Object.keys(maxima())) {
     const value = Number(parts[name]);
     if (parts[name] !== undefined && Number.isInteger(value) && value >= 0) state.sizes[name] = value;
