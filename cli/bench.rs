@@ -19,7 +19,7 @@ use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
 use crate::output::{print, print_line, remark};
 use crate::units::ms;
-use report::{Case, Report, Skipped, StartUp};
+use report::{Case, Chosen, Report, Skipped, StartUp};
 
 /// Measure a model on an adapter
 ///
@@ -138,8 +138,13 @@ pub fn run(args: &Args, began: Instant) -> Result {
         trace::write(path, &[("prefill", &prefill), ("decode", &decode)])?;
         remark(format_args!("wrote `{}`", path.display()));
     }
-    let faster = model.faster_kernels();
-    let faster = faster.map(|(usual, way)| (usual.to_owned(), way.to_owned()));
+    let faster = model
+        .faster_kernels()
+        .map(|(variant, usual, kernel)| Chosen {
+            variant: variant.to_owned(),
+            usual: usual.to_owned(),
+            kernel: kernel.to_owned(),
+        });
     let report = Report {
         model: name.to_owned(),
         dtype: artifact.plan().model.weight_dtype.clone(),

@@ -8,7 +8,7 @@ use crate::join::{self, GridSize};
 use crate::kernel::{Draft, Element, Launch, Way, default_hooks};
 use crate::lanes;
 use crate::linear::Blocked;
-use crate::lower::{Lowered, maxima};
+use crate::lower::{Lowered, Offer};
 use crate::parts::{MOST_FLAT, Parts, part_hooks, whole_hooks};
 use crate::place::describe;
 use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
@@ -120,8 +120,8 @@ pub(crate) struct Attention<'a> {
     pub split: Option<Split>,
     /// Workgroups of the launch that it will be a part of.
     pub grid: Option<GridSize>,
-    /// The processors of the device that it has alternatives for, if it has.
-    pub offers: Option<u64>,
+    /// What it has alternatives for, if it has.
+    pub offer: Option<&'a Offer>,
     pub blocked: Option<Blocked>,
 }
 
@@ -163,12 +163,13 @@ impl Attention<'_> {
         let body = self.kernel(&on);
         let usual = self.way(&on, &body, None, out)?;
         let mut others = Vec::new();
-        if let (COOP, Some(processors)) = (body.0, self.offers) {
-            let sizes = maxima(source.graph);
+        if let (COOP, Some(offer)) = (body.0, self.offer) {
+            let tiles = usual.workgroups.eval(&offer.largest)?;
             for count in [2, 4] {
-                let parts = on.parts(&body, count, processors * TILES_A_PROCESSOR);
+                let most = tiles.min(offer.processors * TILES_A_PROCESSOR);
+                let parts = on.parts(&body, count, most);
                 let way = self.way(&on, &body, Some(parts), out)?;
-                if way.workgroups.eval(&sizes)? <= MOST_FLAT {
+                if way.workgroups.eval(&offer.largest)? <= MOST_FLAT {
                     others.push(way);
                 }
             }

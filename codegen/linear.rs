@@ -10,7 +10,7 @@ use crate::expr::{At, Source};
 use crate::join::{AWAITS, GridSize};
 use crate::kernel::{Draft, Element, Launch, Way, default_hooks};
 use crate::lanes;
-use crate::lower::{Lowered, maxima};
+use crate::lower::{Lowered, Offer};
 use crate::packed;
 use crate::parts::{MOST_FLAT, part_hooks, whole_hooks};
 use crate::place::{Part, describe};
@@ -46,8 +46,8 @@ pub(crate) struct Linear<'a> {
     pub halves: bool,
     /// Workgroups of the launch that it will be a part of.
     pub grid: Option<GridSize>,
-    /// The processors of the device that it has alternatives for, if it has.
-    pub offers: Option<u64>,
+    /// What it has alternatives for, if it has.
+    pub offer: Option<&'a Offer>,
     /// The parts that the input is to be joined from, if attention left such.
     pub split: Option<Split>,
     pub blocked: Option<Blocked>,
@@ -79,11 +79,11 @@ impl Linear<'_> {
         let (k, n) = (matrix.k, part.rows);
         let usual = self.way(matrix, part, &self.tile(matrix, n), out)?;
         let mut others = Vec::new();
-        if let Some(processors) = self.offers {
-            for tile in self.other_tiles(matrix, n, processors) {
+        if let Some(offer) = self.offer {
+            let most = offer.most(&self.count)?;
+            for tile in self.other_tiles(matrix, n, (most, offer)) {
                 let way = self.way(matrix, part, &tile, out)?;
-                let maxima = maxima(self.source.graph);
-                if tile.parts().is_none() || way.workgroups.eval(&maxima)? <= MOST_FLAT {
+                if tile.parts().is_none() || way.workgroups.eval(&offer.largest)? <= MOST_FLAT {
                     others.push(way);
                 }
             }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::plan::{CONTEXT, PAST};
-use kiln_ir::{AttentionSpec, Bindings, Dim, Graph, Norm, Op, Symbol, ValueId};
+use kiln_ir::{AttentionSpec, Bindings, Dim, DimError, Graph, Norm, Op, Symbol, ValueId};
 
 use crate::attention::{Attention, Split, splits, sums};
 use crate::error::CodegenError;
@@ -132,8 +132,27 @@ pub(crate) struct Lowering<'a> {
     grid: Option<GridSize>,
     /// The symbols that are 1 in this variant.
     ones: Bindings,
-    /// The processors of the device that launches have alternatives for, if they have.
-    offers: Option<u64>,
+    /// What launches have alternatives for, if they have.
+    offer: Option<Offer>,
+}
+
+/// What launches have alternatives for.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer {
+    /// Processors of the device, about.
+    pub processors: u64,
+    /// The largest sizes.
+    pub largest: Bindings,
+    /// The most rows, where these do not say so.
+    pub rows: Option<u64>,
+}
+
+impl Offer {
+    /// The most that `rows` may be.
+    pub fn most(&self, rows: &Dim) -> Result<u64, DimError> {
+        let most = rows.eval(&self.largest)?;
+        Ok(self.rows.map_or(most, |rows| rows.min(most)))
+    }
 }
 
 impl<'a> Lowering<'a> {
@@ -156,17 +175,15 @@ impl<'a> Lowering<'a> {
             streams,
             grid: None,
             ones: Bindings::new(),
-            offers: None,
+            offer: None,
         }
     }
 
-    /// Has launches for a session's prompts have alternatives, for devices of about so many
-    /// processors: these take long, and sizes of tiles that suit one device do not suit
-    /// another.
-    pub fn offering(mut self, processors: u32) -> Self {
+    /// Has launches of a session have alternatives: sizes of tiles that suit one device do
+    /// not suit another.
+    pub fn offering(mut self, offer: Offer) -> Self {
         let has_states = !self.source.graph.states().is_empty();
-        let offers = self.shape.queries.is_none() && has_states && !self.tier.is_cpu();
-        self.offers = offers.then_some(processors.into());
+        self.offer = Some(offer).filter(|_| has_states && !self.tier.is_cpu());
         self
     }
 
@@ -277,7 +294,7 @@ impl<'a> Lowering<'a> {
                     norm: *norm,
                     halves: false,
                     grid,
-                    offers: self.offers.filter(|_| blocked.is_none()),
+                    offer: self.offer.as_ref().filter(|_| blocked.is_none()),
                     split: value
                         .inputs
                         .first()
@@ -324,7 +341,7 @@ impl<'a> Lowering<'a> {
                     few_queries: self.shape.queries.is_some(),
                     split,
                     grid,
-                    offers: self.offers.filter(|_| blocked.is_none()),
+                    offer: self.offer.as_ref().filter(|_| blocked.is_none()),
                     blocked,
                 };
                 Ok(vec![attention.lower(out)?])

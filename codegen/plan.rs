@@ -14,7 +14,7 @@ use crate::images::make_images;
 use crate::join::{self, Meeting};
 use crate::kernel;
 use crate::kernels::Kernels;
-use crate::lower::{Lowered, Lowering, Streams, maxima, streams};
+use crate::lower::{Lowered, Lowering, Offer, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
 use crate::place::{Local, Placement, Role, States, capacity_shape, place};
 use crate::tier::{Shape, Tier};
@@ -263,7 +263,11 @@ impl Placed {
             let of = (tier, shape);
             let lowering = Lowering::new(&self.graph, &self.placement, weights, &self.streams, of)
                 .of_rows(rows.as_ref())
-                .offering(grid);
+                .offering(Offer {
+                    processors: grid.into(),
+                    largest: self.largest(&bounds),
+                    rows: shape.rows,
+                });
             let corners = lowering.corners(rows.as_ref());
             if let Some(meeting) = meeting
                 && let Some(joinable) = self.joinable(&lowering, meeting, &corners)?
@@ -353,6 +357,17 @@ impl Placed {
         bounds: &[Bound],
         shapes: &[(Shape, Vec<Bound>)],
     ) -> Result<bool, CodegenError> {
+        let largest = self.largest(bounds);
+        for (_, bounds) in shapes {
+            if Bound::all_hold(bounds, &largest)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The largest sizes within `bounds`, those that are about one symbol among them.
+    fn largest(&self, bounds: &[Bound]) -> Bindings {
         let mut largest = self.maxima.clone();
         for bound in bounds {
             if let Some(symbol) = bound.size.as_symbol() {
@@ -360,12 +375,7 @@ impl Placed {
                 largest.set(symbol.name(), max);
             }
         }
-        for (_, bounds) in shapes {
-            if Bound::all_hold(bounds, &largest)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        largest
     }
 
     /// The bytes at the maxima of each state; without end, if it has no size in this

@@ -6,6 +6,7 @@ use kiln_ir::{Dim, Packing};
 use crate::join::{self, GridSize};
 use crate::lanes::LANES;
 use crate::linear::Linear;
+use crate::lower::Offer;
 use crate::parts::Parts;
 use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
 use crate::weights::{Matrix, ROW_PADDING};
@@ -74,24 +75,30 @@ impl Linear<'_> {
         }
     }
 
-    /// Other tiles for what [`Linear::tile`] is for, on a device of about so many
-    /// processors.
-    pub fn other_tiles(&self, matrix: &Matrix, n: u64, processors: u64) -> Vec<Tile> {
+    /// Other tiles for what [`Linear::tile`] is for, where there are up to `most` rows.
+    pub fn other_tiles(&self, matrix: &Matrix, n: u64, (most, offer): (u64, &Offer)) -> Vec<Tile> {
         match self.rows {
+            RowKernel::Matvec(_) => self.tile(matrix, n).with_other_columns(),
             RowKernel::Tiled(rows) if self.has_matrices(matrix.packing) => {
                 let usual = CoopTile::choose(rows, n);
-                let others = usual.others(matrix.k, processors).into_iter();
-                others.map(|tile| tile.tile(matrix)).collect()
+                let others = usual.others(matrix.k, (most, n), offer.processors);
+                others.into_iter().map(|tile| tile.tile(matrix)).collect()
             }
             RowKernel::Tiled(_) if !self.tier.is_cpu() => {
                 // What finds the statistics of rows takes memory from the taller one.
                 let depth = if self.norm.is_some() { 2 } else { 4 };
-                vec![
-                    register_tile("tall", matrix, [8, 4], depth),
-                    register_tile("large", matrix, [8, 8], 2),
-                ]
+                match most {
+                    ..=64 => vec![
+                        register_tile("short", matrix, [2, 4], depth),
+                        register_tile("wide", matrix, [2, 8], depth),
+                    ],
+                    _ => vec![
+                        register_tile("tall", matrix, [8, 4], depth),
+                        register_tile("large", matrix, [8, 8], 2),
+                    ],
+                }
             }
-            _ => Vec::new(),
+            RowKernel::Tiled(_) => Vec::new(),
         }
     }
 
@@ -213,6 +220,8 @@ pub(crate) struct Cut {
     count: u64,
     /// Tiles that run at once: of fewer, and of what is left over, there are parts.
     round: u64,
+    /// The most tiles that are cut.
+    tiles: u64,
 }
 
 /// The tile of `linear_coop`.
@@ -259,11 +268,13 @@ impl CoopTile {
         CoopTile { name: "", ..usual }
     }
 
-    /// What may be faster for rows of `k` on a device of so many processors.
-    fn others(self, k: u64, processors: u64) -> Vec<CoopTile> {
+    /// What may be faster for up to `most` rows of `k`, and `n` outputs, on a device of so
+    /// many processors.
+    fn others(self, k: u64, (most, n): (u64, u64), processors: u64) -> Vec<CoopTile> {
+        let tiles = |tile: CoopTile| most.div_ceil(tile.rows()) * n.div_ceil(tile.columns());
         let mut others: Vec<CoopTile> = Self::ALL
             .into_iter()
-            .filter(|other| other.subgroups != self.subgroups)
+            .filter(|other| other.subgroups != self.subgroups && most > self.rows())
             .collect();
         let spaced = CoopTile {
             name: "spaced",
@@ -273,10 +284,19 @@ impl CoopTile {
         others.push(spaced);
         // Of the large tile two run at once on a processor.
         let round = processors * 2 * Self::ALL[0].workgroup() / self.workgroup();
+        // Few tiles leave processors without any, unless there are many parts of each.
         let steps = k.div_ceil(COOP_STEP);
-        for (name, count) in [("parts3", 3), ("parts5", 5)] {
+        let counts: &[(&str, u64)] = match round / tiles(self).max(1) {
+            ..8 => &[("parts3", 3), ("parts5", 5)],
+            8.. => &[("parts5", 5), ("parts10", 10)],
+        };
+        for (name, count) in counts.iter().copied() {
             if steps >= 2 * count {
-                let cut = Some(Cut { count, round });
+                let cut = Some(Cut {
+                    count,
+                    round,
+                    tiles: tiles(self).min(round - 1),
+                });
                 others.push(CoopTile { name, cut, ..self });
             }
         }
@@ -351,18 +371,54 @@ pub(crate) struct Tile {
 }
 
 impl Tile {
+    /// The same for half and for twice as many outputs of a workgroup, and where it streams
+    /// weights, with twice as many of them under way.
+    fn with_other_columns(&self) -> Vec<Tile> {
+        let (name, step) = match self.body {
+            STREAM => ("COLUMNS", self.constant("TILE_COLS")),
+            _ => ("TILE_COLS", 1),
+        };
+        let columns = self.constant(name);
+        let mut out = Vec::new();
+        for (of, other) in [("half", columns / 2), ("double", 2 * columns)] {
+            if other >= step && other.is_multiple_of(step) {
+                let mut tile = self.with(of, name, other);
+                tile.columns = self.columns * other / columns;
+                out.push(tile);
+            }
+        }
+        let batch = self.constant("BATCH");
+        if self.body == STREAM && self.constant("UNITS") > batch * u64::from(COOP_SUBGROUP) {
+            out.push(self.with("deep", "BATCH", 2 * batch));
+        }
+        out
+    }
+
+    /// The same by another name with another value for a constant.
+    fn with(&self, of: &'static str, name: &str, value: u64) -> Tile {
+        let constants = self.constants.iter().map(|(own, size)| match *own == name {
+            true => (*own, value),
+            false => (*own, *size),
+        });
+        Tile {
+            name: of,
+            constants: constants.collect(),
+            ..*self
+        }
+    }
+
     /// What workgroups compute parts of, if they do.
     pub fn parts(&self) -> Option<Parts> {
-        self.cut.map(|Cut { count, round }| Parts {
-            count,
-            tiles: round - 1,
+        self.cut.map(|cut| Parts {
+            count: cut.count,
+            tiles: cut.tiles,
             size: self.rows * self.columns,
         })
     }
 
     /// Workgroups for so many tiles.
     pub fn workgroups(&self, tiles: &Dim) -> Dim {
-        let Some(Cut { count, round }) = self.cut else {
+        let Some(Cut { count, round, .. }) = self.cut else {
             return tiles.clone();
         };
         let rounds = &(tiles + &Dim::constant(1)).ceil_div(round) - &Dim::constant(1);

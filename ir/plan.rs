@@ -581,6 +581,15 @@ pub struct Launch {
 }
 
 impl Launch {
+    /// The launch in each of its ways.
+    pub fn each_way(&self) -> impl Iterator<Item = Launch> {
+        (0..=self.alternatives.len()).map(|index| {
+            let mut launch = self.clone();
+            launch.take(index);
+            launch
+        })
+    }
+
     /// The kernels of all its ways, by their names.
     pub fn kernels(&self) -> impl Iterator<Item = &str> {
         let others = self.alternatives.iter().map(|way| &way.kernel);

@@ -19,10 +19,11 @@ use crate::tier::{Capabilities, takes_way};
 /// What has been found of a device.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Choices {
-    /// By the kernel of a launch as it stands, the one that is taken.
-    pub kernels: BTreeMap<String, String>,
-    /// By the name of a variant whose launches do the work of several, whether that is
-    /// faster than launches apart.
+    /// By the name of a variant of the session's entry, by the kernel of a launch as it
+    /// stands, the kernel that is taken.
+    pub kernels: BTreeMap<String, BTreeMap<String, String>>,
+    /// By the name of a variant whose launches do the work of several, whether it is faster
+    /// than launches apart.
     pub joined: BTreeMap<String, bool>,
 }
 
@@ -69,19 +70,19 @@ pub(crate) fn settle(tier: &mut Tier, on: &Capabilities, known: Option<&Choices>
     for (name, entry) in &mut tier.entries {
         let is_slower = |v: &Variant| known.and_then(|k| k.joined.get(&v.name)) == Some(&false);
         entry.variants.retain(|v| v.grid.is_none() || !is_slower(v));
-        let launches = entry
-            .variants
-            .iter_mut()
-            .flat_map(Variant::all_launches_mut);
-        for launch in launches {
-            launch.alternatives.retain(|way| takes_way(way, on));
-            let chosen = known.and_then(|k| k.kernels.get(&launch.kernel));
-            // A kernel that is none of its ways is no choice.
-            let chosen = chosen.and_then(|c| launch.kernels().position(|kernel| kernel == c));
-            match chosen {
-                Some(way) => launch.take(way),
-                None if known.is_none() || name != STEP => launch.take(0),
-                None => {}
+        let known = known.filter(|_| name == STEP);
+        for variant in &mut entry.variants {
+            let of_variant = known.and_then(|k| k.kernels.get(&variant.name));
+            for launch in variant.all_launches_mut() {
+                launch.alternatives.retain(|way| takes_way(way, on));
+                let chosen = of_variant.and_then(|kernels| kernels.get(&launch.kernel));
+                // A kernel that is none of its ways is no choice.
+                let chosen = chosen.and_then(|c| launch.kernels().position(|k| k == c));
+                match chosen {
+                    Some(way) => launch.take(way),
+                    None if known.is_none() => launch.take(0),
+                    None => {}
+                }
             }
         }
     }

@@ -128,7 +128,7 @@ pub struct Model {
     /// For choosing tokens on the device, where that can be done.
     pub(crate) sampler: Option<sampler::Kernels>,
     pub(crate) entries: BTreeMap<String, Program>,
-    chosen: BTreeMap<String, String>,
+    chosen: BTreeMap<String, BTreeMap<String, String>>,
     tier: String,
 }
 
@@ -218,13 +218,14 @@ impl Model {
 
         let launches = || names.iter().flat_map(|name| launches_of(tier, name));
         let kernels: BTreeSet<&str> = launches().flat_map(Launch::kernels).collect();
-        let weights: BTreeSet<(usize, Form)> = launches()
-            .flat_map(|l| plan.bound(l))
-            .filter_map(|(binding, access)| match binding {
+        let mut weights: BTreeSet<(usize, Form)> = BTreeSet::new();
+        for launch in launches().flat_map(Launch::each_way) {
+            let bound = plan.bound(&launch);
+            weights.extend(bound.filter_map(|(binding, access)| match binding {
                 Binding::Weight(i) => Some((i, access.into())),
                 _ => None,
-            })
-            .collect();
+            }));
+        }
 
         let sampling = match names.contains(&STEP) {
             true => sampler::sources(plan, tier, &device, options.draw).unwrap_or_default(),
@@ -353,13 +354,16 @@ impl Model {
         variants.any(|v| v.grid.is_some())
     }
 
-    /// The kernels that were found to be faster than those of launches as they stand in the
-    /// plan, by these; see [`LoadOptions::tune`].
-    pub fn faster_kernels(&self) -> impl Iterator<Item = (&str, &str)> {
-        let is_run = |name: &String| self.kernels.iter().any(|k| k.name == *name);
-        let chosen = self.chosen.iter();
-        let chosen = chosen.filter(move |(usual, way)| usual != way && is_run(way));
-        chosen.map(|(usual, way)| (usual.as_str(), way.as_str()))
+    /// By variants of `step`, the kernels that were found to be faster than those of launches
+    /// as they stand in the plan, by these; see [`LoadOptions::tune`].
+    pub fn faster_kernels(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        let variants = self.entries.get(STEP).into_iter().flat_map(|e| &e.variants);
+        let chosen = variants.filter_map(|v| self.chosen.get_key_value(&v.name));
+        let all = chosen.flat_map(|(variant, kernels)| {
+            let kernels = kernels.iter();
+            kernels.map(move |(usual, way)| (variant.as_str(), usual.as_str(), way.as_str()))
+        });
+        all.filter(|(_, usual, way)| usual != way)
     }
 
     /// The device it is on.

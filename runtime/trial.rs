@@ -24,10 +24,16 @@ use crate::trust;
 /// How much less time another way has to take than the launch as it stands.
 const WORTHWHILE: f64 = 0.97;
 
-/// About how long a prompt takes at which ways to do its launches are measured, and how
-/// long all of that may take.
-const PROMPT: Duration = Duration::from_millis(100);
-const ALL_PROMPTS: Duration = Duration::from_secs(1);
+/// About how long a step takes at which ways to do its launches are measured, and how long
+/// all of that may take.
+const STEP_TIME: Duration = Duration::from_millis(100);
+const ALL_STEPS: Duration = Duration::from_secs(1);
+
+/// How many times as large the next size is that is tried.
+const STRIDE: u32 = 4;
+
+/// The most sequences at which ways are measured.
+const SEQUENCES: u64 = 32;
 
 /// How often each is measured, at the least and at the most.
 const ROUNDS: [u32; 2] = [2, 12];
@@ -48,19 +54,21 @@ struct Trial<'m> {
 }
 
 impl<'m> Trial<'m> {
-    /// A trial of `seq` tokens of one sequence, with states for `context`; none if the
-    /// program is not a session's, which has ids and where sequences start.
-    fn new(model: &'m Model, program: &'m Program, seq: u64, context: u64) -> Result<Option<Self>> {
-        let mut values = model.slots.values();
-        for (symbol, value) in [("batch", 1), ("seq", seq), (PAST, 0), (CONTEXT, context)] {
-            values.set(&model.slots, symbol, value);
-        }
+    /// A trial of `seq` tokens of each of `batch` sequences, with states for `context`; none
+    /// if the program is not a session's, which has ids and where sequences start.
+    fn new(
+        model: &'m Model,
+        program: &'m Program,
+        [batch, seq]: [u64; 2],
+        context: u64,
+    ) -> Result<Option<Self>> {
+        let values = sizes(model, [batch, seq], context);
         let Some(output) = program.outputs.first() else {
             return Ok(None);
         };
         for port in &program.inputs {
-            let elements = if port.name == "ids" { seq } else { 1 };
-            if port.bytes(&values)? != 4 * elements {
+            let tokens = if port.name == "ids" { seq } else { 1 };
+            if port.bytes(&values)? != 4 * batch * tokens {
                 return Ok(None);
             }
         }
@@ -215,7 +223,7 @@ impl Model {
     fn try_grid(&self, program: &Program, variant: usize, measures: bool) -> Result<Option<bool>> {
         const POSITIONS: u64 = 4;
         let context = POSITIONS.min(self.plan.model.max_context);
-        let Some(mut trial) = Trial::new(self, program, 1, context)? else {
+        let Some(mut trial) = Trial::new(self, program, [1, 1], context)? else {
             return Ok(None);
         };
         let plain = program.variant_of(&trial.values, |v| v.grid.is_none())?;
@@ -242,15 +250,14 @@ impl Model {
     /// is the fastest; adds to `found` which that is.
     fn choose_ways(
         &mut self,
-        found: &mut BTreeMap<String, String>,
+        found: &mut BTreeMap<String, BTreeMap<String, String>>,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<()> {
         let Some(program) = self.entries.get(STEP) else {
             return Ok(());
         };
-        // Kernels stand for others in one variant as in the next.
-        let mut sums = Sums::default();
         let groups: Vec<Range<usize>> = groups(&program.variants).collect();
+        let mut chosen = Vec::new();
         for (at, group) in groups.iter().enumerate() {
             let mut report = |done: usize, all: usize| {
                 progress(LoadProgress {
@@ -259,32 +266,50 @@ impl Model {
                     ..LoadProgress::default()
                 });
             };
-            if group.len() > 1 {
-                tried(self.measure(program, group.clone(), &mut sums, &mut report))?;
+            let measured = tried(self.measure(program, group.clone(), &mut report))?;
+            chosen.push(measured.map(|sums| sums.least()).unwrap_or_default());
+        }
+        let name = |kernel: &usize| self.kernels[*kernel].name.clone();
+        for (group, chosen) in groups.iter().zip(&chosen) {
+            let names = chosen.iter().map(|(usual, way)| (name(usual), name(way)));
+            let variant = &program.variants[group.start].name;
+            if !chosen.is_empty() {
+                found.entry(variant.clone()).or_default().extend(names);
             }
         }
-        let chosen = sums.least();
-        let name = |kernel: usize| self.kernels[kernel].name.clone();
-        found.extend(chosen.iter().map(|(usual, way)| (name(*usual), name(*way))));
         if let Some(program) = self.entries.get_mut(STEP) {
-            for group in groups.into_iter().rev() {
-                fold(&mut program.variants, group, &chosen);
+            for (group, chosen) in groups.into_iter().zip(&chosen).rev() {
+                fold(&mut program.variants, group, chosen);
             }
         }
         Ok(())
     }
 
-    /// Adds up what the launches of each of the variants `group`, which are ways to do the
-    /// first, take at sizes that the first is run at.
+    /// What the launches of each of the variants `group`, which are ways to do the first,
+    /// take at sizes that the first is run at.
     fn measure(
         &self,
         program: &Program,
         group: Range<usize>,
-        sums: &mut Sums,
         report: &mut dyn FnMut(usize, usize),
-    ) -> Result<()> {
-        let Some((mut trial, took)) = self.prompt_of(program, group.start)? else {
-            return Ok(());
+    ) -> Result<Sums> {
+        let mut sums = Sums::default();
+        let kernel = |way: usize, launch: usize| program.variants[way].launches[launch].kernel;
+        let launches = 0..program.variants[group.start].launches.len();
+        let differs = |launch: &usize| {
+            let usual = kernel(group.start, *launch);
+            group.clone().any(|way| kernel(way, *launch) != usual)
+        };
+        let open: Vec<usize> = launches.clone().filter(differs).collect();
+        if open.is_empty() {
+            return Ok(sums);
+        }
+        let Some((mut trial, took)) = self.step_of(program, group.start)? else {
+            // Where it can't be run there is no time to win.
+            open.iter()
+                .map(|launch| kernel(group.start, *launch))
+                .for_each(|usual| sums.add(usual, usual, 0.0));
+            return Ok(sums);
         };
         let mut fit = vec![group.start];
         for way in group.clone().skip(1) {
@@ -296,9 +321,8 @@ impl Model {
             .saturating_mul(fit.len() as u32)
             .max(Duration::from_micros(1));
         let [least, most] = ROUNDS;
-        let rounds = (ALL_PROMPTS.as_micros() / all.as_micros()).clamp(least.into(), most.into());
-        let launches = program.variants[group.start].launches.len();
-        let mut times = vec![vec![f64::INFINITY; launches]; fit.len()];
+        let rounds = (ALL_STEPS.as_micros() / all.as_micros()).clamp(least.into(), most.into());
+        let mut times = vec![vec![f64::INFINITY; launches.len()]; fit.len()];
         let trials = rounds as usize * fit.len();
         for done in 0..trials {
             report(done, trials);
@@ -308,12 +332,8 @@ impl Model {
                 *least = least.min(launch.ns);
             }
         }
-        let kernel = |way: usize, launch: usize| program.variants[way].launches[launch].kernel;
-        for launch in 0..launches {
+        for launch in open {
             let usual = kernel(group.start, launch);
-            if group.clone().all(|way| kernel(way, launch) == usual) {
-                continue;
-            }
             for (way, times) in fit.iter().zip(&times) {
                 // Where a way has no kernel of its own it stands for nothing.
                 let kernel = kernel(*way, launch);
@@ -323,43 +343,66 @@ impl Model {
             }
         }
         report(trials, trials);
-        Ok(())
+        Ok(sums)
     }
 
-    /// A prompt that a variant takes: as long as they come, if that does not take too
-    /// long; and how long it takes.
-    fn prompt_of<'m>(
+    /// A step that a variant takes: of a prompt, as long as they come if that does not take
+    /// too long, or else of a token of each of several sequences; and how long it takes.
+    fn step_of<'m>(
         &'m self,
         program: &'m Program,
         variant: usize,
     ) -> Result<Option<(Trial<'m>, Duration)>> {
-        let most = program.maxima.get("seq").copied().unwrap_or(1);
-        let most = most.min(PIECE_ROWS).min(self.plan.model.max_context);
-        let mut found = None;
-        let mut seq = 1;
-        loop {
-            let Some(mut trial) = Trial::new(self, program, seq, seq)? else {
-                return Ok(None);
-            };
-            if program.variant(&trial.values)? == variant {
+        let most = |symbol: &str| program.maxima.get(symbol).copied().unwrap_or(1);
+        let longest = most("seq").min(PIECE_ROWS).min(self.plan.model.max_context);
+        let prompts = rising(longest).map(|seq| [1, seq]);
+        let batches = rising(most("batch").min(SEQUENCES)).map(|batch| [batch, 1]);
+        for all in [prompts.collect::<Vec<_>>(), batches.collect()] {
+            let mut found = None;
+            for size in all {
+                let [_, seq] = size;
+                let taken = program.variant(&sizes(self, size, seq));
+                if !taken.is_ok_and(|taken| taken == variant) {
+                    continue;
+                }
+                let Some(mut trial) = Trial::new(self, program, size, seq)? else {
+                    return Ok(None);
+                };
                 trial.stand_at(0)?;
                 // The first time a driver may have something to compile.
                 trial.clock(variant, 1)?;
                 let took = trial.clock(variant, 1)?;
-                let found = found.insert((trial, took));
-                if found.1 * 4 > PROMPT {
+                found = Some((trial, took));
+                if took * STRIDE > STEP_TIME {
                     break;
                 }
-            } else if found.is_some() {
-                break;
             }
-            if seq == most {
-                break;
+            if found.is_some() {
+                return Ok(found);
             }
-            seq = (4 * seq).min(most);
         }
-        Ok(found)
+        Ok(None)
     }
+}
+
+/// Values for so many tokens of each of so many sequences.
+fn sizes(model: &Model, [batch, seq]: [u64; 2], context: u64) -> Values {
+    let mut values = model.slots.values();
+    for (symbol, value) in [
+        ("batch", batch),
+        ("seq", seq),
+        (PAST, 0),
+        (CONTEXT, context),
+    ] {
+        values.set(&model.slots, symbol, value);
+    }
+    values
+}
+
+/// Numbers up to `most`, each [`STRIDE`] times the last.
+fn rising(most: u64) -> impl Iterator<Item = u64> {
+    let powers = std::iter::successors(Some(1), |n| Some(n * u64::from(STRIDE)));
+    powers.take_while(move |n| *n < most).chain([most])
 }
 
 /// Variants with the ways to do them behind each.

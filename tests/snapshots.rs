@@ -132,50 +132,56 @@ fn plan() {
 fn kernels() {
     let mut snapshots = Snapshots::of("kernels");
     let (compiled, _) = stages(CONFIG, "step");
-    for (name, text) in texts(&compiled) {
-        snapshots.check(name, &text);
-    }
+    check_kernels(&mut snapshots, ALTERNATIVES, &compiled, |_| true);
     snapshots.finish();
 }
 
-/// Every kernel's text by its name; of one that stands for another, what is not the same.
-fn texts(compiled: &Compiled) -> BTreeMap<&str, String> {
+/// Takes a snapshot of every kernel that `is_shown` by its text, and one of what those that
+/// stand for others have that these have not.
+fn check_kernels(
+    snapshots: &mut Snapshots,
+    name_of_others: &str,
+    compiled: &Compiled,
+    is_shown: fn(&str) -> bool,
+) {
     let plan = &compiled.plan;
+    let text = |name: &str| compiled.kernels[&plan.kernels[name].file].as_str();
     let entries = plan.tiers.iter().flat_map(|t| t.entries.values());
     let launches = entries
         .flat_map(|e| &e.variants)
         .flat_map(|v| v.all_launches());
-    let mut stands_for: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut usual = BTreeSet::new();
+    let (mut usual, mut others) = (BTreeSet::new(), BTreeMap::new());
     for launch in launches {
         usual.insert(launch.kernel.as_str());
         for way in &launch.alternatives {
-            stands_for.insert(&way.kernel, &launch.kernel);
+            others.insert(way.kernel.as_str(), launch.kernel.as_str());
         }
     }
-    let kernels = plan.kernels.iter().map(|(name, kernel)| {
-        let text = &compiled.kernels[&kernel.file];
-        let of = stands_for
-            .get(name.as_str())
-            .filter(|_| !usual.contains(name.as_str()));
-        let shown = of.map_or_else(
-            || text.clone(),
-            |of| {
-                let other = &compiled.kernels[&plan.kernels[*of].file];
-                let without = |sign: char, a: &str, b: &str| {
-                    let known: BTreeSet<&str> = b.lines().collect();
-                    let lines = a.lines().filter(|line| !known.contains(line));
-                    lines
-                        .map(|line| format!("{sign} {line}\n"))
-                        .collect::<String>()
-                };
-                without('-', other, text) + &without('+', text, other)
-            },
-        );
-        (name.as_str(), shown)
+    others.retain(|name, _| is_shown(text(name)) && !usual.contains(name));
+    for name in plan.kernels.keys().map(String::as_str) {
+        if is_shown(text(name)) && !others.contains_key(name) {
+            snapshots.check(name, text(name));
+        }
+    }
+    let lines = |sign: char, of: &str, but: &str| {
+        // The first line is the name.
+        let known: BTreeSet<&str> = text(but).lines().collect();
+        let own = text(of)
+            .lines()
+            .skip(1)
+            .filter(|line| !known.contains(line));
+        own.map(|line| format!("{sign} {line}\n"))
+            .collect::<String>()
+    };
+    let others = others.iter().map(|(name, of)| {
+        let (less, more) = (lines('-', of, name), lines('+', name, of));
+        format!("{name}, not {of}\n{less}{more}\n")
     });
-    kernels.collect()
+    snapshots.check(name_of_others, &others.collect::<String>());
 }
+
+/// The snapshot of kernels that stand for others.
+const ALTERNATIVES: &str = "alternatives";
 
 fn has_matrices(kernel: &str) -> bool {
     kernel.contains("enable wgpu_cooperative_matrix;")
@@ -204,12 +210,8 @@ fn kernels_with_matrices() {
         };
         let graphs = std::slice::from_ref(&graph);
         let compiled = compile(graphs, info.clone(), &options, &mut |_, _, _, _| {}).unwrap();
-        for (name, shown) in texts(&compiled) {
-            let file = &compiled.plan.kernels[name].file;
-            if has_matrices(&compiled.kernels[file]) {
-                snapshots.check(name, &shown);
-            }
-        }
+        let name = format!("{ALTERNATIVES}.{}", packing.name());
+        check_kernels(&mut snapshots, &name, &compiled, has_matrices);
     }
     snapshots.finish();
 }

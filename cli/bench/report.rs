@@ -1,6 +1,5 @@
 //! What was measured, as tables and as JSON.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -20,8 +19,8 @@ pub struct Report {
     pub tier: String,
     /// Whether a layer of a single token is one launch.
     pub joined: bool,
-    /// Kernels that were measured to be faster than the usual ones, by these.
-    pub faster_kernels: BTreeMap<String, String>,
+    /// Kernels that were measured to be faster than the usual ones.
+    pub faster_kernels: Vec<Chosen>,
     pub weight_bytes: u64,
     /// `None` where the system does not tell.
     pub peak_host_bytes: Option<u64>,
@@ -31,6 +30,14 @@ pub struct Report {
     pub ceilings: Ceilings,
     pub prefill: Launches,
     pub decode: Launches,
+}
+
+/// A kernel that was measured to be faster than the usual one in a variant of steps.
+#[derive(Serialize)]
+pub struct Chosen {
+    pub variant: String,
+    pub usual: String,
+    pub kernel: String,
 }
 
 /// From the start of the process to the first token.
@@ -84,8 +91,12 @@ impl fmt::Display for Report {
             if self.joined { ", layers joined" } else { "" }
         )?;
         writeln!(f, "driver {}", self.driver)?;
-        for (usual, way) in &self.faster_kernels {
-            writeln!(f, "chosen {way} for {usual}")?;
+        for chosen in &self.faster_kernels {
+            writeln!(
+                f,
+                "in {}, {} in place of {}",
+                chosen.variant, chosen.kernel, chosen.usual
+            )?;
         }
         write!(f, "weights {}", bytes(self.weight_bytes))?;
         if let Some(peak) = self.peak_host_bytes {

@@ -215,9 +215,7 @@ impl Lowered {
         let streams = streams.collect();
         let mut others = Vec::new();
         for (at, launch) in variant.all_launches().enumerate() {
-            for way in 1..=launch.alternatives.len() {
-                let mut other = launch.clone();
-                other.take(way);
+            for other in launch.each_way().skip(1) {
                 others.push((at, self.launch(&other, kernels)));
             }
         }

@@ -2,6 +2,7 @@
 
 mod grids;
 mod sample;
+mod ways;
 
 use super::*;
 use crate::Symbol;
