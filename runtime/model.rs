@@ -128,6 +128,8 @@ pub struct Model {
     /// For choosing tokens on the device, where that can be done.
     pub(crate) sampler: Option<sampler::Kernels>,
     pub(crate) entries: BTreeMap<String, Program>,
+    /// The entries of its tier, loaded or not.
+    available: Vec<String>,
     chosen: BTreeMap<String, BTreeMap<String, String>>,
     tier: String,
 }
@@ -197,7 +199,9 @@ impl Model {
         let mut on = tier::Capabilities::from(device.adapter());
         on.features = device.features();
         let tier = tier::choose(plan, &on, options.tier.as_deref())?;
-        let mut tier = trust::without_bad_grids(&device, artifact, tier, &on, options)?;
+        let available: Vec<String> = tier.entries.keys().cloned().collect();
+        let names = entry_names(tier, options)?;
+        let mut tier = trust::without_bad_grids(&device, artifact, (tier, &names), &on, options)?;
         let measured = options.cache_dir.as_deref().filter(|_| options.tune);
         let choices = measured.map(|dir| {
             let key = kernels_key(artifact, options.checked);
@@ -214,7 +218,6 @@ impl Model {
             run.extend(launches.flat_map(Launch::kernels).map(str::to_owned));
         }
         let tier = &tier;
-        let names = entry_names(tier, options)?;
 
         let launches = || names.iter().flat_map(|name| launches_of(tier, name));
         let kernels: BTreeSet<&str> = launches().flat_map(Launch::kernels).collect();
@@ -316,7 +319,19 @@ impl Model {
             states: states.collect::<Result<_>>()?,
             tier: tier.name.clone(),
             sessions: options.sessions.clone(),
-            plan: plan.clone(),
+            plan: Plan {
+                version: plan.version,
+                compiler: plan.compiler.clone(),
+                model: plan.model.clone(),
+                symbols: plan.symbols.clone(),
+                uniforms: plan.uniforms.clone(),
+                weights: plan.weights.clone(),
+                states: plan.states.clone(),
+                kernels: BTreeMap::new(),
+                tiers: Vec::new(),
+                files: BTreeMap::new(),
+            },
+            available,
             slots,
             weights,
             kernels: pipelines,
@@ -337,7 +352,8 @@ impl Model {
         Ok(model)
     }
 
-    /// The plan it runs.
+    /// The plan it runs, without launches and kernels: those for all kinds of adapters take
+    /// more memory than what was made of them.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -391,11 +407,10 @@ impl Model {
         if let Some(program) = self.entries.get(name) {
             return Ok(program);
         }
-        let tier = self.plan.tiers.iter().find(|t| t.name == self.tier);
-        Err(match tier {
-            Some(tier) if tier.entries.contains_key(name) => Error::NotLoaded(name.to_owned()),
-            Some(tier) => no_such_entry(tier, name),
-            None => Error::NotLoaded(name.to_owned()),
+        let is_available = self.available.iter().any(|available| available == name);
+        Err(match is_available {
+            true => Error::NotLoaded(name.to_owned()),
+            false => no_such_entry(&self.available, name),
         })
     }
 }
@@ -406,11 +421,10 @@ pub(crate) fn uniform_bytes(plan: &Plan) -> u64 {
         .max(16)
 }
 
-fn no_such_entry(tier: &Tier, name: &str) -> Error {
-    let names: Vec<&str> = tier.entries.keys().map(String::as_str).collect();
+fn no_such_entry(available: &[String], name: &str) -> Error {
     Error::NoSuchEntry {
         name: name.to_owned(),
-        available: names.join(", "),
+        available: available.join(", "),
     }
 }
 
@@ -421,7 +435,10 @@ fn entry_names<'t>(tier: &'t Tier, options: &LoadOptions) -> Result<Vec<&'t str>
     let names = wanted.iter().map(|name| {
         let found = tier.entries.get_key_value(name.as_str());
         let found = found.map(|(name, _)| name.as_str());
-        found.ok_or_else(|| no_such_entry(tier, name))
+        found.ok_or_else(|| {
+            let available: Vec<String> = tier.entries.keys().cloned().collect();
+            no_such_entry(&available, name)
+        })
     });
     names.collect()
 }

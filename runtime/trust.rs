@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_ir::plan::{Check, Grid, Tier, Variant};
+use kiln_ir::plan::{Check, Entry, Grid, Tier, Variant};
 use wgpu::BufferUsages as Usage;
 
 use crate::artifact::Artifact;
@@ -58,22 +58,24 @@ pub(crate) fn is_verdict(error: &Error) -> bool {
     !matches!(error, Error::Plan(_) | Error::DeviceLost { .. })
 }
 
-/// The tier without the variants whose grids the device cannot have or `options` do
-/// not want, or whose check it fails.
+/// The tier with the entries `names` alone, without the variants whose grids the device
+/// cannot have or `options` do not want, or whose check it fails.
 ///
 /// # Errors
 /// As [`failure`].
 pub(crate) fn without_bad_grids(
     device: &Device,
     artifact: &Artifact,
-    tier: &Tier,
+    (tier, names): (&Tier, &[&str]),
     on: &Capabilities,
     options: &LoadOptions,
 ) -> Result<Tier> {
+    let is_loaded = |name: &String| names.contains(&name.as_str());
+    let entries = || tier.entries.iter().filter(|(name, _)| is_loaded(name));
     // Variants share a check, and may want different things besides.
     let wanted = |grid: &Grid| options.join && takes_grid(grid, on);
     let mut passed: BTreeMap<&str, bool> = BTreeMap::new();
-    let grids = tier.entries.values().flat_map(|e| &e.variants);
+    let grids = entries().flat_map(|(_, entry)| &entry.variants);
     for grid in grids.filter_map(|v| v.grid.as_ref()).filter(|g| wanted(g)) {
         if let Some(check) = &grid.check
             && !passed.contains_key(check.kernel.as_str())
@@ -86,12 +88,24 @@ pub(crate) fn without_bad_grids(
         let check = grid.check.as_ref();
         wanted(grid) && check.is_none_or(|c| passed.get(&*c.kernel) == Some(&true))
     };
-    let mut tier = tier.clone();
-    for entry in tier.entries.values_mut() {
-        let grids = |v: &Variant| v.grid.as_ref().is_none_or(is_good);
-        entry.variants.retain(grids);
-    }
-    Ok(tier)
+    let entries = entries().map(|(name, entry)| {
+        let grids = |v: &&Variant| v.grid.as_ref().is_none_or(is_good);
+        let entry = Entry {
+            symbols: entry.symbols.clone(),
+            inputs: entry.inputs.clone(),
+            outputs: entry.outputs.clone(),
+            buffers: entry.buffers.clone(),
+            variants: entry.variants.iter().filter(grids).cloned().collect(),
+        };
+        (name.clone(), entry)
+    });
+    Ok(Tier {
+        name: tier.name.clone(),
+        requires: tier.requires.clone(),
+        checks: tier.checks.clone(),
+        half_states: tier.half_states,
+        entries: entries.collect(),
+    })
 }
 
 /// Whether two results are the same but for the order of sums: within a thousandth of
