@@ -9,7 +9,7 @@ use crate::kernel::{Draft, Element, Launch, Way, default_hooks};
 use crate::lanes;
 use crate::linear::Blocked;
 use crate::lower::{Lowered, Offer};
-use crate::parts::{MOST_FLAT, Parts, part_hooks, whole_hooks};
+use crate::parts::{Parts, part_hooks, whole_hooks};
 use crate::place::describe;
 use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
 use crate::view::{Base, View};
@@ -168,9 +168,8 @@ impl Attention<'_> {
             for count in [2, 4] {
                 let most = tiles.min(offer.processors * TILES_A_PROCESSOR);
                 let parts = on.parts(&body, count, most);
-                let way = self.way(&on, &body, Some(parts), out)?;
-                if way.workgroups.eval(&offer.largest)? <= MOST_FLAT {
-                    others.push(way);
+                if parts.fit(offer.limit) {
+                    others.push(self.way(&on, &body, Some(parts), out)?);
                 }
             }
         }
@@ -305,10 +304,7 @@ impl Attention<'_> {
             d.constant_u32("MOST", parts.map_or(0, |p| p.tiles));
             match parts {
                 None => whole_hooks(&mut d),
-                Some(parts) => {
-                    let name = format!("{}.parts", describe(self.source.graph, self.id));
-                    part_hooks(parts, name, out, &mut d);
-                }
+                Some(parts) => part_hooks(parts, out, &mut d),
             }
         }
         if on.probabilities {

@@ -8,7 +8,7 @@ use kiln_ir::{Bindings, Dim};
 use crate::error::CodegenError;
 use crate::join::{self, Meeting, Stage};
 use crate::kernel::{self, Draft, Way};
-use crate::tile::TOUCH;
+use crate::tile::{STREAM, TOUCH};
 use crate::validate;
 use crate::view::Base;
 use crate::wgsl;
@@ -54,7 +54,9 @@ impl<'o> Kernels<'o> {
 
     /// A launch, whose locals lie in the buffers `assigned`.
     pub fn launch(&mut self, launch: &kernel::Launch, assigned: &BTreeMap<usize, usize>) -> Launch {
-        let others = launch.others.iter();
+        // A body of somebody's own may not be made for other sizes.
+        let (others, bodies) = (launch.others.iter(), self.bodies);
+        let others = others.filter(|way| !bodies.contains_key(way.kernel.body));
         let alternatives = others.map(|way| self.alternative(way, assigned)).collect();
         Launch {
             label: launch.label.clone(),
@@ -112,8 +114,10 @@ impl<'o> Kernels<'o> {
     ) -> Result<Launch, CodegenError> {
         let mut joined = self.joined_once(launches, (meeting, state, ""), ones, assigned)?;
         let touches: &[(u64, &str)] = match meeting {
-            Meeting::Barriers(_) => &[(1, ".touch1"), (2, ".touch2")],
-            Meeting::Tickets => &[],
+            Meeting::Barriers(_) if !self.bodies.contains_key(STREAM) => {
+                &[(1, ".touch1"), (2, ".touch2")]
+            }
+            Meeting::Barriers(_) | Meeting::Tickets => &[],
         };
         for (steps, name) in touches {
             let mut others = launches.to_vec();

@@ -80,7 +80,8 @@ pub struct CompileOptions {
     pub tiers: Option<Vec<String>>,
     /// Kernel bodies in place of kiln's own, WGSL by archetype (`softmax`,
     /// `row_norm_software`). A body gets the hooks and constants, and is launched
-    /// with the grid, that the README of [`kiln_shaders`] gives for its archetype.
+    /// with the grid, that the README of [`kiln_shaders`] gives for its archetype; its
+    /// launches have no alternatives.
     pub bodies: BTreeMap<String, String>,
     /// The most bytes that a kernel binds of one buffer, from what a few rows of the
     /// weights take up to [`MAX_BINDING_LIMIT`]. Larger weights are split by rows,
@@ -92,7 +93,8 @@ pub struct CompileOptions {
     /// other, with barriers across the grid in place of launches: a power of two,
     /// or 0 for no such launches. They decode for one sequence, on Vulkan, and only
     /// where all of the workgroups run at once, which a runtime tries. On a CPU a
-    /// launch runs some of a layer's kernels, with any number of workgroups.
+    /// launch runs some of a layer's kernels, with any number of workgroups. It stands for
+    /// the number of a device's processors, too, where work is dealt out to those.
     pub grid: u32,
 }
 

@@ -12,7 +12,7 @@ use crate::kernel::{Draft, Element, Launch, Way, default_hooks};
 use crate::lanes;
 use crate::lower::{Lowered, Offer};
 use crate::packed;
-use crate::parts::{MOST_FLAT, part_hooks, whole_hooks};
+use crate::parts::{part_hooks, whole_hooks};
 use crate::place::{Part, describe};
 use crate::row_norm::word;
 use crate::tier::Tier;
@@ -82,9 +82,8 @@ impl Linear<'_> {
         if let Some(offer) = self.offer {
             let most = offer.most(&self.count)?;
             for tile in self.other_tiles(matrix, n, (most, offer)) {
-                let way = self.way(matrix, part, &tile, out)?;
-                if tile.parts().is_none() || way.workgroups.eval(&offer.largest)? <= MOST_FLAT {
-                    others.push(way);
+                if tile.parts().is_none_or(|parts| parts.fit(offer.limit)) {
+                    others.push(self.way(matrix, part, &tile, out)?);
                 }
             }
         }
@@ -156,10 +155,7 @@ impl Linear<'_> {
             self.half_hooks(matrix, part, &row, &mut d);
             match tile.parts() {
                 None => whole_hooks(&mut d),
-                Some(parts) => {
-                    let name = format!("{}.parts", describe(self.source.graph, self.id));
-                    part_hooks(parts, name, out, &mut d);
-                }
+                Some(parts) => part_hooks(parts, out, &mut d),
             }
         } else {
             let weights = weight_hooks(matrix, part, body, &mut d);

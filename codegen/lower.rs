@@ -90,16 +90,16 @@ pub(crate) struct Lowered {
 }
 
 impl Lowered {
-    /// At least so many words that are 0 between launches, the same ones for a name.
-    pub fn counters(&mut self, name: &str, words: u64) -> Base {
+    /// At least so many words, the same ones for a name, which other values do not share.
+    pub fn own(&mut self, name: &str, words: u64, role: Role) -> Base {
         let mut locals = self.locals.iter();
-        let known = locals.position(|l| l.role == Role::Counter && l.name == name);
+        let known = locals.position(|l| l.role == role && l.name == name);
         let known = known.unwrap_or_else(|| {
             self.locals.push(Local {
                 name: name.to_owned(),
                 elements: Dim::default(),
                 dtype: kiln_ir::DType::I32,
-                role: Role::Counter,
+                role,
                 image: false,
             });
             self.locals.len() - 1
@@ -143,15 +143,18 @@ pub(crate) struct Offer {
     pub processors: u64,
     /// The largest sizes.
     pub largest: Bindings,
-    /// The most rows, where these do not say so.
-    pub rows: Option<u64>,
+    /// A number of rows that is bounded, and its bound.
+    pub rows: Option<(Dim, u64)>,
+    /// Bytes that a binding holds.
+    pub limit: u64,
 }
 
 impl Offer {
     /// The most that `rows` may be.
     pub fn most(&self, rows: &Dim) -> Result<u64, DimError> {
         let most = rows.eval(&self.largest)?;
-        Ok(self.rows.map_or(most, |rows| rows.min(most)))
+        let bound = self.rows.as_ref().filter(|(bounded, _)| bounded == rows);
+        Ok(bound.map_or(most, |(_, bound)| most.min(*bound)))
     }
 }
 
@@ -567,7 +570,7 @@ impl<'a> Lowering<'a> {
         });
         if let Some(norm) = norms.next() {
             let input = y.clone();
-            RowNorm { input, ..norm }.end(launch, out.counters("done", 1))?;
+            RowNorm { input, ..norm }.end(launch, out.own("done", 1, Role::Counter))?;
         }
         Ok(())
     }

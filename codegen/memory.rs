@@ -4,8 +4,8 @@
 //! from the launch that writes it first to the last one that touches it; all
 //! buffers of one launch are alive at once, so that none is both read and
 //! written. Inputs and outputs have buffers of their own, the same in every
-//! variant; scratch buffers are a pool that the variants draw from. Counters, and
-//! the state of barriers, have buffers that nothing else shares.
+//! variant; scratch buffers are a pool that the variants draw from. Counters, the state
+//! of barriers, and parts of sums have buffers that nothing else shares.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub(crate) struct Pool {
     pub buffers: Vec<Buffer>,
     /// The buffers of inputs and outputs, by local.
     fixed: BTreeMap<usize, usize>,
-    /// The buffers of counters and of no local.
+    /// Those that are for one name each.
     states: Vec<usize>,
 }
 
@@ -51,6 +51,11 @@ impl Pool {
     /// The buffer `name` of at least so many bytes, zeroed, which no local shares: the same
     /// whenever it is asked for.
     pub fn state(&mut self, name: &str, bytes: u64) -> usize {
+        self.own(name, bytes, true)
+    }
+
+    /// As [`Pool::state`], of any words unless it is `zeroed`.
+    fn own(&mut self, name: &str, bytes: u64, zeroed: bool) -> usize {
         let mut known = self.states.iter().copied();
         let known = known.find(|b| self.buffers[*b].name == name);
         if let Some(known) = known {
@@ -66,7 +71,7 @@ impl Pool {
                 name: name.to_owned(),
                 bytes: vec![Dim::constant(bytes)],
                 image: false,
-                zeroed: true,
+                zeroed,
             });
             self.buffers.len() - 1
         })
@@ -94,7 +99,10 @@ impl Pool {
                 }
                 let local = &locals[*id];
                 let buffer = match local.role {
-                    Role::Counter => self.state(&local.name, bytes(local).eval(maxima)?),
+                    Role::Counter | Role::Own => {
+                        let zeroed = local.role == Role::Counter;
+                        self.own(&local.name, bytes(local).eval(maxima)?, zeroed)
+                    }
                     _ => self.take(&mut free, local, maxima)?,
                 };
                 assigned.insert(*id, buffer);

@@ -39,6 +39,8 @@ pub(crate) enum Role {
     Input,
     Output,
     Scratch,
+    /// Scratch whose buffer no other value shares.
+    Own,
     /// Words that launches leave as they find them: 0 each.
     Counter,
 }

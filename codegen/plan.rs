@@ -21,7 +21,7 @@ use crate::tier::{Shape, Tier};
 use crate::trust;
 use crate::view::Base;
 use crate::weights::{self, Weights};
-use crate::{CompileOptions, DEFAULT_BINDING_LIMIT};
+use crate::{CompileOptions, DEFAULT_BINDING_LIMIT, DEFAULT_GRID};
 
 /// The symbol for the number of sequences, whose maximum may be lowered to make
 /// buffers fit.
@@ -264,9 +264,13 @@ impl Placed {
             let lowering = Lowering::new(&self.graph, &self.placement, weights, &self.streams, of)
                 .of_rows(rows.as_ref())
                 .offering(Offer {
-                    processors: grid.into(),
+                    processors: match grid {
+                        0 => DEFAULT_GRID.into(),
+                        grid => grid.into(),
+                    },
                     largest: self.largest(&bounds),
-                    rows: shape.rows,
+                    rows: rows.clone().zip(shape.rows),
+                    limit: self.limit,
                 });
             let corners = lowering.corners(rows.as_ref());
             if let Some(meeting) = meeting

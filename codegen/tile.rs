@@ -221,8 +221,11 @@ pub(crate) struct Cut {
     /// Tiles that run at once: of fewer, and of what is left over, there are parts.
     round: u64,
     /// The most tiles that are cut.
-    tiles: u64,
+    most: u64,
 }
+
+/// The most parts, for each tile that runs at once.
+const PARTS_OF_ROUND: u64 = 2;
 
 /// The tile of `linear_coop`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,12 +294,10 @@ impl CoopTile {
             8.. => &[("parts5", 5), ("parts10", 10)],
         };
         for (name, count) in counts.iter().copied() {
+            // More than fit are better computed whole: they fill a round.
+            let most = tiles(self).min(PARTS_OF_ROUND * round / count);
             if steps >= 2 * count {
-                let cut = Some(Cut {
-                    count,
-                    round,
-                    tiles: tiles(self).min(round - 1),
-                });
+                let cut = Some(Cut { count, round, most });
                 others.push(CoopTile { name, cut, ..self });
             }
         }
@@ -325,6 +326,7 @@ impl CoopTile {
             ("PAD", self.pad),
             ("PARTS", self.cut.map_or(1, |c| c.count)),
             ("ROUND", self.cut.map_or(1, |c| c.round)),
+            ("MOST", self.cut.map_or(0, |c| c.most)),
         ]
     }
 
@@ -411,12 +413,12 @@ impl Tile {
     pub fn parts(&self) -> Option<Parts> {
         self.cut.map(|cut| Parts {
             count: cut.count,
-            tiles: cut.tiles,
+            tiles: cut.most,
             size: self.rows * self.columns,
         })
     }
 
-    /// Workgroups for so many tiles.
+    /// Workgroups for so many tiles, as if no more were left over than are cut.
     pub fn workgroups(&self, tiles: &Dim) -> Dim {
         let Some(Cut { count, round, .. }) = self.cut else {
             return tiles.clone();

@@ -87,6 +87,19 @@ impl Plan {
         launch.bindings.iter().copied().zip(accesses.copied())
     }
 
+    /// The buffers that launches of an entry point bind as they stand, and those of its
+    /// inputs and outputs; what is not among them is there for alternatives alone.
+    pub fn buffers_of(&self, entry: &Entry) -> BTreeSet<usize> {
+        let bound = self
+            .bound_by(entry)
+            .filter_map(|(binding, _)| match binding {
+                Binding::Buffer(index) => Some(index),
+                Binding::Weight(_) | Binding::State(_) => None,
+            });
+        let ports = entry.inputs.iter().chain(&entry.outputs);
+        bound.chain(ports.map(|port| port.buffer)).collect()
+    }
+
     /// What the launches of an entry point bind, and how.
     pub fn bound_by(&self, entry: &Entry) -> impl Iterator<Item = (Binding, Access)> {
         let launches = entry.variants.iter().flat_map(Variant::all_launches);
@@ -513,8 +526,8 @@ impl Variant {
 /// With a check, the workgroups of a launch have barriers across its grid, and all of
 /// them run at the same time. No API promises that, so a runtime tries it out: it
 /// checks the driver, and compares what the variant gives with what the first gives
-/// that has no grid, before it takes it for good. A workgroup waits for a bounded time
-/// and then gives up.
+/// that has no grid, before it takes it for good; it may leave it if it is slower. A
+/// workgroup waits for a bounded time and then gives up.
 ///
 /// Without, they are for a CPU, take tiles of a stage from each other, and wait for
 /// none that has not begun: there is nothing to try out, and a runtime may launch fewer
@@ -624,8 +637,8 @@ pub struct Alternative {
     #[serde(default)]
     pub requires: Requirements,
     /// Whether workgroups have to see what others of the launch wrote before they said so
-    /// by an atomic. No API promises that, so a runtime compares what it gives before it
-    /// takes it for good.
+    /// by an atomic, besides what a variant's [`Grid`] asks of a driver. No API promises
+    /// that, so a runtime compares what it gives before it takes it for good.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shares: bool,
 }

@@ -1,14 +1,14 @@
-//! Which of several ways to do a launch is taken on a device.
+//! Which of several ways to do a launch is taken on a device (autotuning).
 //!
 //! A plan's launches may have [alternatives](kiln_ir::plan::Alternative), and layers may be
 //! joined. Which is the fastest is measured when a model is loaded on a device for the first
 //! time, and kept: so it is the same from then on, and so are results.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kiln_ir::plan::{Entry, Tier, Variant};
+use kiln_ir::plan::{Entry, Grid, Tier, Variant};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
@@ -16,15 +16,32 @@ use crate::pipelines::write_whole;
 use crate::session::STEP;
 use crate::tier::{Capabilities, takes_way};
 
-/// What has been found of a device.
+/// What has been found of a device, of the variants of the session's entry by their names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Choices {
-    /// By the name of a variant of the session's entry, by the kernel of a launch as it
-    /// stands, the kernel that is taken.
+    /// By the kernel of a launch as it stands, the one that is taken.
     pub kernels: BTreeMap<String, BTreeMap<String, String>>,
-    /// By the name of a variant whose launches do the work of several, whether it is faster
-    /// than launches apart.
+    /// Whether a variant with barriers across its grid is faster than launches apart.
     pub joined: BTreeMap<String, bool>,
+    /// Variants that are being measured. If there are such when a model is loaded, that was
+    /// the end of the process, or of the device, and they are left as they stand.
+    pub trying: BTreeSet<String>,
+}
+
+impl Choices {
+    /// Adds what others found meanwhile.
+    fn extend(&mut self, others: Choices) {
+        for (variant, kernels) in others.kernels {
+            let own = self.kernels.entry(variant).or_default();
+            for (usual, chosen) in kernels {
+                own.entry(usual).or_insert(chosen);
+            }
+        }
+        for (variant, joined) in others.joined {
+            self.joined.entry(variant).or_insert(joined);
+        }
+    }
 }
 
 /// The file that keeps them.
@@ -35,55 +52,80 @@ pub(crate) struct ChoiceFile {
 }
 
 impl ChoiceFile {
-    /// The choices for kernels of a key on an adapter, as its driver is now; none if none
-    /// were made or the file can't be read.
-    pub fn open(dir: &Path, adapter: &Adapter, key: &str) -> Self {
+    /// The choices for a tier and kernels of a key on an adapter, as its driver is now; none
+    /// if none were made or the file can't be read.
+    pub fn open(dir: &Path, adapter: &Adapter, [tier, key]: [&str; 2]) -> Self {
         let info = adapter.info();
         let mut hasher = blake3::Hasher::new();
         let backend = info.backend.to_string();
-        for text in [&backend, &info.name, &info.driver, &info.driver_info] {
+        let driver = [&info.name, &info.driver, &info.driver_info];
+        let texts = driver.map(String::as_str).into_iter();
+        for text in texts.chain([backend.as_str(), tier, key]) {
             hasher.update(blake3::hash(text.as_bytes()).as_bytes());
         }
-        hasher.update(key.as_bytes());
         let name = format!("{}.choices.json", &hasher.finalize().to_hex()[..32]);
         let path = dir.join(name);
-        let bytes = fs::read(&path).ok();
-        let choices = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        ChoiceFile {
-            path,
-            choices: choices.unwrap_or_default(),
-        }
+        let choices = read(&path).unwrap_or_default();
+        ChoiceFile { path, choices }
     }
 
-    /// Writes them; failures are of no consequence.
-    pub fn save(&self) {
-        if let Ok(bytes) = serde_json::to_vec_pretty(&self.choices) {
-            write_whole(&self.path, &bytes);
+    /// Writes them, with what is there by now; whether that could be done.
+    pub fn save(&mut self) -> bool {
+        if let Some(others) = read(&self.path) {
+            self.choices.extend(others);
         }
+        let bytes = serde_json::to_vec_pretty(&self.choices);
+        bytes.is_ok_and(|bytes| write_whole(&self.path, &bytes))
+    }
+
+    /// Whether anything is left to be found of a tier.
+    pub fn is_open(&self, tier: &Tier) -> bool {
+        let step = tier.entries.get(STEP).into_iter();
+        let mut variants = step.flat_map(|entry| &entry.variants);
+        variants.any(|v| v.ways() > 1 || is_tried(v) && !self.choices.joined.contains_key(&v.name))
     }
 }
 
-/// Leaves each launch of a tier the ways that an adapter has: only one of them if that is
-/// known to be taken, and the launch as it stands where nothing is to be `known`, or it is
-/// none of a session's.
+fn read(path: &Path) -> Option<Choices> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Whether a variant has barriers across a grid, which no API promises.
+fn is_tried(variant: &Variant) -> bool {
+    let check = |grid: &Grid| grid.check.is_some();
+    variant.grid.as_ref().is_some_and(check)
+}
+
+/// Leaves each launch of a tier the ways that an adapter has; as it stands where nothing is
+/// to be `known`, or it is none of a session's or of one that something stands in for. Where
+/// it is known, leaves it the one that is taken, and drops what is slower.
 pub(crate) fn settle(tier: &mut Tier, on: &Capabilities, known: Option<&Choices>) {
     for (name, entry) in &mut tier.entries {
-        let is_slower = |v: &Variant| known.and_then(|k| k.joined.get(&v.name)) == Some(&false);
-        entry.variants.retain(|v| v.grid.is_none() || !is_slower(v));
         let known = known.filter(|_| name == STEP);
+        let joined = |v: &Variant| known?.joined.get(&v.name).filter(|_| is_tried(v)).copied();
+        entry.variants.retain(|v| joined(v) != Some(false));
+        // What is joined, for good, is not run apart.
+        let faster = entry.variants.iter().filter(|v| joined(v) == Some(true));
+        let faster: Vec<_> = faster.map(|v| v.bounds.clone()).collect();
         for variant in &mut entry.variants {
+            let is_left = known.is_none_or(|k| k.trying.contains(&variant.name))
+                || variant.grid.is_none() && faster.contains(&variant.bounds);
             let of_variant = known.and_then(|k| k.kernels.get(&variant.name));
-            for launch in variant.all_launches_mut() {
+            for launch in &mut variant.launches {
                 launch.alternatives.retain(|way| takes_way(way, on));
                 let chosen = of_variant.and_then(|kernels| kernels.get(&launch.kernel));
-                // A kernel that is none of its ways is no choice.
-                let chosen = chosen.and_then(|c| launch.kernels().position(|k| k == c));
                 match chosen {
-                    Some(way) => launch.take(way),
-                    None if known.is_none() => launch.take(0),
+                    Some(chosen) => {
+                        let way = launch.kernels().position(|kernel| kernel == chosen);
+                        launch.take(way.unwrap_or(0));
+                    }
+                    None if is_left => launch.take(0),
                     None => {}
                 }
             }
+            // Those of streams are not measured.
+            let streamed = variant.streams.iter_mut().flat_map(|s| &mut s.launches);
+            streamed.for_each(|launch| launch.take(0));
         }
     }
 }

@@ -7,7 +7,8 @@
 //!    that are in memory).
 //! 2. [`Adapter`] lists and selects what can run it; [`tier`] finds the most
 //!    capable set of launches that the adapter's features and limits allow.
-//! 3. [`Model::load`] uploads the weights and creates the pipelines, side by side.
+//! 3. [`Model::load`] uploads the weights and creates the pipelines, side by side; where a
+//!    plan leaves open which kernel is the fastest, it measures that once, and keeps it.
 //! 4. [`Model::run_entry`] and [`Model::forward`] run an entry once;
 //!    [`Session`] keeps the states (the KV cache) between calls.
 //! 5. [`generate`](generate::generate) drives any [`Decoder`]. A session chooses

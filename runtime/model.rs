@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use kiln_ir::plan::{Binding, Launch, Plan, Tier, Variant};
+use kiln_ir::plan::{Binding, Entry, Launch, Plan, Tier, Variant};
 
 use crate::adapter::Adapter;
 use crate::ahead;
@@ -39,19 +39,20 @@ pub struct LoadOptions {
     /// than these may then be refused, and longer prompts take smaller pieces. All
     /// launches are loaded if it is empty.
     pub sessions: Vec<SessionSize>,
-    /// Where compiled pipelines are kept, if the driver allows it, and what is known of
-    /// its own cache.
+    /// Where compiled pipelines are kept, if the driver allows it, what is known of its own
+    /// cache, and which ways to do launches are the fastest.
     pub cache_dir: Option<PathBuf>,
     /// Whether kernels are loaded that draw tokens. Without, sessions choose the likeliest
     /// token on the device, and draw on the host where that is asked for all the same.
     pub draw: bool,
     /// Whether variants with a [`Grid`](kiln_ir::plan::Grid) are taken that the
-    /// device is found fit for.
+    /// device is found fit for, and that were not measured to be slower.
     pub join: bool,
-    /// Whether it is measured which of several ways to do a launch is the fastest, when a
-    /// model is loaded on a device for the first time: what is found is kept in
-    /// [`LoadOptions::cache_dir`], without which nothing is measured. Launches that are not
-    /// measured are done as they stand.
+    /// Whether it is measured which of several ways to do a launch is the fastest, and
+    /// whether joined launches are, when a model is loaded on a device for the first time:
+    /// what is found is kept in [`LoadOptions::cache_dir`], for an artifact, a tier and a
+    /// driver. Where there is no such folder nothing is measured, and launches are done as
+    /// they stand in the plan.
     pub tune: bool,
 }
 
@@ -105,8 +106,8 @@ pub struct LoadProgress {
     pub kernels_ahead: usize,
     /// Those in all.
     pub kernels_ahead_total: usize,
-    /// Runs so far by which launches were measured that can be done in several ways, after
-    /// everything else; none if it is known which is the fastest.
+    /// Variants of steps so far whose launches were measured, those that can be done in
+    /// several ways, after everything else; none if it is known which is the fastest.
     pub trials: usize,
     /// Those in all.
     pub trials_total: usize,
@@ -175,11 +176,20 @@ impl Model {
                 distrusted.insert(tier.name.as_str(), reason);
                 continue;
             }
-            let options = LoadOptions {
+            let mut options = LoadOptions {
                 tier: Some(tier.name.clone()),
                 ..options.clone()
             };
-            return Self::load(device, artifact, &options, progress);
+            let features = device.features();
+            return match Self::load(device, artifact, &options, progress) {
+                // What was found to be fastest once may be refused by now.
+                Err(error) if options.tune && trust::is_verdict(&error) => {
+                    options.tune = false;
+                    let device = Device::open(adapter, features)?;
+                    Self::load(device, artifact, &options, progress)
+                }
+                outcome => outcome,
+            };
         }
     }
 
@@ -203,16 +213,26 @@ impl Model {
         let names = entry_names(tier, options)?;
         let mut tier = trust::without_bad_grids(&device, artifact, (tier, &names), &on, options)?;
         let measured = options.cache_dir.as_deref().filter(|_| options.tune);
-        let choices = measured.map(|dir| {
+        let mut choices = measured.map(|dir| {
             let key = kernels_key(artifact, options.checked);
-            ChoiceFile::open(dir, device.adapter(), &key)
+            ChoiceFile::open(dir, device.adapter(), [&tier.name, &key])
         });
-        let known = choices.as_ref().map(|file| &file.choices);
-        choice::settle(&mut tier, &on, known);
-        let mut run = BTreeSet::new();
-        if let (Some(step), false) = (tier.entries.get_mut(STEP), options.sessions.is_empty()) {
-            let most = maxima(plan, step).get("seq").copied().unwrap_or(1);
+        choice::settle(&mut tier, &on, choices.as_ref().map(|file| &file.choices));
+        let most = |step: &Entry| maxima(plan, step).get("seq").copied().unwrap_or(1);
+        let for_sessions = !options.sessions.is_empty();
+        if let (Some(step), true) = (tier.entries.get_mut(STEP), for_sessions) {
+            let most = most(step);
             keep_needed(step, most, &options.sessions)?;
+        }
+        // What can't be kept would be measured each time, and be another each time.
+        let is_kept = |file: &mut ChoiceFile| !file.is_open(&tier) || file.save();
+        choices = choices.and_then(|mut file| is_kept(&mut file).then_some(file));
+        if choices.is_none() {
+            choice::settle(&mut tier, &on, None);
+        }
+        let mut run = BTreeSet::new();
+        if let (Some(step), true) = (tier.entries.get(STEP), for_sessions) {
+            let most = most(step);
             let variants = expected(step, most, &options.sessions)?.into_iter();
             let launches = variants.flat_map(Variant::all_launches);
             run.extend(launches.flat_map(Launch::kernels).map(str::to_owned));
@@ -340,15 +360,8 @@ impl Model {
             chosen: BTreeMap::new(),
             device,
         };
-        let known = choices.as_ref().map(|file| &file.choices);
-        let found = model.try_out(known, progress)?;
-        model.chosen.clone_from(&found.kernels);
-        if let Some(mut file) = choices
-            && file.choices != found
-        {
-            file.choices = found;
-            file.save();
-        }
+        model.try_out(choices.as_mut(), progress)?;
+        model.chosen = choices.map(|file| file.choices.kernels).unwrap_or_default();
         Ok(model)
     }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use kiln_ir::plan::{Access, KERNEL_ENTRY, Kernel};
 
@@ -267,10 +267,13 @@ impl CacheFile {
     }
 }
 
-/// Writes a file of a cache, whole or not at all, with the folders that it lies in;
-/// failures are of no consequence.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) {
-    let temporary = path.with_extension(std::process::id().to_string());
+/// Writes a file of a cache, whole or not at all, with the folders that it lies in; whether
+/// that could be done, which is of no consequence but for time.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> bool {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    // Others, of this process too, may write the same file.
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let temporary = path.with_extension(format!("{}-{count}", std::process::id()));
     let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
     let written = folder
         .and_then(|()| fs::write(&temporary, bytes))
@@ -278,6 +281,7 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) {
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
     }
+    written.is_ok()
 }
 
 /// The user's cache folder for kiln, where the system has such a thing.

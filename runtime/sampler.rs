@@ -173,6 +173,7 @@ fn takes_its_tokens(plan: &Plan, entry: &Entry) -> bool {
 }
 
 fn is_written(plan: &Plan, entry: &Entry, buffer: usize) -> bool {
+    // Alternatives write what their launches do.
     let launches = entry.variants.iter().flat_map(|v| &v.launches);
     let mut bound = launches.flat_map(|launch| plan.bound(launch));
     bound.any(|b| b == (Binding::Buffer(buffer), Access::ReadWrite))

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use kiln_ir::plan::{CONTEXT, PAST};
 
-use crate::choice::Choices;
+use crate::choice::ChoiceFile;
 use crate::dims::Values;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::{
     Allocation, GRID_STATE_BYTES, PortProgram, Program, Recorder, VariantProgram, has_stalled,
 };
@@ -25,20 +25,22 @@ use crate::trust;
 const WORTHWHILE: f64 = 0.97;
 
 /// About how long a step takes at which ways to do its launches are measured, and how long
-/// all of that may take.
+/// all of that may take for a variant.
 const STEP_TIME: Duration = Duration::from_millis(100);
 const ALL_STEPS: Duration = Duration::from_secs(1);
-
-/// How many times as large the next size is that is tried.
-const STRIDE: u32 = 4;
-
-/// The most sequences at which ways are measured.
-const SEQUENCES: u64 = 32;
 
 /// How often each is measured, at the least and at the most.
 const ROUNDS: [u32; 2] = [2, 12];
 
-/// Tokens of each measurement of a variant for single tokens, and how often those are.
+/// The most sequences at which ways are measured.
+const SEQUENCES: u64 = 32;
+
+/// Positions at which a variant with a grid is compared.
+const POSITIONS: u64 = 4;
+
+/// About how long each measurement of single tokens takes, the most tokens of one, and how
+/// often they are made.
+const TOKEN_TIME: Duration = Duration::from_millis(100);
 const TOKENS: u32 = 8;
 const TOKEN_ROUNDS: u32 = 4;
 
@@ -84,13 +86,13 @@ impl<'m> Trial<'m> {
         }))
     }
 
-    /// Makes tokens stand at `past`, other ones for each.
-    fn stand_at(&mut self, past: u64) -> Result<()> {
+    /// Makes tokens stand at `past`, other ones for each, and for each `salt`.
+    fn stand_at(&mut self, past: u64, salt: u64) -> Result<()> {
         self.values.set(&self.model.slots, PAST, past);
         for port in &self.program.inputs {
             let bytes = port.bytes(&self.values)?;
             let vocab = self.model.plan.model.vocab_size.max(1);
-            let id = |at: u64| ((past + at) * 7919 % vocab) as u32;
+            let id = |at: u64| ((past + at + 977 * salt) * 7919 % vocab) as u32;
             let words: Vec<u32> = match port.name.as_str() {
                 "ids" => (0..bytes / 4).map(id).collect(),
                 _ => vec![0; (bytes / 4) as usize],
@@ -169,41 +171,33 @@ fn tried<T>(outcome: Result<T>) -> Result<Option<T>> {
 }
 
 impl Model {
-    /// Tries variants with grids, and where something is to be `known` measures what is
-    /// not known so far. Leaves the variants that are run; gives all that is known then.
+    /// Tries variants with grids, and where choices are kept in a `file` measures what is
+    /// not known so far. Leaves the variants that are run, and in the file what is known
+    /// then.
     pub(crate) fn try_out(
         &mut self,
-        known: Option<&Choices>,
+        mut file: Option<&mut ChoiceFile>,
         progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<Choices> {
-        let mut found = known.cloned().unwrap_or_default();
-        self.try_grids(known.map(|_| &mut found.joined))?;
-        self.choose_ways(&mut found.kernels, progress)?;
-        Ok(found)
+    ) -> Result<()> {
+        self.try_grids()?;
+        if let Some(file) = &mut file {
+            self.choose_ways(file, progress)?;
+            self.drop_slower(file)?;
+        }
+        Ok(())
     }
 
     /// Runs each variant with a grid that is to be tried, and drops those in which a
     /// workgroup waited in vain, since how many run at once depends on the kernel, those
-    /// that differ from the variant that is run without them, those that the driver
-    /// refuses, and those that are not `faster`, if that is asked for.
-    fn try_grids(&mut self, mut faster: Option<&mut BTreeMap<String, bool>>) -> Result<()> {
+    /// that differ from the variant that is run without them, and those that the driver
+    /// refuses.
+    fn try_grids(&mut self) -> Result<()> {
         let mut unfit = Vec::new();
         for (name, program) in &self.entries {
             for (index, variant) in program.variants.iter().enumerate() {
                 // Other ways to do its launches are compared with it, later.
-                if !variant.is_to_be_tried || variant.way > 0 {
-                    continue;
-                }
-                let measures = faster
-                    .as_ref()
-                    .is_some_and(|f| !f.contains_key(&variant.name));
-                let outcome = tried(self.try_grid(program, index, measures))?;
-                if let (Some(Some(is_faster)), Some(faster)) = (outcome, &mut faster)
-                    && measures
-                {
-                    faster.insert(variant.name.clone(), is_faster);
-                }
-                if outcome.flatten() != Some(true) {
+                let is_tried = variant.is_to_be_tried && variant.way == 0;
+                if is_tried && tried(self.is_fit(program, index))? != Some(true) {
                     unfit.push((name.clone(), index));
                 }
             }
@@ -217,65 +211,73 @@ impl Model {
         Ok(())
     }
 
-    /// Whether a variant with a grid is worth it; nothing if it does not give, for some
-    /// tokens one after the other, what the first gives that has none. It is if it is not
-    /// slower than that, or nobody `measures`.
-    fn try_grid(&self, program: &Program, variant: usize, measures: bool) -> Result<Option<bool>> {
-        const POSITIONS: u64 = 4;
+    /// Whether a variant with a grid gives, for some tokens one after the other, what the
+    /// first gives that has none.
+    fn is_fit(&self, program: &Program, variant: usize) -> Result<bool> {
         let context = POSITIONS.min(self.plan.model.max_context);
         let Some(mut trial) = Trial::new(self, program, [1, 1], context)? else {
-            return Ok(None);
+            return Ok(false);
         };
         let plain = program.variant_of(&trial.values, |v| v.grid.is_none())?;
         for past in 0..context {
-            trial.stand_at(past)?;
+            trial.stand_at(past, 0)?;
             if !trial.agree(variant, plain)? {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        if !measures {
-            return Ok(Some(true));
-        }
-        let mut least = [Duration::MAX; 2];
-        for _ in 0..TOKEN_ROUNDS {
-            for (least, variant) in least.iter_mut().zip([variant, plain]) {
-                *least = trial.clock(variant, TOKENS)?.min(*least);
-            }
-        }
-        let [joined, apart] = least;
-        Ok(Some(joined <= apart))
+        Ok(true)
     }
 
     /// Measures launches that can be done in several ways, and leaves each in the one that
-    /// is the fastest; adds to `found` which that is.
+    /// is the fastest; notes which that is.
     fn choose_ways(
         &mut self,
-        found: &mut BTreeMap<String, BTreeMap<String, String>>,
+        file: &mut ChoiceFile,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<()> {
         let Some(program) = self.entries.get(STEP) else {
             return Ok(());
         };
         let groups: Vec<Range<usize>> = groups(&program.variants).collect();
+        let open = groups.iter().filter(|group| group.len() > 1).count();
         let mut chosen = Vec::new();
-        for (at, group) in groups.iter().enumerate() {
-            let mut report = |done: usize, all: usize| {
-                progress(LoadProgress {
-                    trials: at * all + done,
-                    trials_total: groups.len() * all,
-                    ..LoadProgress::default()
-                });
-            };
-            let measured = tried(self.measure(program, group.clone(), &mut report))?;
-            chosen.push(measured.map(|sums| sums.least()).unwrap_or_default());
-        }
-        let name = |kernel: &usize| self.kernels[*kernel].name.clone();
-        for (group, chosen) in groups.iter().zip(&chosen) {
-            let names = chosen.iter().map(|(usual, way)| (name(usual), name(way)));
-            let variant = &program.variants[group.start].name;
-            if !chosen.is_empty() {
-                found.entry(variant.clone()).or_default().extend(names);
+        let mut done = 0;
+        for group in &groups {
+            if group.len() == 1 {
+                chosen.push(BTreeMap::new());
+                continue;
             }
+            progress(LoadProgress {
+                trials: done,
+                trials_total: open,
+                ..LoadProgress::default()
+            });
+            let name = &program.variants[group.start].name;
+            // In case that this is the end of the device.
+            file.choices.trying.insert(name.clone());
+            file.save();
+            let sums = match self.measure(program, group.clone()) {
+                Err(error @ Error::DeviceLost { .. }) => return Err(error),
+                outcome => outcome.unwrap_or_default(),
+            };
+            file.choices.trying.remove(name);
+            let least = sums.least();
+            if !least.is_empty() {
+                let kernel = |kernel: &usize| self.kernels[*kernel].name.clone();
+                let names = least
+                    .iter()
+                    .map(|(usual, way)| (kernel(usual), kernel(way)));
+                let known = file.choices.kernels.entry(name.clone()).or_default();
+                known.extend(names);
+            }
+            file.save();
+            chosen.push(least);
+            done += 1;
+            progress(LoadProgress {
+                trials: done,
+                trials_total: open,
+                ..LoadProgress::default()
+            });
         }
         if let Some(program) = self.entries.get_mut(STEP) {
             for (group, chosen) in groups.into_iter().zip(&chosen).rev() {
@@ -286,14 +288,10 @@ impl Model {
     }
 
     /// What the launches of each of the variants `group`, which are ways to do the first,
-    /// take at sizes that the first is run at.
-    fn measure(
-        &self,
-        program: &Program,
-        group: Range<usize>,
-        report: &mut dyn FnMut(usize, usize),
-    ) -> Result<Sums> {
-        let mut sums = Sums::default();
+    /// take at sizes that the first is run at; nothing if it is not run, since another one
+    /// is at the same sizes.
+    fn measure(&self, program: &Program, group: Range<usize>) -> Result<Means> {
+        let mut means = Means::default();
         let kernel = |way: usize, launch: usize| program.variants[way].launches[launch].kernel;
         let launches = 0..program.variants[group.start].launches.len();
         let differs = |launch: &usize| {
@@ -301,35 +299,52 @@ impl Model {
             group.clone().any(|way| kernel(way, *launch) != usual)
         };
         let open: Vec<usize> = launches.clone().filter(differs).collect();
-        if open.is_empty() {
-            return Ok(sums);
-        }
-        let Some((mut trial, took)) = self.step_of(program, group.start)? else {
-            // Where it can't be run there is no time to win.
-            open.iter()
-                .map(|launch| kernel(group.start, *launch))
-                .for_each(|usual| sums.add(usual, usual, 0.0));
-            return Ok(sums);
-        };
-        let mut fit = vec![group.start];
-        for way in group.clone().skip(1) {
-            if tried(trial.agree(way, group.start))? == Some(true) {
-                fit.push(way);
+
+        // Compared at each size, since work is dealt out in other ways at each; measured at
+        // the last.
+        let mut fit: Vec<usize> = group.clone().collect();
+        let mut last = None;
+        for size in self.steps_of(program, group.start) {
+            let [_, seq] = size;
+            let Some(mut trial) = Trial::new(self, program, size, seq)? else {
+                return Ok(means);
+            };
+            trial.stand_at(0, 0)?;
+            // The first time a driver may have something to compile.
+            trial.clock(group.start, 1)?;
+            let took = trial.clock(group.start, 1)?;
+            let mut still = vec![group.start];
+            for (salt, way) in (1..).zip(fit.into_iter().skip(1)) {
+                // Nothing of what another way has left may pass for what this one gives.
+                trial.stand_at(0, salt)?;
+                if tried(trial.agree(way, group.start))? == Some(true) {
+                    still.push(way);
+                }
+            }
+            fit = still;
+            last = Some((trial, took));
+            if took * 4 > STEP_TIME {
+                break;
             }
         }
-        let all = took
-            .saturating_mul(fit.len() as u32)
-            .max(Duration::from_micros(1));
+        let Some((mut trial, took)) = last else {
+            return Ok(means);
+        };
+        let all = took.saturating_mul(fit.len() as u32);
+        let all = all.max(Duration::from_micros(1));
         let [least, most] = ROUNDS;
         let rounds = (ALL_STEPS.as_micros() / all.as_micros()).clamp(least.into(), most.into());
         let mut times = vec![vec![f64::INFINITY; launches.len()]; fit.len()];
-        let trials = rounds as usize * fit.len();
-        for done in 0..trials {
-            report(done, trials);
-            let way = done % fit.len();
+        // What is left alone needs no time.
+        let rounds = if fit.len() > 1 { rounds as usize } else { 0 };
+        for round in 0..rounds * fit.len() {
+            let way = round % fit.len();
             let profile = trial.profile(fit[way])?;
             for (least, launch) in times[way].iter_mut().zip(&profile.launches) {
-                *least = least.min(launch.ns);
+                // A clock may stand still.
+                if launch.ns > 0.0 {
+                    *least = least.min(launch.ns);
+                }
             }
         }
         for launch in open {
@@ -338,50 +353,79 @@ impl Model {
                 // Where a way has no kernel of its own it stands for nothing.
                 let kernel = kernel(*way, launch);
                 if *way == group.start || kernel != usual {
-                    sums.add(usual, kernel, times[launch]);
+                    means.add(usual, kernel, times[launch]);
                 }
             }
         }
-        report(trials, trials);
-        Ok(sums)
+        Ok(means)
     }
 
-    /// A step that a variant takes: of a prompt, as long as they come if that does not take
-    /// too long, or else of a token of each of several sequences; and how long it takes.
-    fn step_of<'m>(
-        &'m self,
-        program: &'m Program,
-        variant: usize,
-    ) -> Result<Option<(Trial<'m>, Duration)>> {
+    /// Sizes, sequences and tokens of each, of steps that a variant is run for, the largest
+    /// last: of a prompt, or else of a token of each of several sequences.
+    fn steps_of(&self, program: &Program, variant: usize) -> Vec<[u64; 2]> {
         let most = |symbol: &str| program.maxima.get(symbol).copied().unwrap_or(1);
         let longest = most("seq").min(PIECE_ROWS).min(self.plan.model.max_context);
+        let is_run = |size: &[u64; 2]| {
+            let taken = program.variant(&sizes(self, *size, size[1]));
+            taken.is_ok_and(|taken| taken == variant)
+        };
         let prompts = rising(longest).map(|seq| [1, seq]);
+        let prompts: Vec<[u64; 2]> = prompts.filter(is_run).collect();
+        if !prompts.is_empty() {
+            return prompts;
+        }
         let batches = rising(most("batch").min(SEQUENCES)).map(|batch| [batch, 1]);
-        for all in [prompts.collect::<Vec<_>>(), batches.collect()] {
-            let mut found = None;
-            for size in all {
-                let [_, seq] = size;
-                let taken = program.variant(&sizes(self, size, seq));
-                if !taken.is_ok_and(|taken| taken == variant) {
-                    continue;
-                }
-                let Some(mut trial) = Trial::new(self, program, size, seq)? else {
-                    return Ok(None);
-                };
-                trial.stand_at(0)?;
-                // The first time a driver may have something to compile.
-                trial.clock(variant, 1)?;
-                let took = trial.clock(variant, 1)?;
-                found = Some((trial, took));
-                if took * STRIDE > STEP_TIME {
-                    break;
-                }
+        batches.filter(is_run).collect()
+    }
+
+    /// Drops variants with grids that are slower than launches apart, and notes which are
+    /// not.
+    fn drop_slower(&mut self, file: &mut ChoiceFile) -> Result<()> {
+        let Some(program) = self.entries.get(STEP) else {
+            return Ok(());
+        };
+        let mut slower = Vec::new();
+        for (index, variant) in program.variants.iter().enumerate() {
+            let known = &mut file.choices.joined;
+            if !variant.is_to_be_tried || known.contains_key(&variant.name) {
+                continue;
             }
-            if found.is_some() {
-                return Ok(found);
+            if let Some(Some(is_slower)) = tried(self.is_slower(program, index))? {
+                known.insert(variant.name.clone(), !is_slower);
+                if is_slower {
+                    slower.push(index);
+                }
+                file.save();
             }
         }
-        Ok(None)
+        if let Some(program) = self.entries.get_mut(STEP) {
+            for index in slower.into_iter().rev() {
+                program.variants.remove(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether tokens take longer by a variant with a grid than by the first that has none;
+    /// nothing if that can't be said.
+    fn is_slower(&self, program: &Program, variant: usize) -> Result<Option<bool>> {
+        let context = POSITIONS.min(self.plan.model.max_context);
+        let Some(mut trial) = Trial::new(self, program, [1, 1], context)? else {
+            return Ok(None);
+        };
+        let plain = program.variant_of(&trial.values, |v| v.grid.is_none())?;
+        trial.stand_at(0, 0)?;
+        let took = trial.clock(plain, 1)?.max(Duration::from_micros(1));
+        let tokens = (TOKEN_TIME.as_micros() / took.as_micros()).clamp(1, TOKENS.into()) as u32;
+        let mut least = [Duration::MAX; 2];
+        for _ in 0..TOKEN_ROUNDS {
+            for (least, variant) in least.iter_mut().zip([variant, plain]) {
+                *least = trial.clock(variant, tokens)?.min(*least);
+            }
+        }
+        let [joined, apart] = least;
+        // Time that a barrier waited in vain says nothing of others.
+        Ok(trial.agree(variant, plain)?.then_some(joined > apart))
     }
 }
 
@@ -399,10 +443,12 @@ fn sizes(model: &Model, [batch, seq]: [u64; 2], context: u64) -> Values {
     values
 }
 
-/// Numbers up to `most`, each [`STRIDE`] times the last.
+/// Powers of two below `most`, three quarters of it, and itself.
 fn rising(most: u64) -> impl Iterator<Item = u64> {
-    let powers = std::iter::successors(Some(1), |n| Some(n * u64::from(STRIDE)));
-    powers.take_while(move |n| *n < most).chain([most])
+    let powers = std::iter::successors(Some(1), |n| Some(2 * n));
+    let below = powers.take_while(move |n| 4 * n < 3 * most);
+    let last = [3 * most / 4, most].into_iter();
+    below.chain(last.filter(|n| *n > 0))
 }
 
 /// Variants with the ways to do them behind each.
@@ -431,24 +477,30 @@ fn fold(variants: &mut Vec<VariantProgram>, group: Range<usize>, chosen: &BTreeM
     }
 }
 
-/// Nanoseconds by the kernel of a launch as it stands, and by the kernel that was launched.
+/// Nanoseconds and launches, by the kernel of a launch as it stands, and by the kernel that
+/// was launched.
 #[derive(Debug, Default)]
-struct Sums(BTreeMap<usize, BTreeMap<usize, f64>>);
+struct Means(BTreeMap<usize, BTreeMap<usize, (f64, f64)>>);
 
-impl Sums {
+impl Means {
     fn add(&mut self, usual: usize, kernel: usize, ns: f64) {
-        let sums = self.0.entry(usual).or_default();
-        *sums.entry(kernel).or_default() += ns;
+        let (sum, count) = self.0.entry(usual).or_default().entry(kernel).or_default();
+        *sum += ns;
+        *count += 1.0;
     }
 
     /// Which kernel takes the least time for each that has others that stand for it: its
     /// own unless another one is worth it.
     fn least(&self) -> BTreeMap<usize, usize> {
-        let chosen = self.0.iter().filter_map(|(usual, sums)| {
-            let own = *sums.get(usual)?;
-            let least = sums.iter().min_by(|a, b| a.1.total_cmp(b.1))?;
-            let is_worthwhile = *least.1 < own * WORTHWHILE;
-            Some((*usual, if is_worthwhile { *least.0 } else { *usual }))
+        let chosen = self.0.iter().map(|(usual, sums)| {
+            let means = sums
+                .iter()
+                .map(|(kernel, (sum, count))| (kernel, sum / count));
+            let means: BTreeMap<usize, f64> = means.map(|(k, mean)| (*k, mean)).collect();
+            let own = means.get(usual).copied().unwrap_or(0.0);
+            let least = means.iter().min_by(|a, b| a.1.total_cmp(b.1));
+            let better = least.filter(|(_, mean)| **mean < own * WORTHWHILE);
+            (*usual, better.map_or(*usual, |(kernel, _)| *kernel))
         });
         chosen.collect()
     }
@@ -460,21 +512,34 @@ mod tests {
 
     #[test]
     fn another_way_has_to_be_worth_it() {
-        let mut sums = Sums::default();
+        let mut means = Means::default();
         for (usual, kernel, ns) in [
-            // Of two launches each.
+            // Of two launches each, but for the last, which one has for itself.
             (0, 0, 60.0),
             (0, 0, 60.0),
             (0, 1, 50.0),
             (0, 1, 60.0),
             (0, 2, 55.0),
             (0, 2, 80.0),
+            (0, 6, 59.0),
             (3, 3, 100.0),
             (3, 4, 98.0),
-            (5, 5, 1.0),
+            (5, 5, f64::INFINITY),
         ] {
-            sums.add(usual, kernel, ns);
+            means.add(usual, kernel, ns);
         }
-        assert_eq!(sums.least(), [(0, 1), (3, 3), (5, 5)].into());
+        assert_eq!(means.least(), [(0, 1), (3, 3), (5, 5)].into());
+    }
+
+    #[test]
+    fn sizes_rise_to_the_largest() {
+        let sizes = |most| rising(most).collect::<Vec<u64>>();
+        assert_eq!(sizes(1), [1]);
+        assert_eq!(sizes(2), [1, 1, 2]);
+        assert_eq!(sizes(8), [1, 2, 4, 6, 8]);
+        assert_eq!(
+            sizes(1000),
+            [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 750, 1000]
+        );
     }
 }

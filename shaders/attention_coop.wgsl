@@ -6,8 +6,8 @@
 // sentinel; the weights return as f16. Their product with the values goes to the lanes the same way,
 // which hold the sums: those have to be scaled row by row, and a cooperative matrix can't be.
 //
-// With PARTS over 1, workgroups of their own take as many parts of a tile's keys, if there are no more
-// than MOST tiles: else the last tile, which has the most keys, is waited for when all others are done.
+// With PARTS over 1 (split-KV), workgroups of their own take as many parts of a tile's keys, if there are no
+// more than MOST tiles: else the last tile, which has the most keys, is waited for when all others are done.
 // The tiles that take longest come first. See parts.wgsl for how parts become results.
 //
 // Subgroups must have SUBGROUP invocations: the tier that has this body asks for it.
@@ -57,8 +57,8 @@ fn main(
     let query_tiles = (queries() + TILE - 1u) / TILE;
     let tiles = batch() * HEADS * query_tiles;
     let parts = select(1u, PARTS, tiles <= MOST);
-    // A workgroup beyond the last computes that again, if there may be others: cooperative operations
-    // may not stand behind a return.
+    // Cooperative operations may not stand behind a return: a workgroup beyond the last computes that
+    // again, or with PARTS nothing.
     let index = workgroup_index(workgroup_id, num_workgroups);
     let is_idle = PARTS > 1u && index >= tiles * parts;
     let tile = min(index / parts, tiles - 1u);
@@ -196,7 +196,7 @@ fn main(
                 }
             }
         }
-    } else {
+    } else if !is_idle {
         for (var p = 0u; p < 8u * GROUPS; p++) {
             keep(index * PART + p * WORKGROUP + lane, out[p]);
         }

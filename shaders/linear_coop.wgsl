@@ -7,19 +7,21 @@
 // driver loads 16 bytes at a time, 4 where it loads 8. Finished accumulators pass through workgroup
 // memory to the epilogue.
 //
-// With PARTS over 1, tiles beyond the last multiple of ROUND, about as many as run at once, are
+// With PARTS over 1 (split-K), tiles beyond the last multiple of ROUND, about as many as run at once, are
 // computed in as many parts of K by workgroups of their own, so that the last round takes no longer than
-// what is left to do. See parts.wgsl for how parts become results.
+// what is left to do; but all are computed whole if more than MOST are left. See parts.wgsl for how parts
+// become results.
 //
 // Accumulators have names, not places in an array: an array that a loop indexes lies in memory. The
 // products of a step are written out: the driver loads what is multiplied next meanwhile, which it does
 // not in a loop.
 // Subgroups must have SUBGROUP invocations: the tier that has this body asks for it.
 //
-// Constants: K, N, SUBGROUP, SUBGROUPS_M, SUBGROUPS_N, FRAGMENTS_M (2 or 4), PAD, PARTS, ROUND.
+// Constants: K, N, SUBGROUP, SUBGROUPS_M, SUBGROUPS_N, FRAGMENTS_M (2 or 4), PAD, PARTS, ROUND, MOST.
 // Hooks: rows, load_x8, load_w8, store4, workgroup_index, and keep, kept and is_complete of parts.wgsl;
 // they may call half4.
-// Grid: ceil(N / TILE_N) * ceil(rows / TILE_M) workgroups; with PARTS, one for each part.
+// Grid: ceil(N / TILE_N) * ceil(rows / TILE_M) workgroups; with PARTS, one for each part. Those beyond
+// have nothing to do.
 // Workgroup: SUBGROUP * SUBGROUPS_M * SUBGROUPS_N invocations.
 // Workgroup memory: 8 * (16 + PAD) * (TILE_M + TILE_N) bytes, and 1,024 a subgroup.
 
@@ -53,9 +55,10 @@ var<workgroup> results: array<vec4<f32>, 64u * SUBGROUPS_M * SUBGROUPS_N>;
 // vec4s of a part.
 const PART: u32 = TILE_M * TILE_N / 4u;
 const WHOLE: u32 = 0xffffffffu;
+const NOTHING: u32 = 0xfffffffeu;
 
-// To be called by all, behind a store of 16x16 results whose first is at (m, n). Those of a part are kept
-// from `at` on, unless that is WHOLE.
+// To be called by all, behind a store of 16x16 results whose first is at (m, n): of a tile that is WHOLE,
+// of a part, which are kept from `at` on, or of NOTHING.
 fn finish(m: u32, n: u32, lane: u32, at: u32) {
     workgroupBarrier();
     let own = lane / SUBGROUP * 64u;
@@ -63,7 +66,9 @@ fn finish(m: u32, n: u32, lane: u32, at: u32) {
         let row = m + i / 4u;
         let column = n + i % 4u * 4u;
         if PARTS > 1u && at != WHOLE {
-            keep(at + own + i, results[own + i]);
+            if at != NOTHING {
+                keep(at + own + i, results[own + i]);
+            }
         } else if row < rows() && column < N {
             store4(row, column, results[own + i]);
         }
@@ -96,15 +101,19 @@ fn main(
     let row_tiles = (rows() + TILE_M - 1u) / TILE_M;
     let tiles = row_tiles * ((N + TILE_N - 1u) / TILE_N);
     // Tiles that are computed whole; behind them come parts of the others.
-    let whole = select(tiles, tiles / ROUND * ROUND, PARTS > 1u);
-    // A workgroup beyond the last computes that again: cooperative operations may not stand behind a
-    // return.
-    let index = min(workgroup_index(workgroup_id, num_workgroups), whole + (tiles - whole) * PARTS - 1u);
+    let rest = tiles % ROUND;
+    let whole = select(tiles, tiles - rest, PARTS > 1u && rest <= MOST);
+    // Cooperative operations may not stand behind a return: a workgroup beyond the last computes that
+    // again, or with PARTS nothing.
+    let number = workgroup_index(workgroup_id, num_workgroups);
+    let last = whole + (tiles - whole) * PARTS - 1u;
+    let is_idle = PARTS > 1u && number > last;
+    let index = min(number, last);
     let part = max(index, whole) - whole;
     let is_part = PARTS > 1u && index >= whole;
     let tile = select(index, whole + part / PARTS, is_part);
     let first = select(0u, part % PARTS * STEPS / PARTS, is_part);
-    let end = select(STEPS, (part % PARTS + 1u) * STEPS / PARTS, is_part);
+    let end = select(select(STEPS, (part % PARTS + 1u) * STEPS / PARTS, is_part), first, is_idle);
     let row = tile % row_tiles * TILE_M;
     let column = tile / row_tiles * TILE_N;
     let own = lane / SUBGROUP;
@@ -176,40 +185,40 @@ fn main(
     }
 
     let place = own * 64u;
-    let last = column + n + 16u;
+    let right = column + n + 16u;
     // Fragments of a part lie one behind the other, those of all subgroups together.
-    let at = select(WHOLE, part * PART, is_part);
-    let next = select(0u, WORKGROUP / SUBGROUP * 64u, is_part);
+    let at = select(select(WHOLE, part * PART, is_part), NOTHING, is_idle);
+    let next = select(0u, WORKGROUP / SUBGROUP * 64u, is_part && !is_idle);
     coopStoreT(c00, &results[place], 4u);
     finish(row + m, column + n, lane, at);
     coopStoreT(c01, &results[place], 4u);
-    finish(row + m, last, lane, at + next);
+    finish(row + m, right, lane, at + next);
     coopStoreT(c10, &results[place], 4u);
     finish(row + m + 16u, column + n, lane, at + 2u * next);
     coopStoreT(c11, &results[place], 4u);
-    finish(row + m + 16u, last, lane, at + 3u * next);
+    finish(row + m + 16u, right, lane, at + 3u * next);
     if FRAGMENTS_M > 2u {
         coopStoreT(c20, &results[place], 4u);
         finish(row + m + 32u, column + n, lane, at + 4u * next);
         coopStoreT(c21, &results[place], 4u);
-        finish(row + m + 32u, last, lane, at + 5u * next);
+        finish(row + m + 32u, right, lane, at + 5u * next);
         coopStoreT(c30, &results[place], 4u);
         finish(row + m + 48u, column + n, lane, at + 6u * next);
         coopStoreT(c31, &results[place], 4u);
-        finish(row + m + 48u, last, lane, at + 7u * next);
+        finish(row + m + 48u, right, lane, at + 7u * next);
     }
-    if PARTS > 1u && is_part {
+    if PARTS > 1u && is_part && !is_idle {
         if is_complete(tile - whole, lane) {
             let of_tile = (tile - whole) * PARTS * PART;
             join_parts(row + m, column + n, lane, of_tile);
-            join_parts(row + m, last, lane, of_tile + next);
+            join_parts(row + m, right, lane, of_tile + next);
             join_parts(row + m + 16u, column + n, lane, of_tile + 2u * next);
-            join_parts(row + m + 16u, last, lane, of_tile + 3u * next);
+            join_parts(row + m + 16u, right, lane, of_tile + 3u * next);
             if FRAGMENTS_M > 2u {
                 join_parts(row + m + 32u, column + n, lane, of_tile + 4u * next);
-                join_parts(row + m + 32u, last, lane, of_tile + 5u * next);
+                join_parts(row + m + 32u, right, lane, of_tile + 5u * next);
                 join_parts(row + m + 48u, column + n, lane, of_tile + 6u * next);
-                join_parts(row + m + 48u, last, lane, of_tile + 7u * next);
+                join_parts(row + m + 48u, right, lane, of_tile + 7u * next);
             }
         }
     }

@@ -5,8 +5,8 @@
 // of weights each (a unit), BATCH units in flight. What is fetched next is under way while the last is
 // summed up, across outputs too. The first weights are fetched before the rows are there, and what the
 // epilogue reads as soon as it is: where other workgroups have to finish first, they are waited for
-// behind that, and weights of TOUCH steps more, of whose every 32 bytes one word is loaded and forgotten,
-// are brought as near as the cache that all processors share. The rows lie transposed, so that neighbouring lanes, which read UV vec4s each, find them
+// behind that. Of the weights of TOUCH steps more one word in 32 bytes is loaded then and forgotten
+// (prefetch), for the cache that all processors share. The rows lie transposed, so that neighbouring lanes, which read UV vec4s each, find them
 // in neighbouring places, whatever the weights' type. Works for every subgroup size.
 //
 // Constants: K, K4, N, UNITS (units of a row of weights), UV (vec4s of a unit), WORKGROUP, TILE_ROWS,

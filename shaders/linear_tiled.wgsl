@@ -24,8 +24,8 @@ var<workgroup> w_tile: array<vec4<f32>, TILE_N * STRIDE>;
 const TEAM: u32 = WORKGROUP / TILE_M;
 
 var<workgroup> partial: array<f32, select(1u, WORKGROUP, NORM)>;
-var<workgroup> mean_of: array<f32, TILE_M>;
-var<workgroup> rstd_of: array<f32, TILE_M>;
+var<workgroup> mean_of: array<f32, select(1u, TILE_M, NORM)>;
+var<workgroup> rstd_of: array<f32, select(1u, TILE_M, NORM)>;
 
 // To be called by all: the sum of a team's values.
 fn team_sum(lane: u32, value: f32) -> f32 {

@@ -1,4 +1,4 @@
-// Parts of what a tile sums up, each for a workgroup of its own, on a GPU: each keeps its sums, and who
+// Parts of what a tile sums up (split-K, split-KV), each for a workgroup of its own, on a GPU: each keeps its sums, and who
 // keeps the last of a tile adds them up, in the order of the parts, so that sums do not depend on who
 // that is. Nobody waits for anybody.
 //

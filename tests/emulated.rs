@@ -31,6 +31,10 @@ const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 100, "max_position_
     "hidden_size": 288, "intermediate_size": 400, "num_attention_heads": 6,
     "num_key_value_heads": 2, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
 
+/// Of layers that sum up many elements, more than a product of matrices takes at once.
+const DEEP: &str = r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 64,
+    "n_inner": 1300, "n_head": 2, "n_layer": 2}"#;
+
 /// A tier with subgroups of 32, if it does not say of how many, its launches apart.
 const fn apart(tier: &str) -> On<'_> {
     On {
@@ -247,7 +251,7 @@ fn in_way(compiled: &Compiled, way: usize) -> (Compiled, usize) {
 }
 
 /// Other ways to do what launches do: each kernel that stands for another is launched, and
-/// gives what that gives. On a device of two processors the last tiles are in parts, and
+/// gives what that gives. On a device of few processors the last tiles are in parts, and
 /// so is attention of few sequences.
 #[test]
 fn alternatives() {
@@ -266,21 +270,22 @@ fn alternatives() {
             &[(1, 13), (3, 7)],
         ),
         (&long, Packing::F16, &[MATRICES], &[(1, 2), (2, 75)]),
-        // More sequences than a kernel for few rows takes.
+        // More sequences than a kernel for few rows takes, and rows that are cut in ten.
         (
-            LLAMA,
+            DEEP,
             Packing::F16,
             &[MATRICES, "subgroup"],
-            &[(9, 2), (2, 8), (1, 2)],
+            &[(9, 16), (2, 8), (1, 2)],
         ),
     ] {
         let fixture = Fixture::random(config);
+        let processors = if config == DEEP { 8 } else { 2 };
         let max_batch = sizes.iter().map(|(batch, _)| *batch as u64).max();
         let options = EntryOptions {
             max_batch: max_batch.unwrap(),
             ..EntryOptions::default()
         };
-        let compiled = compile_for(&fixture, packing, 2, &options);
+        let compiled = compile_for(&fixture, packing, processors, &options);
         let vocab = compiled.plan.model.vocab_size as usize;
         let cases = cases(&fixture, &compiled, sizes);
         let mut launched = BTreeSet::new();
@@ -312,6 +317,8 @@ fn alternatives() {
             .flat_map(|l| &l.alternatives);
         let others: BTreeSet<&String> = others.map(|way| &way.kernel).collect();
         assert!(!others.is_empty());
+        let of_ten = others.iter().any(|kernel| kernel.contains(".parts10"));
+        assert_eq!(of_ten, config == DEEP);
         for kernel in others {
             assert!(launched.contains(kernel), "{kernel}");
         }

@@ -123,7 +123,10 @@ fn buffer_bytes(plan: &Plan, entry: &Entry) -> std::result::Result<u64, DimError
     }
     largest.set(CONTEXT, plan.model.max_context).set(BLOCK, 0);
     let mut total = 0;
-    for buffer in &entry.buffers {
+    for index in plan.buffers_of(entry) {
+        let Some(buffer) = entry.buffers.get(index) else {
+            continue;
+        };
         let mut bytes = 0;
         for size in &buffer.bytes {
             bytes = size.eval(&largest)?.max(bytes);

@@ -5,8 +5,10 @@
 //! [`Plan::symbols`], replaced by [`Entry::symbols`](super::Entry::symbols) and,
 //! within a variant, by those of its bounds that are about one symbol.
 //! [`CONTEXT`] is at most [`ModelInfo::max_context`](super::ModelInfo::max_context).
-//! Limits are those that a tier requires, else WebGPU's defaults. A variant whose
-//! launches have [`Alternative`](super::Alternative)s is checked in each of its ways.
+//! Limits are those that a tier requires, or a grid or an
+//! [`Alternative`](super::Alternative) besides, else WebGPU's defaults. A variant whose
+//! launches have alternatives is checked with the first of each, the second, and so on;
+//! that any of them may be mixed follows from 27.
 //!
 //! The plan's names
 //!
@@ -86,6 +88,11 @@
 //!     no other way, and neither is a state that is so once in an entry point; where
 //!     states are of f16 none is. No port's buffer is an image. One that a kernel reads
 //!     and writes is bound in variants with a grid alone.
+//!
+//! Alternatives
+//!
+//! 27. An alternative binds what its launch does, to read or to write it as there, but for
+//!     buffers of no port that no launch of the entry point binds as it stands.
 //!
 //! All errors are collected.
 //!

@@ -106,6 +106,7 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
                     ("PAD", pad),
                     ("PARTS", parts),
                     ("ROUND", 256),
+                    ("MOST", 128),
                 ];
                 with_matrices(&tile, parts, vec!["common", "linear_coop"])
             })
@@ -123,13 +124,18 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
                 ])
             })
             .collect(),
-        "linear_tiled" => linear(&[
-            ("TILE_M", 64),
-            ("TILE_N", 64),
-            ("TILE_K4", 4),
-            ("THREAD_M", 4),
-            ("THREAD_N", 4),
-        ]),
+        "linear_tiled" => [[4, 4, 4], [8, 4, 4], [8, 8, 2], [2, 4, 4], [2, 8, 4]]
+            .into_iter()
+            .flat_map(|[m, n, depth]| {
+                linear(&[
+                    ("TILE_M", 16 * m),
+                    ("TILE_N", 16 * n),
+                    ("TILE_K4", depth),
+                    ("THREAD_M", m),
+                    ("THREAD_N", n),
+                ])
+            })
+            .collect(),
         "attention_software_prefill" => [2, 4]
             .map(|tile| {
                 let constants = constants(&[("TILE_QUERIES", tile), ("WORKGROUP", 8)]);

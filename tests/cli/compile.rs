@@ -225,6 +225,16 @@ fn kernels_are_translated() {
     }
 }
 
+/// Without joined launches, and with as many workgroups as go into no binding if tiles of
+/// matrices are in parts for each, there is an artifact all the same.
+#[test]
+fn any_grid_has_matrices() {
+    for grid in ["0", "1", "1024"] {
+        let (_folder, _out, text) = compiled(&["demo", "--dtype", "f16", "--grid", grid]);
+        assert!(text.contains("coop"), "{text}");
+    }
+}
+
 /// Of a grid of one workgroup, since a software driver has but few threads.
 #[test]
 fn grids_are_as_asked_for() {

@@ -193,7 +193,8 @@ function waysOf(launch) {
 }
 
 function drawKernel(usual, sizes) {
-  const launch = [usual, ...usual.others][state.way] ?? usual;
+  if (state.way > usual.others.length) state.way = 0;
+  const launch = [usual, ...usual.others][state.way];
   const { kernel } = launch;
   const names = bindingNames(kernel);
   const uses = new Map();

@@ -59,11 +59,15 @@ function viewMemory(patch, hint) {
   const entry = planEntry(state.tier, state.entry);
   const lives = livesOf(entry, launches);
   const sizeAt = (dims, sizes) => Math.max(0, ...dims.map((d) => evaluate(plan.dims[d], sizes)));
-  const buffers = entry.buffers.map(([name, dims], index) => ({
+  const all = entry.buffers.map(([name, dims], index) => ({
     name, index, most: sizeAt(dims, maximalSizes()), now: sizeAt(dims, currentSizes()),
     lives: lives.filter((life) => life.buffer === index),
     port: [...entry.inputs, ...entry.outputs].find(([, , buffer]) => buffer === index),
   }));
+  // The others are there for alternatives.
+  const usual = new Set(entry.variants.flatMap(launchesOf).flatMap((l) =>
+    l.bindings.filter((b) => b.kind === 'buffer').map((b) => b.index)));
+  const buffers = all.filter(({ index, port }) => port || usual.has(index));
   const used = new Set(launches.flatMap((l) => l.bindings.filter((b) => b.kind === 'state').map((b) => b.index)));
   const states = { count: used.size, most: 0 };
   for (const index of used) states.most += evaluate(plan.dims[planTier(state.tier).states[index]], maximalSizes());
@@ -166,7 +170,7 @@ function drawMoment() {
   const sizes = maximalSizes();
   const list = (writes) => launch.bindings.filter((b) => b.writes === writes).map((binding) => {
     const life = binding.kind === 'buffer'
-      && buffers[binding.index].lives.find((l) => l.from <= launch.index && launch.index <= l.to && (!writes || l.writes.includes(launch.index)));
+      && buffers.find(({ index }) => index === binding.index).lives.find((l) => l.from <= launch.index && launch.index <= l.to && (!writes || l.writes.includes(launch.index)));
     const bound = boundTo(binding, sizes);
     return el('li', {}, el('code', {}, bound.name), life && life.name !== bound.name && ` holding ${life.name}`, el('small', {}, bytes(bound.bytes)));
   });

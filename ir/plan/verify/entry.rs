@@ -60,6 +60,9 @@ pub(super) fn dims(entry: &Entry, f: &mut dyn FnMut(&Dim)) {
 
 pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report) {
     kernels((plan, tier, entry), report);
+    alternatives((plan, entry), report);
+    let sizes = Sizes::new(plan, &entry.symbols);
+    coverage(entry, &sizes, report);
     let ways = entry.variants.iter().flat_map(Variant::each_way);
     let entry = &Entry {
         variants: ways.collect(),
@@ -70,7 +73,7 @@ pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report
         plan,
         tier,
         entry,
-        sizes: Sizes::new(plan, &entry.symbols),
+        sizes,
         images,
         report,
     };
@@ -79,7 +82,6 @@ pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report
     checker.buffers();
     checker.bound_buffers();
     checker.zeroed_buffers();
-    checker.coverage();
     let first = checker.report.errors.len();
     for variant in &entry.variants {
         checker.report.place.variant.clone_from(&variant.name);
@@ -91,20 +93,78 @@ pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report
     flow::outputs_apart(entry, checker.report);
 }
 
+/// Variants without a grid take the largest sizes and the least.
+fn coverage(entry: &Entry, sizes: &Sizes, report: &mut Report) {
+    let variants = || entry.variants.iter().filter(|v| v.grid.is_none());
+    if variants().next().is_none() {
+        let expected = "at least one without a grid";
+        report.error(17, "variants", expected, "none");
+        return;
+    }
+    for (when, at) in sizes.both() {
+        if variants().any(|v| v.takes(at) == Ok(true)) {
+            continue;
+        }
+        let bounds = variants().map(|v| {
+            let bounds = v.bounds.iter().map(|b| format!("{} <= {}", b.size, b.max));
+            let bounds: Vec<String> = bounds.collect();
+            format!("`{}` for {}", v.name, bounds.join(" and "))
+        });
+        let found: Vec<String> = bounds.collect();
+        let expected = format!("one that takes {when}");
+        report.error(17, "variants", expected, found.join("; "));
+    }
+}
+
+/// Alternatives bind what their launches do, and in the same way, but for buffers that no
+/// launch binds as it stands: so any of them may stand beside any other.
+fn alternatives((plan, entry): (&Plan, &Entry), report: &mut Report) {
+    let usual: BTreeSet<Binding> = plan.bound_by(entry).map(|(binding, _)| binding).collect();
+    let ports = entry.inputs.iter().chain(&entry.outputs);
+    let ports: BTreeSet<Binding> = ports.map(|port| Binding::Buffer(port.buffer)).collect();
+    for variant in &entry.variants {
+        report.place.variant.clone_from(&variant.name);
+        for launch in variant.all_launches() {
+            report.place.launch.clone_from(&launch.label);
+            let bound = |launch: &Launch| -> BTreeSet<(Binding, bool)> {
+                let bound = plan.bound(launch).map(|(b, access)| (b, access.writes()));
+                let shared = bound.filter(|(b, _)| usual.contains(b) || ports.contains(b));
+                shared.collect()
+            };
+            let wanted = bound(launch);
+            // One without a kernel, or whose bindings are not as many, is told of elsewhere.
+            let is_whole = |way: &Launch| {
+                let kernel = plan.kernels.get(&way.kernel);
+                kernel.is_some_and(|k| k.bindings.len() == way.bindings.len())
+            };
+            for way in launch.each_way().skip(1).filter(is_whole) {
+                let found = bound(&way);
+                if let Some((other, _)) = found.symmetric_difference(&wanted).next() {
+                    let subject = format!("alternative `{}`", way.kernel);
+                    let expected = "what the launch binds, read and written as it is there";
+                    report.error(27, subject, expected, format!("{other:?}, which is not"));
+                }
+            }
+            report.place.launch.clear();
+        }
+        report.place.variant.clear();
+    }
+}
+
 /// Kernels that an entry point launches, each once, within the least limits of those who
 /// launch it.
 fn kernels((plan, tier, entry): (&Plan, &Tier, &Entry), report: &mut Report) {
-    let mut names: BTreeMap<&str, (bool, Option<&Requirements>)> = BTreeMap::new();
+    let mut names: BTreeMap<&str, (bool, Vec<Option<&Requirements>>)> = BTreeMap::new();
     for variant in &entry.variants {
         let grid = variant.grid.as_ref().map(|g| &g.requires);
         for launch in variant.all_launches() {
             let others = launch.alternatives.iter();
             let others = others.map(|a| (&a.kernel, Some(&a.requires)));
             for (kernel, besides) in others.chain([(&launch.kernel, grid)]) {
-                let (in_grids, least) = names.entry(kernel).or_insert((true, besides));
+                let (in_grids, all) = names.entry(kernel).or_insert((true, Vec::new()));
                 *in_grids &= grid.is_some();
-                if besides.is_none() {
-                    *least = None;
+                if !all.contains(&besides) {
+                    all.push(besides);
                 }
             }
         }
@@ -120,7 +180,8 @@ fn kernels((plan, tier, entry): (&Plan, &Tier, &Entry), report: &mut Report) {
             report.error(26, subject.clone(), expected, found);
         }
         let mut at_most = |what: &str, name: &str, found: u64| {
-            let most = limit(tier, besides, name);
+            let limits = besides.iter().map(|besides| limit(tier, *besides, name));
+            let most = limits.min().unwrap_or(u64::MAX);
             if found > most {
                 let expected = format!("at most {most} {what} (`{name}`)");
                 report.error(16, subject.clone(), expected, found);
@@ -264,29 +325,6 @@ impl Checker<'_, '_> {
                 }
                 Binding::Buffer(_) => {}
             }
-        }
-    }
-
-    fn coverage(&mut self) {
-        let variants = || self.entry.variants.iter().filter(|v| v.grid.is_none());
-        if variants().next().is_none() {
-            let expected = "at least one without a grid";
-            self.report.error(17, "variants", expected, "none");
-            return;
-        }
-        for (when, sizes) in self.sizes.both() {
-            if variants().any(|v| v.takes(sizes) == Ok(true)) {
-                continue;
-            }
-            let bounds = variants().map(|v| {
-                let bounds = v.bounds.iter().map(|b| format!("{} <= {}", b.size, b.max));
-                let bounds: Vec<String> = bounds.collect();
-                format!("`{}` for {}", v.name, bounds.join(" and "))
-            });
-            let found: Vec<String> = bounds.collect();
-            let expected = format!("one that takes {when}");
-            self.report
-                .error(17, "variants", expected, found.join("; "));
         }
     }
 

@@ -34,16 +34,26 @@ fn a_way_is_checked_as_the_launch_is() {
          found `block` in `block`"
     );
     breaks(11, &text, spoilt(|way| way.workgroups = dim("block")));
+    // What is read must have been written, and what is written may be waited for.
     let text = format!(
-        "{at}: buffer 1 (`logits`): expected to be written before it is read, found no earlier \
-         launch that does"
+        "{at}: alternative `other`: expected what the launch binds, read and written as it is \
+         there, found State(0), which is not"
     );
     let errors = errors_of(|p| {
         with_way(p, |way| way.kernel = "other".into());
         p.kernels
             .extend([kernel("other", &[ReadWrite, Read, Read])]);
     });
-    assert_eq!(errors[0].to_string(), text);
+    assert_eq!((errors[0].invariant, errors[0].to_string()), (27, text));
+    // A buffer that nothing else binds it may have besides.
+    let own = |p: &mut Plan| {
+        entry(p, "step").buffers.push(buffer("own", &["64"]));
+        let own = B(entry(p, "step").buffers.len() - 1);
+        with_way(p, |way| way.bindings.push(own));
+        let kernel = kernel("tiled", &[Read, Read, ReadWrite, ReadWrite]);
+        p.kernels.extend([kernel]);
+    };
+    assert_eq!(errors_of(own), []);
 }
 
 #[test]
