@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kiln_ir::plan::verify::default_limit;
 use kiln_ir::plan::{Access, Alternative, Binding, Kernel, Launch, Requirements};
 use kiln_ir::{Bindings, Dim};
 
@@ -12,9 +13,6 @@ use crate::tile::{STREAM, TOUCH};
 use crate::validate;
 use crate::view::Base;
 use crate::wgsl;
-
-/// Storage buffers that every WebGPU adapter lets a kernel bind.
-const DEFAULT_BUFFERS: u64 = 8;
 
 /// Kernels by their text, each under one name.
 pub(crate) struct Kernels<'o> {
@@ -77,7 +75,7 @@ impl<'o> Kernels<'o> {
             limits.insert(join::MEMORY_LIMIT.to_owned(), memory);
         }
         let bound = way.kernel.bases().len() as u64;
-        if bound > DEFAULT_BUFFERS {
+        if Some(bound) > default_limit(join::BUFFERS_LIMIT) {
             limits.insert(join::BUFFERS_LIMIT.to_owned(), bound);
         }
         let shares = way.kernel.shares();

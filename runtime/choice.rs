@@ -24,8 +24,8 @@ pub(crate) struct Choices {
     pub kernels: BTreeMap<String, BTreeMap<String, String>>,
     /// Whether a variant with barriers across its grid is faster than launches apart.
     pub joined: BTreeMap<String, bool>,
-    /// Variants that are being measured. If there are such when a model is loaded, that was
-    /// the end of the process, or of the device, and they are left as they stand.
+    /// Variants that are being measured. If there are such when a model is loaded, that
+    /// failed, or was the end of the process, and they are left as they stand.
     pub trying: BTreeSet<String>,
 }
 

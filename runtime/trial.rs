@@ -253,15 +253,19 @@ impl Model {
                 ..LoadProgress::default()
             });
             let name = &program.variants[group.start].name;
-            // In case that this is the end of the device.
+            // In case that this is the end of the process, or of the device.
             file.choices.trying.insert(name.clone());
             file.save();
-            let sums = match self.measure(program, group.clone()) {
+            let means = match self.measure(program, group.clone()) {
                 Err(error @ Error::DeviceLost { .. }) => return Err(error),
-                outcome => outcome.unwrap_or_default(),
+                // It stays among those that are left as they stand.
+                Err(_) => Means::default(),
+                Ok(means) => {
+                    file.choices.trying.remove(name);
+                    means
+                }
             };
-            file.choices.trying.remove(name);
-            let least = sums.least();
+            let least = means.least();
             if !least.is_empty() {
                 let kernel = |kernel: &usize| self.kernels[*kernel].name.clone();
                 let names = least

@@ -193,11 +193,12 @@ fn is_webgpu(kernel: &str) -> bool {
     !has_matrices(kernel) && !of_grids.iter().any(|text| kernel.contains(text))
 }
 
-/// The kernels with cooperative matrices, the checks of drivers among them.
+/// The kernels with cooperative matrices, the checks of drivers among them, of a model with
+/// sums long enough to be cut in parts.
 #[test]
 fn kernels_with_matrices() {
     let config = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 64, "n_embd": 64,
-        "n_head": 4, "n_layer": 2}"#;
+        "n_inner": 384, "n_head": 4, "n_layer": 2}"#;
     let model = from_config(config).unwrap();
     let maxima = EntryOptions::default();
     let (graph, info) = (model.graph("step", &maxima).unwrap(), model.info(&maxima));

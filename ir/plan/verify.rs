@@ -110,6 +110,8 @@ mod weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+pub use entry::default_limit;
+
 use super::{BLOCK, CONTEXT, Check, PAST, PLAN_VERSION, Plan};
 use crate::dim::{Bindings, Dim, DimError, SymbolDecl};
 use crate::verify::is_symbol_name;

@@ -54,6 +54,10 @@ function kernelsOf(folder) {
             const requires = [tier.requires, ...(grid ? [grid.requires] : [])];
             const all = [...launches, ...streams.flatMap((s) => s.launches), ...(grid?.check ? [grid.check] : [])];
             all.forEach(({ kernel }) => take(kernel, requires));
+            // Alternatives last: they may require more, too.
+            for (const { alternatives = [] } of all) {
+                alternatives.forEach((way) => take(way.kernel, [...requires, way.requires]));
+            }
         }
     }
     const idle = Object.keys(plan.kernels).filter((name) => !found.has(name));

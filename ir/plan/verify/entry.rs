@@ -28,13 +28,18 @@ const TEXTURE_SIZE: &str = "max_texture_dimension_2d";
 const INVOCATIONS: &str = "max_compute_invocations_per_workgroup";
 const WORKGROUPS: &str = "max_compute_workgroups_per_dimension";
 
+/// What every WebGPU adapter offers, of the limits that plans are held to, by their names.
+pub fn default_limit(name: &str) -> Option<u64> {
+    let default = DEFAULT_LIMITS.iter().find(|(n, _)| *n == name);
+    default.map(|(_, limit)| *limit)
+}
+
 /// What adapters of a tier offer that have what a variant or a launch requires besides.
 fn limit(tier: &Tier, besides: Option<&Requirements>, name: &str) -> u64 {
-    let default = DEFAULT_LIMITS.iter().find(|(n, _)| *n == name);
     let all = [besides, Some(&tier.requires)];
     let required = all.into_iter().flatten();
     let required = required.filter_map(|r| r.limits.get(name)).max().copied();
-    required.unwrap_or(default.map_or(u64::MAX, |(_, v)| *v))
+    required.unwrap_or(default_limit(name).unwrap_or(u64::MAX))
 }
 
 /// Calls `f` with every size of an entry point.
