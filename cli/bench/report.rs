@@ -91,13 +91,6 @@ impl fmt::Display for Report {
             if self.joined { ", layers joined" } else { "" }
         )?;
         writeln!(f, "driver {}", self.driver)?;
-        for chosen in &self.faster_kernels {
-            writeln!(
-                f,
-                "in {}, {} in place of {}",
-                chosen.variant, chosen.kernel, chosen.usual
-            )?;
-        }
         write!(f, "weights {}", bytes(self.weight_bytes))?;
         if let Some(peak) = self.peak_host_bytes {
             write!(f, ", peak host memory {}", bytes(peak))?;
@@ -142,6 +135,14 @@ impl fmt::Display for Report {
             rate(c.bytes_per_s, "B/s"),
             rate(c.flops_per_s, "FLOP/s")
         )?;
+        if !self.faster_kernels.is_empty() {
+            let mut table = Table::new(3);
+            table.row(["variant", "kernel", "faster than"]);
+            for chosen in &self.faster_kernels {
+                table.row([&chosen.variant, &chosen.kernel, &chosen.usual]);
+            }
+            writeln!(f, "kernels that were measured to be faster here:\n{table}")?;
+        }
         writeln!(f, "launches of a prompt:\n{}", self.prefill)?;
         write!(f, "launches of a decode step:\n{}", self.decode)
     }
