@@ -240,18 +240,24 @@ impl Model {
         };
         let groups: Vec<Range<usize>> = groups(&program.variants).collect();
         let open = groups.iter().filter(|group| group.len() > 1).count();
-        let mut chosen = Vec::new();
-        let mut done = 0;
-        for group in &groups {
-            if group.len() == 1 {
-                chosen.push(BTreeMap::new());
-                continue;
-            }
+        if open == 0 {
+            return Ok(());
+        }
+        let mut report = |done| {
             progress(LoadProgress {
                 trials: done,
                 trials_total: open,
                 ..LoadProgress::default()
             });
+        };
+        let mut chosen = Vec::new();
+        let mut done = 0;
+        report(done);
+        for group in &groups {
+            if group.len() == 1 {
+                chosen.push(BTreeMap::new());
+                continue;
+            }
             let name = &program.variants[group.start].name;
             // In case that this is the end of the process, or of the device.
             file.choices.trying.insert(name.clone());
@@ -277,11 +283,7 @@ impl Model {
             file.save();
             chosen.push(least);
             done += 1;
-            progress(LoadProgress {
-                trials: done,
-                trials_total: open,
-                ..LoadProgress::default()
-            });
+            report(done);
         }
         if let Some(program) = self.entries.get_mut(STEP) {
             for (group, chosen) in groups.into_iter().zip(&chosen).rev() {

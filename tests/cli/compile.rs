@@ -225,8 +225,8 @@ fn kernels_are_translated() {
     }
 }
 
-/// Without joined launches, and with as many workgroups as go into no binding if tiles of
-/// matrices are in parts for each, there is an artifact all the same.
+/// The number of workgroups stands for that of processors too, among which tiles of
+/// matrices are dealt out: also where there are no joined launches, and where there are many.
 #[test]
 fn any_grid_has_matrices() {
     for grid in ["0", "1", "1024"] {
