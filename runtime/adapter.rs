@@ -72,6 +72,18 @@ impl Adapter {
         }
     }
 
+    /// The same adapter, found through an instance of its own, with which it shares nothing
+    /// that the driver keeps for an instance: lavapipe's devices of one instance wait for
+    /// each other where kernels become machine code.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when it is no longer there.
+    pub(crate) fn apart(&self) -> Result<Adapter> {
+        let found = enumerate(self.info.backend.into());
+        let same = found.into_iter().find(|a| a.info == self.info);
+        same.ok_or(Error::NoAdapter)
+    }
+
     /// The adapter's name.
     pub fn name(&self) -> &str {
         &self.info.name

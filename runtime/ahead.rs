@@ -155,7 +155,7 @@ struct Bench {
 
 impl Bench {
     fn new(like: &Device, how: How) -> Result<Self> {
-        let device = Device::open(like.adapter(), like.features())?;
+        let device = Device::open(&like.adapter().apart()?, like.features())?;
         let bytes = how.uniform_bytes.into_iter().max().unwrap_or_default();
         let usage = Usage::UNIFORM | Usage::COPY_DST;
         let uniform = device.buffer("stand-in", bytes, usage, ADVICE)?;
@@ -176,7 +176,7 @@ impl Bench {
     fn compile(&self, source: &Source<'_>) -> Result<Duration> {
         let uniform_bytes = self.how.uniform_bytes[usize::from(source.samples)];
         let compiler = Compiler::new(&self.device, uniform_bytes, self.how.checked, None);
-        let compiled = compiler.compile(source.name, source.kernel, source.text)?;
+        let compiled = compiler.compile(source.name, source.kernel, &source.text)?;
         let launch = self.launch(source, &compiled, uniform_bytes)?;
         let clock = Instant::now();
         let index = self.device.queue.submit([launch]);
