@@ -120,13 +120,13 @@ fn graphs(args: &Args) -> Result<Vec<Graph>> {
         }
         Opened::Artifact(artifact) => {
             let file = format!("graphs/{entry}.kiln");
-            let Some(source) = artifact.graphs().get(&file) else {
-                let known: Vec<&str> = artifact.graphs().keys().map(String::as_str).collect();
+            let known: Vec<&str> = artifact.graph_files().collect();
+            if !known.contains(&file.as_str()) {
                 let known = known.join(", ");
                 let message = format!("`{name}` has no graph `{entry}`; it holds {known}");
                 return Err(Failure::failed(message));
-            };
-            parse(args, &format!("`{name}/{file}`"), source)
+            }
+            parse(args, &format!("`{name}/{file}`"), &artifact.text(&file)?)
         }
     }
 }
@@ -188,12 +188,16 @@ fn subject(args: &Args) -> Result<Subject> {
             })
         }
         Opened::Artifact(artifact) => {
-            let source: String = artifact.graphs().values().map(String::as_str).collect();
+            let source = artifact.graph_files().map(|file| artifact.text(file));
+            let source: String = source.collect::<std::result::Result<_, _>>()?;
+            let kernels = artifact.kernel_files();
+            let kernels = kernels.map(|f| Ok((f.to_owned(), artifact.text(f)?.into_owned())));
+            let kernels: Result<_> = kernels.collect();
             Ok(Subject {
                 title,
                 graphs: parse(args, &format!("`{name}`"), &source)?,
                 model: artifact.plan().model.clone(),
-                compiled: Some((artifact.plan().clone(), artifact.kernels().clone())),
+                compiled: Some((artifact.plan().clone(), kernels?)),
             })
         }
     }

@@ -276,8 +276,8 @@ fn compile_in_memory(
 /// The graphs that an artifact carries, on its own weights.
 fn interpret_artifact(artifact: Artifact) -> Result<Interpretable> {
     let mut graphs = BTreeMap::new();
-    for (file, source) in artifact.graphs() {
-        let parsed = text::parse(source);
+    for file in artifact.graph_files() {
+        let parsed = text::parse(&artifact.text(file)?);
         let graph: Graph =
             parsed.map_err(|e| Failure::because(format!("`{file}` cannot be read"), e))?;
         graphs.insert(graph.name.clone(), graph);

@@ -1,11 +1,12 @@
 //! Compiled artifacts: a folder, or its parts in memory.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufReader, Seek};
 use std::path::{Component, Path, PathBuf};
 
-use kiln_ir::plan::{PLAN_VERSION, Plan};
+use kiln_ir::plan::{Kernel, PLAN_VERSION, Plan};
 use rayon::prelude::*;
 
 use crate::check::check_plan;
@@ -16,21 +17,31 @@ const PLAN_FILE: &str = "plan.json";
 const WEIGHT_FILE: &str = "weights.safetensors";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
+/// What a kernel's file, and a graph's, end with.
+const KERNEL_FILE: &str = ".wgsl";
+const GRAPH_FILE: &str = ".kiln";
+
 /// A plan with its kernels' text and weights.
 pub struct Artifact {
     plan: Plan,
-    kernels: BTreeMap<String, String>,
-    graphs: BTreeMap<String, String>,
+    texts: Texts,
     tokenizer: Option<Vec<u8>>,
     weights: Box<dyn WeightSource>,
-    path: Option<PathBuf>,
+}
+
+/// The texts of kernels and graphs, by path.
+enum Texts {
+    /// In the files of a folder, which are read when they are wanted: a run needs the
+    /// kernels of one tier, and those of all take 3 MB for GPT-2.
+    Folder(PathBuf),
+    Memory(BTreeMap<String, String>),
 }
 
 impl std::fmt::Debug for Artifact {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Artifact")
             .field("model", &self.plan.model)
-            .field("path", &self.path)
+            .field("path", &self.path())
             .finish_non_exhaustive()
     }
 }
@@ -46,20 +57,11 @@ impl Artifact {
         let plan = read_plan(dir)?;
         verify_files(dir, &plan)?;
 
-        let mut kernels = BTreeMap::new();
-        let mut graphs = BTreeMap::new();
-        for file in plan.files.keys() {
-            if file.ends_with(".wgsl") {
-                kernels.insert(file.clone(), read_text(dir, file)?);
-            } else if file.ends_with(".kiln") {
-                graphs.insert(file.clone(), read_text(dir, file)?);
-            }
-        }
         let tokenizer = match plan.files.contains_key(TOKENIZER_FILE) {
             true => Some(read(dir, TOKENIZER_FILE)?),
             false => None,
         };
-        check_plan(&plan, &kernels)?;
+        check_plan(&plan, |file| plan.files.contains_key(file))?;
 
         let weights: Box<dyn WeightSource> = if plan.weights.is_empty() {
             Box::new(BTreeMap::<String, Vec<u8>>::new())
@@ -82,17 +84,15 @@ impl Artifact {
         };
         Ok(Artifact {
             plan,
-            kernels,
-            graphs,
+            texts: Texts::Folder(dir.to_owned()),
             tokenizer,
             weights,
-            path: Some(dir.to_owned()),
         })
     }
 
     /// An artifact from parts in memory, as the compiler makes them. `kernels`
     /// are texts by the path that [`Kernel::file`](kiln_ir::plan::Kernel::file)
-    /// names. [`Plan::files`] is not looked at.
+    /// names, and `graphs` by `graphs/ENTRY.kiln`. [`Plan::files`] is not looked at.
     ///
     /// # Errors
     /// [`Error::Version`] or [`Error::Plan`].
@@ -106,14 +106,12 @@ impl Artifact {
         if plan.version != PLAN_VERSION {
             return Err(version(u64::from(plan.version)));
         }
-        check_plan(&plan, &kernels)?;
+        check_plan(&plan, |file| kernels.contains_key(file))?;
         Ok(Artifact {
             plan,
-            kernels,
-            graphs,
+            texts: Texts::Memory(kernels.into_iter().chain(graphs).collect()),
             tokenizer,
             weights,
-            path: None,
         })
     }
 
@@ -122,14 +120,64 @@ impl Artifact {
         &self.plan
     }
 
-    /// The kernels' WGSL by path.
-    pub fn kernels(&self) -> &BTreeMap<String, String> {
-        &self.kernels
+    /// The plan's kernel `name`.
+    pub(crate) fn kernel(&self, name: &str) -> Result<&Kernel> {
+        let kernel = self.plan.kernels.get(name);
+        kernel.ok_or_else(|| Error::plan(format!("there is no kernel `{name}`")))
     }
 
-    /// The graphs' text by path (`graphs/step.kiln`).
-    pub fn graphs(&self) -> &BTreeMap<String, String> {
-        &self.graphs
+    /// The paths of the kernels' texts, in order.
+    pub fn kernel_files(&self) -> impl Iterator<Item = &str> {
+        self.files(KERNEL_FILE)
+    }
+
+    /// The paths of the graphs' texts (`graphs/step.kiln`), in order.
+    pub fn graph_files(&self) -> impl Iterator<Item = &str> {
+        self.files(GRAPH_FILE)
+    }
+
+    fn files(&self, ending: &str) -> impl Iterator<Item = &str> {
+        let (of_folder, of_memory) = match &self.texts {
+            Texts::Folder(_) => (Some(self.plan.files.keys()), None),
+            Texts::Memory(texts) => (None, Some(texts.keys())),
+        };
+        let of_folder = of_folder.into_iter().flatten();
+        let all = of_folder.chain(of_memory.into_iter().flatten());
+        all.map(String::as_str).filter(move |f| f.ends_with(ending))
+    }
+
+    /// A kernel's WGSL or a graph's text, by its path.
+    ///
+    /// # Errors
+    /// When there is none, or its file cannot be read or is no longer what the plan lists.
+    pub fn text(&self, file: &str) -> Result<Cow<'_, str>> {
+        let none = || Error::plan(format!("there is no text `{file}`"));
+        let dir = match &self.texts {
+            Texts::Memory(texts) => {
+                let text = texts.get(file).ok_or_else(none)?;
+                return Ok(Cow::Borrowed(text));
+            }
+            Texts::Folder(dir) => dir,
+        };
+        let hash = self.plan.files.get(file).ok_or_else(none)?;
+        let bytes = read(dir, file)?;
+        if blake3::hash(&bytes).to_hex().as_str() != hash {
+            return Err(altered(dir, file, Altered::Altered));
+        }
+        let text = String::from_utf8(bytes);
+        let text = text.map_err(|_| Error::plan(format!("`{file}` is not UTF-8 text")))?;
+        Ok(Cow::Owned(text))
+    }
+
+    /// The BLAKE3 hash of a kernel's WGSL or a graph's text, in hexadecimal.
+    pub(crate) fn text_hash(&self, file: &str) -> Option<Cow<'_, str>> {
+        match &self.texts {
+            Texts::Folder(_) => self.plan.files.get(file).map(|hash| hash.into()),
+            Texts::Memory(texts) => {
+                let hash = blake3::hash(texts.get(file)?.as_bytes()).to_hex();
+                Some(Cow::Owned(hash.to_string()))
+            }
+        }
     }
 
     /// The bytes of `tokenizer.json`, if the artifact has one.
@@ -139,7 +187,10 @@ impl Artifact {
 
     /// The folder, unless the artifact is in memory.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        match &self.texts {
+            Texts::Folder(dir) => Some(dir),
+            Texts::Memory(_) => None,
+        }
     }
 
     /// Where the weights' bytes come from.
@@ -180,9 +231,12 @@ fn read(dir: &Path, file: &str) -> Result<Vec<u8>> {
     fs::read(&path).map_err(|source| Error::Io { path, source })
 }
 
-fn read_text(dir: &Path, file: &str) -> Result<String> {
-    let text = String::from_utf8(read(dir, file)?);
-    text.map_err(|_| Error::plan(format!("`{file}` is not UTF-8 text")))
+fn altered(dir: &Path, file: &str, how: Altered) -> Error {
+    Error::File {
+        artifact: dir.to_owned(),
+        file: file.to_owned(),
+        how,
+    }
 }
 
 /// What is read of any version's plan.
@@ -206,11 +260,7 @@ fn read_plan(dir: &Path) -> Result<Plan> {
     let mut file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && dir.is_dir() => {
-            return Err(Error::File {
-                artifact: dir.to_owned(),
-                file: PLAN_FILE.to_owned(),
-                how: Altered::Missing,
-            });
+            return Err(altered(dir, PLAN_FILE, Altered::Missing));
         }
         Err(source) => return Err(io(source)),
     };
@@ -249,11 +299,7 @@ fn verify_file(dir: &Path, file: &str, hash: &str) -> Result<()> {
     if !Path::new(file).components().all(inside) {
         return Err(Error::plan(format!("`{file}` lies outside the artifact")));
     }
-    let how = |how| Error::File {
-        artifact: dir.to_owned(),
-        file: file.to_owned(),
-        how,
-    };
+    let how = |how| altered(dir, file, how);
     let path = dir.join(file);
     let mut hasher = blake3::Hasher::new();
     match hasher.update_mmap_rayon(&path) {

@@ -6,15 +6,14 @@
 //! kernel has, every kernel's text is there, ports lie in buffers, and a stream's
 //! rows are many and its output exists.
 
-use std::collections::BTreeMap;
-
 use kiln_ir::plan::{Binding, Entry, Launch, Plan};
 
 use crate::error::{Error, Result};
 
-pub(crate) fn check_plan(plan: &Plan, kernels: &BTreeMap<String, String>) -> Result<()> {
+/// `has_text` says whether there is a text by that path.
+pub(crate) fn check_plan(plan: &Plan, has_text: impl Fn(&str) -> bool) -> Result<()> {
     for (name, kernel) in &plan.kernels {
-        if !kernels.contains_key(&kernel.file) {
+        if !has_text(&kernel.file) {
             let file = &kernel.file;
             return Err(Error::plan(format!(
                 "kernel `{name}` has no text: `{file}` is not among the artifact's files"

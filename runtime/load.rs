@@ -1,5 +1,6 @@
 //! The way of a model's weights and kernels to the device.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +22,7 @@ use crate::trust;
 pub(crate) struct Source<'s> {
     pub name: &'s str,
     pub kernel: &'s Kernel,
-    pub text: &'s str,
+    pub text: Cow<'s, str>,
     /// Whether it belongs to the sampler and not to the plan.
     pub samples: bool,
     /// Whether the model cannot be run without it.
@@ -37,13 +38,11 @@ pub(crate) fn sources<'s>(
 ) -> Result<Vec<Source<'s>>> {
     let mut out = Vec::new();
     for name in kernels {
-        let no_text = || Error::plan(format!("kernel `{name}` has no text"));
-        let kernel = artifact.plan().kernels.get(*name).ok_or_else(no_text)?;
-        let text = artifact.kernels().get(&kernel.file).ok_or_else(no_text)?;
+        let kernel = artifact.kernel(name)?;
         out.push(Source {
             name,
             kernel,
-            text,
+            text: artifact.text(&kernel.file)?,
             samples: false,
             needed: needed.contains(name),
         });
@@ -51,7 +50,7 @@ pub(crate) fn sources<'s>(
     out.extend(sampling.iter().map(|source| Source {
         name: &source.name,
         kernel: &source.kernel,
-        text: &source.text,
+        text: Cow::Borrowed(&source.text),
         samples: true,
         needed: true,
     }));
@@ -191,7 +190,7 @@ impl Loader<'_> {
 
     fn compile(&self, source: &Source<'_>) -> Result<Compiled> {
         let compiler = self.compilers[usize::from(source.samples)];
-        compiler.compile(source.name, source.kernel, source.text)
+        compiler.compile(source.name, source.kernel, &source.text)
     }
 
     /// How a weight becomes an image, if it is a matrix.

@@ -480,8 +480,11 @@ fn needed<'t>(tier: &'t Tier, entries: &[&str]) -> BTreeSet<&'t str> {
 fn kernels_key(artifact: &Artifact, checked: bool) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&[u8::from(checked)]);
-    for text in artifact.kernels().values() {
-        hasher.update(blake3::hash(text.as_bytes()).as_bytes());
+    for hash in artifact
+        .kernel_files()
+        .filter_map(|f| artifact.text_hash(f))
+    {
+        hasher.update(hash.as_bytes());
     }
     hasher.finalize().to_hex()[..16].to_owned()
 }

@@ -181,9 +181,8 @@ fn compile(
     options: &LoadOptions,
 ) -> Result<Compiled> {
     let name = &check.kernel;
-    let no_text = || Error::plan(format!("kernel `{name}` has no text"));
-    let kernel = artifact.plan().kernels.get(name).ok_or_else(no_text)?;
-    let text = artifact.kernels().get(&kernel.file).ok_or_else(no_text)?;
+    let kernel = artifact.kernel(name)?;
+    let text = artifact.text(&kernel.file)?;
     let key = blake3::hash(text.as_bytes()).to_hex();
     let cache = options
         .cache_dir
@@ -192,7 +191,7 @@ fn compile(
     let (file, cache) = cache.unzip();
     let uniform_bytes = crate::model::uniform_bytes(artifact.plan());
     let compiler = Compiler::new(device, uniform_bytes, options.checked, cache);
-    let compiled = compiler.compile(name, kernel, text)?;
+    let compiled = compiler.compile(name, kernel, &text)?;
     if let (Some(file), Some(cache)) = (file, compiler.cache()) {
         file.save(cache);
     }

@@ -78,7 +78,9 @@ fn a_folder_runs_as_its_parts_do() {
     let dir = folder();
     let artifact = Artifact::open(dir.path()).unwrap();
     assert_eq!(artifact.tokenizer(), Some(b"{}".as_slice()));
-    assert_eq!(artifact.graphs()["graphs/step.kiln"], "graph step");
+    let graphs: Vec<&str> = artifact.graph_files().collect();
+    assert_eq!(graphs, ["graphs/step.kiln"]);
+    assert_eq!(artifact.text(graphs[0]).unwrap(), "graph step");
     assert_eq!(artifact.path(), Some(dir.path()));
     assert_eq!(artifact.weight("gain").unwrap().len(), 16);
     let mut steps = Vec::new();
@@ -94,6 +96,29 @@ fn a_folder_runs_as_its_parts_do() {
     let all = RunOptions::default();
     let expected = model("vulkan").forward_collect(&ids, &all).unwrap();
     assert_eq!(loaded.forward_collect(&ids, &all).unwrap(), expected);
+}
+
+#[test]
+fn a_text_is_read_when_it_is_wanted_and_checked_again() {
+    let dir = folder();
+    let artifact = Artifact::open(dir.path()).unwrap();
+    let file = "kernels/next.wgsl";
+    let text = artifact.text(file).unwrap().into_owned();
+    fs::write(dir.path().join(file), format!("{text} ")).unwrap();
+    let outcome = Model::open(&adapter("vulkan"), &artifact, &options(), &mut |_| {});
+    let found = message(outcome);
+    assert!(
+        found.starts_with("`kernels/next.wgsl` of the artifact `"),
+        "{found}"
+    );
+    assert!(found.contains("is altered;"), "{found}");
+    fs::write(dir.path().join(file), text).unwrap();
+    Model::open(&adapter("vulkan"), &artifact, &options(), &mut |_| {}).unwrap();
+    let none = artifact.text("kernels/none.wgsl");
+    assert_eq!(
+        none.unwrap_err().to_string(),
+        "the plan is not valid: there is no text `kernels/none.wgsl`"
+    );
 }
 
 #[test]
