@@ -371,6 +371,10 @@ fn barriers(stages: &[Stage<'_>], calls: &[String], grid: u32) -> String {
 }
 
 /// The entry point of stages whose tiles are taken by tickets.
+///
+/// A tile's loop is entered only by who has one: llvmpipe goes through the body of a loop
+/// even if no invocation is left in it, and since Mesa 26 what it reads of the uniforms in
+/// a loop in there is found by a pointer that none has set.
 fn tickets(stages: &[Stage<'_>], calls: &[String]) -> String {
     let mut body = String::new();
     let mut last = String::new();
@@ -384,9 +388,12 @@ fn tickets(stages: &[Stage<'_>], calls: &[String]) -> String {
         }
         last = wgsl::dim(&stage.tiles);
         let take = format!("grid_take({at}u, lane)");
+        let declare = if at == 0 { "var " } else { "" };
         let _ = writeln!(
             body,
-            "    for (var tile = {take}; tile < {last}; tile = {take}) {{\n        {call}\n        grid_complete({at}u, lane);\n    }}"
+            "    {declare}tile = {take};\n    if tile < {last} {{\n        loop {{\n            \
+             {call}\n            grid_complete({at}u, lane);\n            tile = {take};\n            \
+             if tile >= {last} {{\n                break;\n            }}\n        }}\n    }}"
         );
     }
     let workgroup = Meeting::Tickets.workgroup();

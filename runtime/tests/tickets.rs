@@ -40,25 +40,47 @@ fn add_sum(at: u32, first: u32, end: u32) {
 }
 
 fn stages(lane: u32) {
-    for (var tile = grid_take(0u, lane); tile < 20u; tile = grid_take(0u, lane)) {
-        add_rounds(tile * 8u + lane);
-        grid_complete(0u, lane);
+    // As the code generator writes loops over tiles, and for its reason.
+    var tile = grid_take(0u, lane);
+    if tile < 20u {
+        loop {
+            add_rounds(tile * 8u + lane);
+            grid_complete(0u, lane);
+            tile = grid_take(0u, lane);
+            if tile >= 20u {
+                break;
+            }
+        }
     }
     if !grid_wait(0u, 20u, lane) {
         return;
     }
-    for (var tile = grid_take(1u, lane); tile < 6u; tile = grid_take(1u, lane)) {
-        add_sum(A + tile * 8u + lane, 0u, A);
-        grid_complete(1u, lane);
+    tile = grid_take(1u, lane);
+    if tile < 6u {
+        loop {
+            add_sum(A + tile * 8u + lane, 0u, A);
+            grid_complete(1u, lane);
+            tile = grid_take(1u, lane);
+            if tile >= 6u {
+                break;
+            }
+        }
     }
     if !grid_wait(1u, 6u, lane) {
         return;
     }
-    for (var tile = grid_take(2u, lane); tile < 1u; tile = grid_take(2u, lane)) {
-        if lane == 0u {
-            add_sum(A + B, A, A + B);
+    tile = grid_take(2u, lane);
+    if tile < 1u {
+        loop {
+            if lane == 0u {
+                add_sum(A + B, A, A + B);
+            }
+            grid_complete(2u, lane);
+            tile = grid_take(2u, lane);
+            if tile >= 1u {
+                break;
+            }
         }
-        grid_complete(2u, lane);
     }
 }
 
