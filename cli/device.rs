@@ -19,9 +19,9 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "N|NAME|cpu")]
     pub device: Option<String>,
 
-    /// Set of kernels to use: `coop`, `subgroup`, `base`, and for adapters that are a
-    /// CPU `software-subgroup` or `software`. Default: the best that the adapter can
-    /// run
+    /// Set of kernels to use: `coop`, `coop-wave64` or `coop-8x8`, by the cooperative
+    /// matrices of the adapter, `subgroup`, `base`, and for adapters that are a CPU
+    /// `software-subgroup` or `software`. Default: the best that the adapter can run
     #[arg(long, value_name = "NAME")]
     pub tier: Option<String>,
 

@@ -35,13 +35,15 @@ pub fn run(args: &Args) -> Result {
     if args.json {
         return print_line(as_json(&adapters));
     }
-    let mut table = Table::new(7);
+    let mut table = Table::new(9);
     table.row([
         "device",
         "name",
         "back end",
         "kind",
         "largest binding",
+        "subgroups",
+        "matrices",
         "features",
         "driver",
     ]);
@@ -53,15 +55,48 @@ pub fn run(args: &Args) -> Result {
             adapter.backend().to_owned(),
             adapter.kind().to_owned(),
             bytes(binding),
+            subgroups(adapter),
+            matrices(adapter).join(" "),
             adapter.feature_names().join(" ").to_lowercase(),
             adapter.driver(),
         ]);
     }
-    table.row([CPU, "reference interpreter", "-", "cpu", "-", "", ""]);
+    table.row([
+        CPU,
+        "reference interpreter",
+        "-",
+        "cpu",
+        "-",
+        "-",
+        "-",
+        "",
+        "",
+    ]);
     if adapters.is_empty() {
         warn(NO_DRIVER);
     }
     print(table)
+}
+
+/// The sizes of an adapter's subgroups.
+fn subgroups(adapter: &Adapter) -> String {
+    let (least, most) = adapter.subgroup_sizes().into_inner();
+    match (most, least == most) {
+        (0, _) => "-".to_owned(),
+        (_, true) => most.to_string(),
+        (_, false) => format!("{least} to {most}"),
+    }
+}
+
+/// The sizes M, N and K of an adapter's products of cooperative matrices of f16.
+fn matrices(adapter: &Adapter) -> Vec<String> {
+    let all = adapter.cooperative_matrices().into_iter();
+    let all: Vec<String> = all.map(|[m, n, k]| format!("{m}x{n}x{k}")).collect();
+    if all.is_empty() {
+        vec!["-".to_owned()]
+    } else {
+        all
+    }
 }
 
 fn as_json(adapters: &[Adapter]) -> serde_json::Value {
@@ -74,6 +109,8 @@ fn as_json(adapters: &[Adapter]) -> serde_json::Value {
             "kind": a.kind(),
             "driver": a.driver(),
             "features": a.feature_names(),
+            "subgroup_sizes": [a.subgroup_sizes().start(), a.subgroup_sizes().end()],
+            "cooperative_matrices": a.cooperative_matrices(),
             "limits": limits.collect::<std::collections::BTreeMap<_, _>>(),
         })
     });

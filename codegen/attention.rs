@@ -11,7 +11,7 @@ use crate::linear::Blocked;
 use crate::lower::{Lowered, Offer};
 use crate::parts::{Parts, part_hooks, whole_hooks};
 use crate::place::describe;
-use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
+use crate::tier::{Matrices, Tier, WORKGROUP_MEMORY};
 use crate::view::{Base, View};
 use crate::wgsl;
 
@@ -26,15 +26,17 @@ const TILES_A_PROCESSOR: u64 = 4;
 const FOR_MANY: &str = "attention_software_prefill";
 
 /// The constants of [`COOP`] for heads of a size, if it takes them.
-pub(crate) fn coop_tile(head_dim: u64) -> Option<Vec<(&'static str, u64)>> {
-    let bytes = |subgroups| (64 + 16 * subgroups) * (2 * head_dim + 16) + 5632 * subgroups;
+pub(crate) fn coop_tile(matrices: Matrices, head_dim: u64) -> Option<Vec<(&'static str, u64)>> {
+    let side = matrices.side;
+    let bytes = |subgroups| {
+        let tile = side * subgroups;
+        (64 + tile) * (2 * head_dim + 16) + tile * (96 + 16 * side)
+    };
     let mut subgroups = [4, 2, 1].into_iter();
-    let subgroups = subgroups.find(|s| bytes(*s) <= COOP_MEMORY)?;
-    let constants = vec![
-        ("SUBGROUP", u64::from(COOP_SUBGROUP)),
-        ("SUBGROUPS", subgroups),
-    ];
-    head_dim.is_multiple_of(16).then_some(constants)
+    let subgroups = subgroups.find(|s| bytes(*s) <= matrices.memory)?;
+    let mut constants = matrices.constants();
+    constants.push(("SUBGROUPS", subgroups));
+    head_dim.is_multiple_of(side).then_some(constants)
 }
 
 /// Parts of a context that workgroups of their own attend to, for one query: in a
@@ -147,7 +149,9 @@ struct On {
 impl On {
     /// Parts of so many tiles of [`COOP`]: of each lane its sums, and how they are scaled.
     fn parts(&self, (body, constants): &Body, count: u64, tiles: u64) -> Parts {
-        let vectors = 8 * self.head_dim.div_ceil(64) + 1;
+        let constant = |name| constant(constants, name);
+        let side = constant("SIDE");
+        let vectors = side * side / constant("SUBGROUP") * self.head_dim.div_ceil(4 * side) + 1;
         Parts {
             count,
             tiles,
@@ -298,8 +302,8 @@ impl Attention<'_> {
                 d.hook(lanes::share(self.tier, block, count, &load, place));
             }
         }
-        if *body == COOP {
-            d.enable_matrices();
+        if let (COOP, Some(matrices)) = (*body, self.tier.matrices()) {
+            matrices.declare(&mut d);
             d.constant_u32("PARTS", parts.map_or(1, |p| p.count));
             d.constant_u32("MOST", parts.map_or(0, |p| p.tiles));
             match parts {
@@ -335,7 +339,7 @@ impl Attention<'_> {
                 FOR_MANY,
                 vec![("WORKGROUP", workgroup), ("TILE_QUERIES", 2)],
             ),
-            (Tier::Coop | Tier::Subgroup, true) => {
+            (Tier::Coop(_) | Tier::Subgroup, true) => {
                 let parts = head_dim.div_ceil(16).max(1);
                 // As many invocations as their sums leave room for.
                 let memory = self.grid.map_or(WORKGROUP_MEMORY, |_| join::MEMORY);
@@ -355,7 +359,11 @@ impl Attention<'_> {
                 let constants = vec![("WORKGROUP", least.max(128)), ("SPLITS", 1)];
                 ("attention_decode", constants)
             }
-            (Tier::Coop, false) if let Some(constants) = coop_tile(head_dim) => (COOP, constants),
+            (Tier::Coop(matrices), false)
+                if let Some(constants) = coop_tile(matrices, head_dim) =>
+            {
+                (COOP, constants)
+            }
             (_, false) => {
                 // The largest tile that workgroup memory holds.
                 let row = 16 * (head_dim.div_ceil(4) + 1);
@@ -390,7 +398,10 @@ impl Attention<'_> {
             FOR_MANY => queries
                 .ceil_div(constant(constants, "WORKGROUP") * constant(constants, "TILE_QUERIES")),
             "attention_prefill" => queries.ceil_div(constant(constants, "TILE_QUERIES")),
-            COOP => queries.ceil_div(16 * constant(constants, "SUBGROUPS")),
+            COOP => {
+                let subgroups = constant(constants, "SUBGROUPS");
+                queries.ceil_div(constant(constants, "SIDE") * subgroups)
+            }
             _ => queries * &Dim::constant(constant(constants, "SPLITS")),
         };
         &(batch * &tiles) * &heads

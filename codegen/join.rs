@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::rc::Rc;
 
 use kiln_ir::plan::{Access, Binding, Kernel, Requirements};
 use kiln_ir::{Bindings, Dim};
@@ -53,7 +54,7 @@ impl Meeting {
         match tier {
             _ if grid == 0 => None,
             Tier::SoftwareSubgroup | Tier::Software => Some(Meeting::Tickets),
-            Tier::Coop | Tier::Subgroup => Some(Meeting::Barriers(grid)),
+            Tier::Coop(_) | Tier::Subgroup => Some(Meeting::Barriers(grid)),
             Tier::Base => None,
         }
     }
@@ -208,7 +209,7 @@ pub(crate) fn layer(label: &str) -> Option<&str> {
 pub(crate) struct Stage<'a> {
     pub launch: &'a Launch,
     /// Its archetype's text.
-    pub body: String,
+    pub body: Rc<str>,
     /// The buffers that it binds.
     pub buffers: Vec<Binding>,
     /// Workgroups that it would be launched with.

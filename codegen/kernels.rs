@@ -1,6 +1,7 @@
 //! The kernels of a plan: every text once, under a name of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use kiln_ir::plan::verify::default_limit;
 use kiln_ir::plan::{Access, Alternative, Binding, Kernel, Launch, Requirements};
@@ -21,11 +22,13 @@ pub(crate) struct Kernels<'o> {
     /// Bodies in place of kiln's own.
     bodies: &'o BTreeMap<String, String>,
     /// Names by text.
-    names: BTreeMap<String, String>,
+    names: HashMap<String, String>,
     /// The plan's kernels by name.
     pub plan: BTreeMap<String, Kernel>,
     /// Texts by file.
     pub texts: BTreeMap<String, String>,
+    /// Bodies with loops written out, by their names and constants: layers share them.
+    unrolled: HashMap<(&'static str, String), Rc<str>>,
 }
 
 /// The buffers that a kernel binds.
@@ -44,9 +47,10 @@ impl<'o> Kernels<'o> {
         Kernels {
             symbols,
             bodies,
-            names: BTreeMap::new(),
+            names: HashMap::new(),
             plan: BTreeMap::new(),
             texts: BTreeMap::new(),
+            unrolled: HashMap::new(),
         }
     }
 
@@ -188,15 +192,21 @@ impl<'o> Kernels<'o> {
     }
 
     /// The text of a draft's body, with loops written out.
-    fn body(&self, draft: &Draft) -> String {
-        let own = || kiln_shaders::body(draft.body).unwrap_or_default();
-        let text = self.bodies.get(draft.body).map_or_else(own, String::as_str);
-        wgsl::unroll(text, draft.constants())
+    fn body(&mut self, draft: &Draft) -> Rc<str> {
+        let key = (draft.body, draft.constants().to_owned());
+        let bodies = self.bodies;
+        let unrolled = self.unrolled.entry(key).or_insert_with(|| {
+            let own = || kiln_shaders::body(draft.body).unwrap_or_default();
+            let text = bodies.get(draft.body).map_or_else(own, String::as_str);
+            wgsl::unroll(text, draft.constants()).into()
+        });
+        Rc::clone(unrolled)
     }
 
     /// The name of a draft's kernel.
     pub fn kernel(&mut self, draft: &Draft, bindings: Vec<Access>) -> String {
-        let text = draft.text(&self.symbols, &self.body(draft));
+        let body = self.body(draft);
+        let text = draft.text(&self.symbols, &body);
         self.named(&draft.name(), text, draft.workgroup, bindings)
     }
 

@@ -62,7 +62,7 @@ mod wgsl;
 
 use std::collections::BTreeMap;
 
-use kiln_ir::plan::{ModelInfo, Plan};
+use kiln_ir::plan::{Launch, ModelInfo, Plan, Variant};
 use kiln_ir::{Graph, Packing, ParamSource};
 use kiln_passes::Changed;
 use rayon::prelude::*;
@@ -71,12 +71,14 @@ pub use artifact::WriteProgress;
 pub use error::CodegenError;
 pub use validate::Target;
 
+use tier::Tier;
+
 /// How to compile.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
     /// How the weights of linear layers are stored.
     pub packing: Packing,
-    /// The tiers to compile for, by name; all if absent.
+    /// The tiers to compile for, by name; if absent, all that devices are known to want.
     pub tiers: Option<Vec<String>>,
     /// Kernel bodies in place of kiln's own, WGSL by archetype (`softmax`,
     /// `row_norm_software`). A body gets the hooks and constants, and is launched
@@ -196,11 +198,16 @@ pub fn lower(
     Ok(compiled)
 }
 
-fn tiers(options: &CompileOptions) -> Result<Vec<tier::Tier>, CodegenError> {
-    let all: Vec<tier::Tier> = tier::Tier::of(options.packing).collect();
+fn tiers(options: &CompileOptions) -> Result<Vec<Tier>, CodegenError> {
+    let suit = |tiers: &[Tier]| -> Vec<Tier> {
+        let suit = tiers.iter().filter(|t| t.takes(options.packing));
+        suit.copied().collect()
+    };
+    let mut all = suit(&Tier::USUAL);
     let Some(names) = &options.tiers else {
         return Ok(all);
     };
+    all.extend(suit(&Tier::OTHERS));
     for name in names {
         if !all.iter().any(|t| t.name() == name) {
             let all: Vec<&str> = all.iter().map(|t| t.name()).collect();
@@ -210,10 +217,8 @@ fn tiers(options: &CompileOptions) -> Result<Vec<tier::Tier>, CodegenError> {
             });
         }
     }
-    let wanted = all.into_iter();
-    Ok(wanted
-        .filter(|t| names.iter().any(|n| n == t.name()))
-        .collect())
+    all.retain(|t| names.iter().any(|n| n == t.name()));
+    Ok(all)
 }
 
 /// A compiled model, without its weights' bytes.
@@ -257,10 +262,11 @@ impl Compiled {
         let kernels: Vec<_> = kernels
             .filter(|(_, text)| target == Target::SpirV || kernel::is_webgpu(text))
             .collect();
+        let least = self.least_tiers();
         let translated = kernels.into_par_iter().map(|(name, text)| {
-            let (tier, capabilities) = self.tier_of(name, text);
-            let valid = validate::validate(text, capabilities);
-            let (module, info) = valid.map_err(|message| invalid(name, tier, message))?;
+            let tier = least.get(name.as_str()).copied().unwrap_or(Tier::Base);
+            let valid = validate::validate(text, capabilities(tier, text));
+            let (module, info) = valid.map_err(|message| invalid(name, tier.name(), message))?;
             let bytes = validate::translate(name, target, &module, &info)?;
             Ok((format!("{name}.{}", target.extension()), bytes))
         });
@@ -270,46 +276,50 @@ impl Compiled {
     /// Has naga check every kernel.
     fn check_kernels(&self) -> Result<(), CodegenError> {
         let kernels: Vec<_> = self.plan.kernels.iter().collect();
+        let least = self.least_tiers();
         kernels.par_iter().try_for_each(|(name, kernel)| {
             let text = self.kernels.get(&kernel.file).map_or("", String::as_str);
-            let (tier, capabilities) = self.tier_of(name, text);
-            let valid = validate::validate(text, capabilities);
+            let tier = least.get(name.as_str()).copied().unwrap_or(Tier::Base);
+            let valid = validate::validate(text, capabilities(tier, text));
             valid
                 .map(|_| ())
-                .map_err(|message| invalid(name, tier, message))
+                .map_err(|message| invalid(name, tier.name(), message))
         })
     }
 
-    /// The least capable of the tiers that launch a kernel, and what naga may accept
-    /// in it.
-    fn tier_of(&self, kernel: &str, text: &str) -> (&'static str, naga::valid::Capabilities) {
-        let uses = |tier: &kiln_ir::plan::Tier| {
-            if tier.checks.iter().any(|c| c.kernel == kernel) {
-                return true;
-            }
-            let variants = tier.entries.values().flat_map(|e| &e.variants);
-            variants.into_iter().any(|v| {
-                if v.grid
-                    .as_ref()
-                    .is_some_and(|g| g.check.as_ref().is_some_and(|c| c.kernel == kernel))
-                {
-                    return true;
+    /// By kernel the least capable of the tiers that launch it, which says what naga may
+    /// accept in it.
+    fn least_tiers(&self) -> BTreeMap<&str, Tier> {
+        let mut least: BTreeMap<&str, Tier> = BTreeMap::new();
+        let power = |tier: &Tier| tier.capabilities().bits().count_ones();
+        for tier in &self.plan.tiers {
+            let mut known = Tier::USUAL.into_iter().chain(Tier::OTHERS);
+            let Some(own) = known.find(|k| k.name() == tier.name) else {
+                continue;
+            };
+            let variants = || tier.entries.values().flat_map(|e| &e.variants);
+            let grids = variants().filter_map(|v| v.grid.as_ref());
+            let checks = grids.filter_map(|g| g.check.as_ref()).chain(&tier.checks);
+            let launches = variants().flat_map(Variant::all_launches);
+            let launched = launches.flat_map(Launch::kernels);
+            for kernel in checks.map(|c| c.kernel.as_str()).chain(launched) {
+                let least = least.entry(kernel).or_insert(own);
+                if power(&own) < power(least) {
+                    *least = own;
                 }
-                v.all_launches()
-                    .flat_map(kiln_ir::plan::Launch::kernels)
-                    .any(|k| k == kernel)
-            })
-        };
-        let using = self.plan.tiers.iter().filter(|t| uses(t));
-        let using = using.filter_map(|t| tier::Tier::ALL.into_iter().find(|k| k.name() == t.name));
-        let least = using.min_by_key(|t| t.capabilities().bits().count_ones());
-        let least = least.unwrap_or(tier::Tier::Base);
-        let of_grids = match text.contains(kernel::COHERENT) {
-            true => naga::valid::Capabilities::MEMORY_DECORATION_COHERENT,
-            false => naga::valid::Capabilities::empty(),
-        };
-        (least.name(), least.capabilities() | of_grids)
+            }
+        }
+        least
     }
+}
+
+/// What naga may accept in a kernel of a tier.
+fn capabilities(tier: Tier, text: &str) -> naga::valid::Capabilities {
+    let of_grids = match text.contains(kernel::COHERENT) {
+        true => naga::valid::Capabilities::MEMORY_DECORATION_COHERENT,
+        false => naga::valid::Capabilities::empty(),
+    };
+    tier.capabilities() | of_grids
 }
 
 fn invalid(kernel: &str, tier: &str, message: String) -> CodegenError {

@@ -150,8 +150,8 @@ impl Linear<'_> {
         if body == FEW {
             d.hook(NOTHING_STORED);
         }
-        if body == COOP {
-            d.enable_matrices();
+        if let (COOP, Some(matrices)) = (body, self.tier.matrices()) {
+            matrices.declare(&mut d);
             self.half_hooks(matrix, part, &row, &mut d);
             match tile.parts() {
                 None => whole_hooks(&mut d),
@@ -248,7 +248,7 @@ impl Linear<'_> {
     /// Whether the kernel reads rows that are rounded to f16 already, if they are to
     /// be had.
     pub fn takes_halves(&self, packing: Packing, k: u64) -> bool {
-        self.has_matrices(packing) && k.is_multiple_of(COOP_STEP)
+        self.matrices(packing).is_some() && k.is_multiple_of(COOP_STEP)
     }
 
     /// The hooks `load_x8` and `load_w8`.

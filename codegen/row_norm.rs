@@ -40,7 +40,7 @@ impl RowNorm<'_> {
         let k = self.width()?;
         let (body, workgroup, per_workgroup) = match self.tier {
             Tier::SoftwareSubgroup | Tier::Software => ("row_norm_software", 8, 8),
-            Tier::Coop | Tier::Subgroup => ("row_norm_subgroup", 256, 1),
+            Tier::Coop(_) | Tier::Subgroup => ("row_norm_subgroup", 256, 1),
             Tier::Base => ("row_norm", 64, 1),
         };
         let halves = if self.halves { ".halves" } else { "" };

@@ -5,16 +5,95 @@ use kiln_ir::{Dim, Packing};
 use naga::valid::Capabilities;
 
 use crate::join::MEMORY_LIMIT;
+use crate::kernel::Draft;
 use crate::lanes::LANES;
 use crate::view::Base;
 
 /// Bytes that a workgroup of any tier may share, WebGPU's default limit.
 pub(crate) const WORKGROUP_MEMORY: u64 = 16 << 10;
 
-/// Bytes that a workgroup of the coop tier may share, and the size of its
-/// subgroups.
-pub(crate) const COOP_MEMORY: u64 = 45 << 10;
-pub(crate) const COOP_SUBGROUP: u32 = 32;
+/// Cooperative matrices as a class of adapters has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Matrices {
+    /// The tier's name.
+    name: &'static str,
+    /// Rows and columns of a matrix: 16 or 8.
+    pub side: u64,
+    /// Invocations of a subgroup.
+    pub subgroup: u64,
+    /// Whether matrices are loaded from arrays of scalars. naga's Metal back end, unlike
+    /// others, takes no pointer to a vector.
+    pub scalars: bool,
+    /// Bytes that a workgroup may share.
+    pub memory: u64,
+}
+
+impl Matrices {
+    /// NVIDIA's.
+    pub const WARPS: Matrices = Matrices {
+        name: "coop",
+        side: 16,
+        subgroup: 32,
+        scalars: false,
+        memory: 45 << 10,
+    };
+
+    /// AMD's since RDNA 3, where kernels run in wave64 if nobody asks for another size.
+    pub const WAVES: Matrices = Matrices {
+        name: "coop-wave64",
+        subgroup: 64,
+        ..Self::WARPS
+    };
+
+    /// Apple's.
+    pub const SIMDGROUPS: Matrices = Matrices {
+        name: "coop-8x8",
+        side: 8,
+        subgroup: 32,
+        scalars: true,
+        memory: 32 << 10,
+    };
+
+    /// Mesa's CPU driver's since Mesa 26, where nothing is gained by them: with them what
+    /// else is written for matrices runs on a driver that anybody can install.
+    pub const LAVAPIPE: Matrices = Matrices {
+        name: "coop-lavapipe",
+        side: 8,
+        subgroup: LANES as u64,
+        scalars: false,
+        memory: 32 << 10,
+    };
+
+    /// The same, loaded from scalars.
+    pub const LAVAPIPE_SCALARS: Matrices = Matrices {
+        name: "coop-lavapipe-scalars",
+        scalars: true,
+        ..Self::LAVAPIPE
+    };
+
+    /// What bodies for matrices are told of them.
+    pub fn constants(self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("SIDE", self.side),
+            ("SPLIT", if self.scalars { 4 } else { 1 }),
+            ("SUBGROUP", self.subgroup),
+        ]
+    }
+
+    /// Gives a draft whose body is for matrices their types.
+    pub fn declare(self, d: &mut Draft) {
+        d.enable_matrices();
+        let types = if self.side == 16 {
+            "matrices16"
+        } else {
+            "matrices8"
+        };
+        let places = if self.scalars { "scalars" } else { "fours" };
+        for prelude in [types, places] {
+            d.hook(kiln_shaders::default_prelude(prelude).unwrap_or_default());
+        }
+    }
+}
 
 /// A class of adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +104,7 @@ pub(crate) enum Tier {
     /// A CPU driver, such as lavapipe: no barriers in hot loops, register tiles.
     Software,
     /// A GPU with cooperative matrices, for weights of less than 32 bits.
-    Coop,
+    Coop(Matrices),
     /// A GPU with subgroup operations.
     Subgroup,
     /// WebGPU's default features and limits; runs everywhere.
@@ -33,60 +112,72 @@ pub(crate) enum Tier {
 }
 
 impl Tier {
-    /// All of them, in the order in which a runtime tries them.
-    pub const ALL: [Tier; 5] = [
+    /// Those that are made by themselves, in the order in which a runtime tries them.
+    pub const USUAL: [Tier; 7] = [
         Tier::SoftwareSubgroup,
         Tier::Software,
-        Tier::Coop,
+        Tier::Coop(Matrices::WARPS),
+        Tier::Coop(Matrices::WAVES),
+        Tier::Coop(Matrices::SIMDGROUPS),
         Tier::Subgroup,
         Tier::Base,
     ];
 
-    /// The tiers for weights of a packing: rounding activations to f16, as
-    /// cooperative matrices take them, would spoil weights of 32 bits.
-    pub fn of(packing: Packing) -> impl Iterator<Item = Tier> {
-        let tiers = Tier::ALL.into_iter();
-        tiers.filter(move |t| packing != Packing::F32 || *t != Tier::Coop)
+    /// Those that are made only if they are asked for.
+    pub const OTHERS: [Tier; 2] = [
+        Tier::Coop(Matrices::LAVAPIPE),
+        Tier::Coop(Matrices::LAVAPIPE_SCALARS),
+    ];
+
+    /// Whether weights of a packing suit it: rounding activations to f16, as cooperative
+    /// matrices take them, would spoil weights of 32 bits.
+    pub fn takes(self, packing: Packing) -> bool {
+        packing != Packing::F32 || !matches!(self, Tier::Coop(_))
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Tier::SoftwareSubgroup => "software-subgroup",
             Tier::Software => "software",
-            Tier::Coop => "coop",
+            Tier::Coop(matrices) => matrices.name,
             Tier::Subgroup => "subgroup",
             Tier::Base => "base",
         }
     }
 
     pub fn requires(self) -> Requirements {
-        let coop = self == Tier::Coop;
+        let matrices = self.matrices();
         let features: &[&str] = match self {
-            Tier::Coop => &["subgroups", "shader-f16", "wgpu-cooperative-matrix"],
+            Tier::Coop(_) => &["subgroups", "shader-f16", "wgpu-cooperative-matrix"],
             Tier::SoftwareSubgroup | Tier::Subgroup => &["subgroups"],
             Tier::Software | Tier::Base => &[],
         };
         let memory = MEMORY_LIMIT.to_owned();
         Requirements {
             features: features.iter().map(|f| (*f).to_owned()).collect(),
-            limits: coop.then_some((memory, COOP_MEMORY)).into_iter().collect(),
+            limits: matrices.map(|m| (memory, m.memory)).into_iter().collect(),
             cpu_only: self.is_cpu(),
             subgroup_size: match self {
                 Tier::SoftwareSubgroup => Some(LANES),
-                Tier::Coop => Some(COOP_SUBGROUP),
+                Tier::Coop(matrices) => Some(matrices.subgroup as u32),
                 Tier::Software | Tier::Subgroup | Tier::Base => None,
             },
             max_subgroup_size: None,
-            cooperative_matrix: coop.then_some([16, 16, 16]),
+            cooperative_matrix: matrices.map(|m| [m.side as u32; 3]),
+        }
+    }
+
+    /// Its cooperative matrices, if it has some.
+    pub fn matrices(self) -> Option<Matrices> {
+        match self {
+            Tier::Coop(matrices) => Some(matrices),
+            _ => None,
         }
     }
 
     /// Bytes that a workgroup may share.
     pub fn workgroup_memory(self) -> u64 {
-        match self {
-            Tier::Coop => COOP_MEMORY,
-            _ => WORKGROUP_MEMORY,
-        }
+        self.matrices().map_or(WORKGROUP_MEMORY, |m| m.memory)
     }
 
     /// Whether it is a CPU driver's.
@@ -96,7 +187,7 @@ impl Tier {
 
     /// Whether kernels are those that add up across the subgroups of a GPU.
     pub fn has_subgroups(self) -> bool {
-        matches!(self, Tier::Coop | Tier::Subgroup)
+        matches!(self, Tier::Coop(_) | Tier::Subgroup)
     }
 
     /// Whether kernels bind images where they can: Mesa's CPU driver loads from them at
@@ -109,7 +200,7 @@ impl Tier {
     /// cooperative matrices rounds keys and values to that anyway, so prompts give the same.
     /// Single tokens, and heads that matrices do not take, find them rounded.
     pub fn halves_states(self) -> bool {
-        self == Tier::Coop
+        self.matrices().is_some()
     }
 
     /// Bytes of an element in a buffer of reals.
@@ -125,7 +216,7 @@ impl Tier {
         // `unpack2x16float`, which every WebGPU implementation has.
         let base = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         match self {
-            Tier::Coop => {
+            Tier::Coop(_) => {
                 let matrices = Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
                 base | Capabilities::SUBGROUP | matrices
             }
@@ -138,7 +229,7 @@ impl Tier {
     pub fn pointwise_workgroup(self) -> u32 {
         match self {
             Tier::SoftwareSubgroup | Tier::Software => LANES,
-            Tier::Coop | Tier::Subgroup | Tier::Base => 64,
+            Tier::Coop(_) | Tier::Subgroup | Tier::Base => 64,
         }
     }
 
@@ -162,7 +253,7 @@ impl Tier {
         ];
         match self {
             Tier::SoftwareSubgroup => shapes.insert(2, shape("eight", Some(8), Some(8))),
-            Tier::Coop => {
+            Tier::Coop(_) => {
                 // Before large tiles, small ones: a card wants many of them.
                 shapes.insert(3, shape("short", Some(128), None));
                 shapes.insert(4, shape("middle", Some(512), None));

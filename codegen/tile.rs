@@ -8,7 +8,7 @@ use crate::lanes::LANES;
 use crate::linear::Linear;
 use crate::lower::Offer;
 use crate::parts::Parts;
-use crate::tier::{COOP_MEMORY, COOP_SUBGROUP, Tier, WORKGROUP_MEMORY};
+use crate::tier::{Matrices, Tier, WORKGROUP_MEMORY};
 use crate::weights::{Matrix, ROW_PADDING};
 
 /// How a linear layer's rows are taken.
@@ -32,7 +32,7 @@ impl RowKernel {
             (Tier::SoftwareSubgroup, _) => RowKernel::Tiled(16),
             (Tier::Software, _) => RowKernel::Tiled(8),
             (_, Some(..=8)) => RowKernel::Matvec(4),
-            (Tier::Coop, rows) => RowKernel::Tiled(rows.unwrap_or(MANY_ROWS)),
+            (Tier::Coop(_), rows) => RowKernel::Tiled(rows.unwrap_or(MANY_ROWS)),
             _ => RowKernel::Tiled(64),
         }
     }
@@ -48,7 +48,7 @@ impl RowKernel {
             (tier, _) if tier.is_cpu() => false,
             (_, RowKernel::Matvec(_)) => true,
             // Its tiles take rows as they are, rounded to f16.
-            (Tier::Coop, RowKernel::Tiled(_)) => false,
+            (Tier::Coop(_), RowKernel::Tiled(_)) => false,
             (_, RowKernel::Tiled(_)) => n <= 3 * k,
         }
     }
@@ -62,8 +62,8 @@ impl Linear<'_> {
     pub fn tile(&self, matrix: &Matrix, n: u64) -> Tile {
         match (self.tier, self.rows) {
             (tier, rows) if tier.is_cpu() => software_tile(matrix, rows, n),
-            (_, RowKernel::Tiled(rows)) if self.has_matrices(matrix.packing) => {
-                CoopTile::choose(rows, n).tile(matrix)
+            (_, RowKernel::Tiled(rows)) if let Some(own) = self.matrices(matrix.packing) => {
+                CoopTile::choose(own, rows, n).tile(matrix)
             }
             (_, RowKernel::Tiled(_)) => register_tile("", matrix, [4, 4], 4),
             (tier, RowKernel::Matvec(rows))
@@ -79,8 +79,8 @@ impl Linear<'_> {
     pub fn other_tiles(&self, matrix: &Matrix, n: u64, (most, offer): (u64, &Offer)) -> Vec<Tile> {
         match self.rows {
             RowKernel::Matvec(_) => self.tile(matrix, n).with_other_columns(),
-            RowKernel::Tiled(rows) if self.has_matrices(matrix.packing) => {
-                let usual = CoopTile::choose(rows, n);
+            RowKernel::Tiled(rows) if let Some(own) = self.matrices(matrix.packing) => {
+                let usual = CoopTile::choose(own, rows, n);
                 let others = usual.others(matrix.k, (most, n), offer.processors);
                 others.into_iter().map(|tile| tile.tile(matrix)).collect()
             }
@@ -149,10 +149,11 @@ impl Linear<'_> {
         }
     }
 
-    /// Whether the kernel multiplies cooperative matrices.
-    pub fn has_matrices(&self, packing: Packing) -> bool {
+    /// The cooperative matrices that the kernel multiplies, if it does.
+    pub fn matrices(&self, packing: Packing) -> Option<Matrices> {
         let many = matches!(self.rows, RowKernel::Tiled(_));
-        self.tier == Tier::Coop && many && packing != Packing::F32
+        let matrices = self.tier.matrices();
+        matrices.filter(|_| many && packing != Packing::F32)
     }
 }
 
@@ -231,6 +232,7 @@ const PARTS_OF_ROUND: u64 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CoopTile {
     name: &'static str,
+    matrices: Matrices,
     subgroups: [u64; 2],
     fragments_m: u64,
     /// vec4s of f16 between rows in workgroup memory.
@@ -238,32 +240,37 @@ pub(crate) struct CoopTile {
     cut: Option<Cut>,
 }
 
+/// Invocations of the larger subgroups that GPUs are known for, and most of them have.
+const LARGE_SUBGROUP: u64 = 32;
+
 /// The body for cooperative matrices, and the columns of one of its steps.
 pub(crate) const COOP: &str = "linear_coop";
 pub(crate) const COOP_STEP: u64 = 64;
 
 impl CoopTile {
-    pub const ALL: [CoopTile; 2] = [
-        CoopTile {
+    /// The large one, of 256 invocations or few more, and the small one.
+    pub fn both(matrices: Matrices) -> [CoopTile; 2] {
+        let large = CoopTile {
             name: "large",
-            subgroups: [2, 4],
+            matrices,
+            subgroups: [2, if matrices.subgroup > 32 { 2 } else { 4 }],
             fragments_m: 4,
             pad: 2,
             cut: None,
-        },
-        CoopTile {
+        };
+        let small = CoopTile {
             name: "small",
             subgroups: [2, 2],
             fragments_m: 2,
-            pad: 2,
-            cut: None,
-        },
-    ];
+            ..large
+        };
+        [large, small]
+    }
 
     /// The tile for about `rows` rows and `n` outputs: the large one where there are
     /// enough of it to fill a card.
-    fn choose(rows: u64, n: u64) -> Self {
-        let [large, small] = Self::ALL;
+    fn choose(matrices: Matrices, rows: u64, n: u64) -> Self {
+        let [large, small] = Self::both(matrices);
         let usual = match rows.div_ceil(large.rows()) * n.div_ceil(large.columns()) {
             96.. => large,
             _ => small,
@@ -275,9 +282,10 @@ impl CoopTile {
     /// many processors.
     fn others(self, k: u64, (most, n): (u64, u64), processors: u64) -> Vec<CoopTile> {
         let tiles = |tile: CoopTile| most.div_ceil(tile.rows()) * n.div_ceil(tile.columns());
-        let mut others: Vec<CoopTile> = Self::ALL
+        let both = Self::both(self.matrices);
+        let mut others: Vec<CoopTile> = both
             .into_iter()
-            .filter(|other| other.subgroups != self.subgroups && most > self.rows())
+            .filter(|other| other.fragments_m != self.fragments_m && most > self.rows())
             .collect();
         let spaced = CoopTile {
             name: "spaced",
@@ -286,7 +294,7 @@ impl CoopTile {
         };
         others.push(spaced);
         // Of the large tile two run at once on a processor.
-        let round = processors * 2 * Self::ALL[0].workgroup() / self.workgroup();
+        let round = processors * 2 * both[0].workgroup() / self.workgroup();
         // Few tiles leave processors without any, unless there are many parts of each.
         let steps = k.div_ceil(COOP_STEP);
         let counts: &[(&str, u64)] = match round / tiles(self).max(1) {
@@ -306,20 +314,21 @@ impl CoopTile {
 
     /// Rows and outputs of a workgroup.
     pub fn rows(self) -> u64 {
-        16 * self.fragments_m * self.subgroups[0]
+        self.matrices.side * self.fragments_m * self.subgroups[0]
     }
 
     pub fn columns(self) -> u64 {
-        32 * self.subgroups[1]
+        2 * self.matrices.side * self.subgroups[1]
     }
 
     pub fn workgroup(self) -> u64 {
-        u64::from(COOP_SUBGROUP) * self.subgroups[0] * self.subgroups[1]
+        self.matrices.subgroup * self.subgroups[0] * self.subgroups[1]
     }
 
     pub fn constants(self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("SUBGROUP", u64::from(COOP_SUBGROUP)),
+        let mut out = self.matrices.constants();
+        out.extend([
+            ("PIECES", COOP_STEP / self.matrices.side),
             ("SUBGROUPS_M", self.subgroups[0]),
             ("SUBGROUPS_N", self.subgroups[1]),
             ("FRAGMENTS_M", self.fragments_m),
@@ -327,13 +336,15 @@ impl CoopTile {
             ("PARTS", self.cut.map_or(1, |c| c.count)),
             ("ROUND", self.cut.map_or(1, |c| c.round)),
             ("MOST", self.cut.map_or(0, |c| c.most)),
-        ]
+        ]);
+        out
     }
 
     /// Bytes that a workgroup shares.
     fn memory(self) -> u64 {
         let subgroups = self.subgroups[0] * self.subgroups[1];
-        8 * (COOP_STEP / 4 + self.pad) * (self.rows() + self.columns()) + 1024 * subgroups
+        let results = 4 * self.matrices.side * self.matrices.side * subgroups;
+        8 * (COOP_STEP / 4 + self.pad) * (self.rows() + self.columns()) + results
     }
 
     fn tile(self, matrix: &Matrix) -> Tile {
@@ -390,7 +401,7 @@ impl Tile {
             }
         }
         let batch = self.constant("BATCH");
-        if self.body == STREAM && self.constant("UNITS") > batch * u64::from(COOP_SUBGROUP) {
+        if self.body == STREAM && self.constant("UNITS") > batch * LARGE_SUBGROUP {
             out.push(self.with("deep", "BATCH", 2 * batch));
         }
         out
@@ -472,7 +483,7 @@ fn stream(
     let row = packing.groups(matrix.k as usize) as u64 * packing.group() as u64 / 4;
     let memory = match (grid, tier) {
         (Some(grid), _) => grid.row_memory,
-        (None, Tier::Coop) if rows > 1 => COOP_MEMORY,
+        (None, tier) if rows > 1 => tier.workgroup_memory(),
         (None, _) => WORKGROUP_MEMORY,
     };
     let bytes = 16 * row + 2 * WORKGROUP;

@@ -5,7 +5,7 @@ use crate::attention;
 use crate::kernel::{Draft, Element, default_hooks};
 use crate::lanes;
 use crate::parts::whole_hooks;
-use crate::tier::Tier;
+use crate::tier::{Matrices, Tier};
 use crate::tile::{COOP, CoopTile};
 use crate::view::Base;
 
@@ -19,27 +19,48 @@ pub(crate) struct Trial {
 /// What must hold before `tier` is trusted.
 pub(crate) fn trials(tier: Tier) -> Vec<Trial> {
     match tier {
-        Tier::Coop => {
-            let linears = CoopTile::ALL.into_iter().map(linear_coop);
-            let attentions = [64, 80].into_iter().filter_map(attention_coop);
-            linears.chain(attentions).collect()
+        Tier::Coop(matrices) => {
+            let subgroups = subgroups(matrices, matrices.subgroup.max(256));
+            let linears = CoopTile::both(matrices).into_iter();
+            let linears = linears.map(|tile| linear_coop(matrices, tile));
+            let attentions = [64, 80].into_iter();
+            let attentions = attentions.filter_map(|head_dim| attention_coop(matrices, head_dim));
+            [subgroups]
+                .into_iter()
+                .chain(linears)
+                .chain(attentions)
+                .collect()
         }
         Tier::SoftwareSubgroup => vec![lanes::trial()],
         Tier::Software | Tier::Subgroup | Tier::Base => Vec::new(),
     }
 }
 
+/// Checks the size of subgroups in a workgroup of that size, and their order.
+fn subgroups(matrices: Matrices, workgroup: u64) -> Trial {
+    let detail = format!("{}", matrices.subgroup);
+    let mut d = Draft::new("subgroups_check", detail, workgroup as u32);
+    d.constant_u32("WORKGROUP", workgroup);
+    d.constant_u32("SUBGROUP", matrices.subgroup);
+    d.write("verdicts", Base::Local(0), Element::U32);
+    Trial {
+        kernel: d,
+        workgroups: 1,
+        words: workgroup,
+    }
+}
+
 /// A product of small whole numbers, which is exact in any order of summation: a
 /// little more than a tile in each direction, and a K that is no whole number of
 /// steps.
-fn linear_coop(tile: CoopTile) -> Trial {
+fn linear_coop(matrices: Matrices, tile: CoopTile) -> Trial {
     let (k, n, rows) = (200, tile.columns() + 12, tile.rows() + 5);
     let mut d = Draft::new(
         COOP,
         format!("check.{}x{}", tile.rows(), tile.columns()),
         tile.workgroup() as u32,
     );
-    d.enable_matrices();
+    matrices.declare(&mut d);
     d.constant_u32("K", k);
     d.constant_u32("N", n);
     for (name, size) in tile.constants() {
@@ -72,9 +93,9 @@ fn linear_coop(tile: CoopTile) -> Trial {
 
 /// Attention of more than one tile of queries over more than one step of keys, with
 /// a past; compared within what rounding to f16 takes away.
-fn attention_coop(head_dim: u64) -> Option<Trial> {
+fn attention_coop(matrices: Matrices, head_dim: u64) -> Option<Trial> {
     let (batch, heads, kv_heads, queries, past) = (2, 4, 2, 70_u64, 9);
-    let constants = attention::coop_tile(head_dim)?;
+    let constants = attention::coop_tile(matrices, head_dim)?;
     let size = |name: &str| constants.iter().find(|(n, _)| *n == name).map(|(_, s)| *s);
     let subgroups = size("SUBGROUPS")?;
     let mut d = Draft::new(
@@ -82,7 +103,7 @@ fn attention_coop(head_dim: u64) -> Option<Trial> {
         format!("check.{head_dim}"),
         (size("SUBGROUP")? * subgroups) as u32,
     );
-    d.enable_matrices();
+    matrices.declare(&mut d);
     d.constant_u32("HEADS", heads);
     d.constant_u32("KV_HEADS", kv_heads);
     d.constant_u32("HEAD_DIM", head_dim);
@@ -127,7 +148,7 @@ fn attention_coop(head_dim: u64) -> Option<Trial> {
     ));
     Some(Trial {
         kernel: d,
-        workgroups: (batch * heads * queries.div_ceil(16 * subgroups)) as u32,
+        workgroups: (batch * heads * queries.div_ceil(matrices.side * subgroups)) as u32,
         words: batch * queries * heads * head_dim / 4,
     })
 }

@@ -1,7 +1,8 @@
 //! Printing of dimensions and literals as WGSL, and changes to text that is WGSL.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::iter;
 
 use kiln_ir::dim::Atom;
 use kiln_ir::{Dim, Scalar, Symbol};
@@ -118,34 +119,37 @@ enum Token<'t> {
 }
 
 /// The text cut into pieces.
-fn tokens(text: &str) -> Vec<Token<'_>> {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    let mut out = Vec::new();
+fn tokens(text: &str) -> impl Iterator<Item = Token<'_>> {
+    // All that is not ASCII stands in names and in comments.
+    let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || !b.is_ascii();
     let mut rest = text;
     let mut after_sign = false;
-    while let Some(first) = rest.chars().next() {
-        let end =
-            |is_inside: &dyn Fn(char) -> bool| rest.find(|c| !is_inside(c)).unwrap_or(rest.len());
+    iter::from_fn(move || {
+        let first = *rest.as_bytes().first()?;
+        let end = |is_inside: &dyn Fn(u8) -> bool| {
+            let end = rest.bytes().position(|b| !is_inside(b));
+            end.unwrap_or(rest.len())
+        };
         let length = if rest.starts_with("//") {
-            end(&|c| c != '\n')
+            end(&|b| b != b'\n')
         } else if first.is_ascii_digit() {
-            end(&|c| is_word(c) || c == '.')
+            end(&|b| is_word(b) || b == b'.')
         } else if is_word(first) {
             end(&is_word)
+        } else if first == b' ' {
+            end(&|b| b == b' ')
         } else {
-            first.len_utf8()
+            1
         };
         let (piece, others) = rest.split_at(length);
         rest = others;
-        out.push(
-            match is_word(first) && !first.is_ascii_digit() && !after_sign {
-                true => Token::Word(piece),
-                false => Token::Other(piece),
-            },
-        );
+        let names = is_word(first) && !first.is_ascii_digit() && !after_sign;
         after_sign = piece == "." || piece == "@";
-    }
-    out
+        Some(match names {
+            true => Token::Word(piece),
+            false => Token::Other(piece),
+        })
+    })
 }
 
 /// The names that are declared at module scope.
@@ -176,9 +180,10 @@ pub(crate) fn declared(text: &str) -> Vec<&str> {
 /// another goes on hiding it.
 pub(crate) fn rename(text: &str, names: &BTreeMap<&str, String>) -> String {
     let mut out = String::with_capacity(text.len() * 5 / 4);
+    let names: HashMap<&str, &str> = names.iter().map(|(k, v)| (*k, v.as_str())).collect();
     for token in tokens(text) {
         match token {
-            Token::Word(word) => out.push_str(names.get(word).map_or(word, String::as_str)),
+            Token::Word(word) => out.push_str(names.get(word).copied().unwrap_or(word)),
             Token::Other(other) => out.push_str(other),
         }
     }

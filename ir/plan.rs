@@ -341,7 +341,8 @@ impl ImageSize {
 /// A set of launches for one class of adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tier {
-    /// `base`, `subgroup`, `coop`, `software` or `software-subgroup`.
+    /// `base`, `subgroup`, `software`, `software-subgroup`, or one for cooperative matrices:
+    /// `coop`, `coop-wave64`, `coop-8x8`.
     pub name: String,
     /// What the adapter must offer.
     pub requires: Requirements,
@@ -379,7 +380,8 @@ pub struct Requirements {
     /// stores is seen by others of the launch that find, by an atomic, that it has.
     #[serde(default)]
     pub cpu_only: bool,
-    /// The size of every subgroup, where kernels rely on one.
+    /// The size of every subgroup, where kernels rely on one. Adapters that have several
+    /// run kernels in one of them, and a check has to find out in which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subgroup_size: Option<u32>,
     /// The largest that a subgroup may be, where lanes beyond a workgroup's invocations

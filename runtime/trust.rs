@@ -55,7 +55,10 @@ fn reason(
 /// Whether an error says that a driver cannot do what was tried, and not that nothing
 /// can be tried.
 pub(crate) fn is_verdict(error: &Error) -> bool {
-    !matches!(error, Error::Plan(_) | Error::DeviceLost { .. })
+    !matches!(
+        error,
+        Error::Plan(_) | Error::File { .. } | Error::Io { .. } | Error::DeviceLost { .. }
+    )
 }
 
 /// The tier with the entries `names` alone, without the variants whose grids the device

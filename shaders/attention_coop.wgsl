@@ -1,8 +1,8 @@
 // Attention of many queries on cooperative matrices: f16 in, f32 accumulated, scores never written.
 //
-// A workgroup takes 16 * SUBGROUPS queries of a head, a subgroup 16 of them. Keys and values come to
+// A workgroup takes SIDE * SUBGROUPS queries of a head, a subgroup SIDE of them. Keys and values come to
 // workgroup memory 32 at a time, rounded to f16; the next are fetched meanwhile. Scores go through it to
-// the lanes, two to a query, which mask them and keep the softmax online, in f32, with a finite
+// the lanes, SUBGROUP / SIDE to a query, which mask them and keep the softmax online, in f32, with a finite
 // sentinel; the weights return as f16. Their product with the values goes to the lanes the same way,
 // which hold the sums: those have to be scaled row by row, and a cooperative matrix can't be.
 //
@@ -12,40 +12,71 @@
 //
 // Subgroups must have SUBGROUP invocations: the tier that has this body asks for it.
 //
-// Constants: HEADS, KV_HEADS, HEAD_DIM (a multiple of 16), SCALE, CAUSAL, SUBGROUP (32), SUBGROUPS,
-//            PARTS, MOST.
+// Constants: HEADS, KV_HEADS, SIDE (16 or 8), HEAD_DIM (a multiple of SIDE), SCALE, CAUSAL, SUBGROUP (one,
+//            two or four times SIDE), SUBGROUPS, SPLIT (see linear_coop.wgsl), PARTS, MOST.
 // Hooks: batch, queries, past, kv_len, visible_from, load_q, half_k, half_v, store_out, workgroup_index,
 // and keep, kept and is_complete of parts.wgsl. half_k and half_v give keys and values in f16, and may
-// call half4.
-// Grid: PARTS * batch * HEADS * ceil(queries / (16 * SUBGROUPS)) workgroups.
+// call half4. Types as those of linear_coop.wgsl.
+// Grid: PARTS * batch * HEADS * ceil(queries / (SIDE * SUBGROUPS)) workgroups.
 // Workgroup: SUBGROUP * SUBGROUPS invocations.
-// Workgroup memory: (64 + 16 * SUBGROUPS) * (2 * HEAD_DIM + 16) + 5,632 * SUBGROUPS bytes.
+// Workgroup memory: (64 + TILE) * (2 * HEAD_DIM + 16) + TILE * (96 + 16 * SIDE) bytes, where TILE is
+// SIDE * SUBGROUPS.
 
 const WORKGROUP: u32 = SUBGROUP * SUBGROUPS;
 const D4: u32 = HEAD_DIM / 4u;
 const KEYS: u32 = 32u;
-const TILE: u32 = 16u * SUBGROUPS;
+const TILE: u32 = SIDE * SUBGROUPS;
+// vec4s of a row of a matrix.
+const ACROSS: u32 = SIDE / 4u;
+// Lanes that share a query, and the vec4s that each has of a group of its output.
+const TEAM: u32 = SUBGROUP / SIDE;
+const OWN: u32 = SIDE / TEAM;
+// vec4s of a query's scores that each has.
+const SCORES: u32 = KEYS / 4u / TEAM;
 // Lengths of rows in workgroup memory, in vec4s: of queries, keys and values, of softmax weights,
 // and of results.
 const PITCH: u32 = D4 + 2u;
 const WEIGHTS: u32 = KEYS / 4u + 2u;
-const RESULTS: u32 = 17u;
-// Columns of the output are computed 64 at a time.
-const GROUPS: u32 = (HEAD_DIM + 63u) / 64u;
+const RESULTS: u32 = SIDE + 1u;
+// Columns of the output are computed in groups of four matrices.
+const GROUPS: u32 = (HEAD_DIM + 4u * SIDE - 1u) / (4u * SIDE);
 const LOWEST: f32 = -1e30;
 const LOADS: u32 = (KEYS * D4 + WORKGROUP - 1u) / WORKGROUP;
 // vec4s of a part: the sums of each lane, and how they are scaled.
-const PART: u32 = (8u * GROUPS + 1u) * WORKGROUP;
+const PART: u32 = (OWN * GROUPS + 1u) * WORKGROUP;
 
-var<workgroup> q_tile: array<vec4<f16>, TILE * PITCH>;
-var<workgroup> k_tile: array<vec4<f16>, KEYS * PITCH>;
-var<workgroup> v_tile: array<vec4<f16>, KEYS * PITCH>;
-var<workgroup> weights: array<vec4<f16>, TILE * WEIGHTS>;
-var<workgroup> results: array<vec4<f32>, TILE * RESULTS>;
+var<workgroup> q_tile: array<Halves, TILE * PITCH * SPLIT>;
+var<workgroup> k_tile: array<Halves, KEYS * PITCH * SPLIT>;
+var<workgroup> v_tile: array<Halves, KEYS * PITCH * SPLIT>;
+var<workgroup> weights: array<Halves, TILE * WEIGHTS * SPLIT>;
+var<workgroup> results: array<Reals, TILE * RESULTS * SPLIT>;
 
 // Beyond its range a half would be infinite.
 fn half4(v: vec4<f32>) -> vec4<f16> {
     return vec4<f16>(clamp(v, vec4<f32>(-65504.0), vec4<f32>(65504.0)));
+}
+
+// The largest of those that the lanes of a query have, and their sum.
+fn largest(own: f32) -> f32 {
+    var all = own;
+    if TEAM > 1u {
+        all = max(all, subgroupShuffleXor(all, 1u));
+    }
+    if TEAM > 2u {
+        all = max(all, subgroupShuffleXor(all, 2u));
+    }
+    return all;
+}
+
+fn summed(own: f32) -> f32 {
+    var all = own;
+    if TEAM > 1u {
+        all += subgroupShuffleXor(all, 1u);
+    }
+    if TEAM > 2u {
+        all += subgroupShuffleXor(all, 2u);
+    }
+    return all;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -75,14 +106,19 @@ fn main(
 
     for (var at = lane; at < TILE * D4; at += WORKGROUP) {
         let i = min(first + at / D4, queries() - 1u);
-        q_tile[at / D4 * PITCH + at % D4] = half4(load_q(b, i, h, at % D4) * SCALE);
+        let slot = at / D4 * PITCH + at % D4;
+        let q = half4(load_q(b, i, h, at % D4) * SCALE);
+        // unroll SPLIT
+        for (var e = 0u; e < SPLIT; e++) {
+            q_tile[slot * SPLIT + e] = halves(q, e);
+        }
     }
-    // The subgroup's rows, and the lane's: every second vec4 of it from `side` on.
-    let m = lane / SUBGROUP * 16u;
-    let row = m + lane % SUBGROUP / 2u;
-    let side = lane % 2u;
+    // The subgroup's rows, and the lane's: every TEAM-th vec4 of it from `own` on.
+    let m = lane / SUBGROUP * SIDE;
+    let row = m + lane % SUBGROUP / TEAM;
+    let own = lane % TEAM;
     let i = first + row;
-    var out: array<vec4<f32>, 8u * GROUPS>;
+    var out: array<vec4<f32>, OWN * GROUPS>;
     var top = LOWEST;
     var total = 0.0;
     var k: array<vec4<f16>, LOADS>;
@@ -100,8 +136,11 @@ fn main(
             let at = n * WORKGROUP + lane;
             if at < KEYS * D4 {
                 let slot = at / D4 * PITCH + at % D4;
-                k_tile[slot] = k[n];
-                v_tile[slot] = v[n];
+                // unroll SPLIT
+                for (var e = 0u; e < SPLIT; e++) {
+                    k_tile[slot * SPLIT + e] = halves(k[n], e);
+                    v_tile[slot * SPLIT + e] = halves(v[n], e);
+                }
             }
         }
         workgroupBarrier();
@@ -113,70 +152,88 @@ fn main(
                 v[n] = half_v(b, j, kvh, at % D4);
             }
         }
-        var s0: coop_mat16x16<f32, C>;
-        var s1: coop_mat16x16<f32, C>;
-        for (var d = 0u; d < D4; d += 4u) {
-            let q = coopLoadT<coop_mat16x16<f16, A>>(&q_tile[m * PITCH + d], PITCH);
-            let k0 = coopLoad<coop_mat16x16<f16, B>>(&k_tile[d], PITCH);
-            let k1 = coopLoad<coop_mat16x16<f16, B>>(&k_tile[16u * PITCH + d], PITCH);
+        var s0: MatrixC;
+        var s1: MatrixC;
+        var s2: MatrixC;
+        var s3: MatrixC;
+        for (var d = 0u; d < D4; d += ACROSS) {
+            let q = coopLoadT<MatrixA>(&q_tile[(m * PITCH + d) * SPLIT], PITCH * SPLIT);
+            let k0 = coopLoad<MatrixB>(&k_tile[d * SPLIT], PITCH * SPLIT);
+            let k1 = coopLoad<MatrixB>(&k_tile[(SIDE * PITCH + d) * SPLIT], PITCH * SPLIT);
             s0 = coopMultiplyAdd(q, k0, s0);
             s1 = coopMultiplyAdd(q, k1, s1);
+            if KEYS > 2u * SIDE {
+                let k2 = coopLoad<MatrixB>(&k_tile[(2u * SIDE * PITCH + d) * SPLIT], PITCH * SPLIT);
+                let k3 = coopLoad<MatrixB>(&k_tile[(3u * SIDE * PITCH + d) * SPLIT], PITCH * SPLIT);
+                s2 = coopMultiplyAdd(q, k2, s2);
+                s3 = coopMultiplyAdd(q, k3, s3);
+            }
         }
-        coopStoreT(s0, &results[m * RESULTS], RESULTS);
-        coopStoreT(s1, &results[m * RESULTS + 4u], RESULTS);
+        let place = m * RESULTS;
+        coopStoreT(s0, &results[place * SPLIT], RESULTS * SPLIT);
+        coopStoreT(s1, &results[(place + ACROSS) * SPLIT], RESULTS * SPLIT);
+        if KEYS > 2u * SIDE {
+            coopStoreT(s2, &results[(place + 2u * ACROSS) * SPLIT], RESULTS * SPLIT);
+            coopStoreT(s3, &results[(place + 3u * ACROSS) * SPLIT], RESULTS * SPLIT);
+        }
         workgroupBarrier();
 
-        var scores: array<vec4<f32>, 4>;
-        var seen: array<vec4<bool>, 4>;
+        var scores: array<vec4<f32>, SCORES>;
+        var seen: array<vec4<bool>, SCORES>;
         var higher = top;
-        for (var p = 0u; p < 4u; p++) {
-            let j = base + (2u * p + side) * 4u + vec4<u32>(0u, 1u, 2u, 3u);
+        for (var p = 0u; p < SCORES; p++) {
+            let j = base + (TEAM * p + own) * 4u + vec4<u32>(0u, 1u, 2u, 3u);
             let last = select(kv_len(), min(past() + i + 1u, kv_len()), CAUSAL);
             seen[p] = j < vec4<u32>(last);
-            scores[p] = select(vec4<f32>(LOWEST), results[row * RESULTS + 2u * p + side], seen[p]);
+            scores[p] = select(vec4<f32>(LOWEST), result4(row * RESULTS + TEAM * p + own), seen[p]);
             let pairs = max(scores[p].xy, scores[p].zw);
             higher = max(higher, max(pairs.x, pairs.y));
         }
-        higher = max(higher, subgroupShuffleXor(higher, 1u));
+        higher = largest(higher);
         let keep = exp(top - higher);
         top = higher;
         var sum = vec4<f32>(0.0);
-        for (var p = 0u; p < 4u; p++) {
+        for (var p = 0u; p < SCORES; p++) {
             let weight = select(vec4<f32>(0.0), exp(scores[p] - higher), seen[p]);
             sum += weight;
-            weights[row * WEIGHTS + 2u * p + side] = vec4<f16>(weight);
+            let slot = row * WEIGHTS + TEAM * p + own;
+            // unroll SPLIT
+            for (var e = 0u; e < SPLIT; e++) {
+                weights[slot * SPLIT + e] = halves(vec4<f16>(weight), e);
+            }
         }
         total = total * keep + sum.x + sum.y + sum.z + sum.w;
         workgroupBarrier();
 
         for (var g = 0u; g < GROUPS; g++) {
-            var o0: coop_mat16x16<f32, C>;
-            var o1: coop_mat16x16<f32, C>;
-            var o2: coop_mat16x16<f32, C>;
-            var o3: coop_mat16x16<f32, C>;
+            var o0: MatrixC;
+            var o1: MatrixC;
+            var o2: MatrixC;
+            var o3: MatrixC;
             // Beyond the head, its last columns again: they go nowhere.
-            let c1 = min(g * 16u + 4u, D4 - 4u);
-            let c2 = min(g * 16u + 8u, D4 - 4u);
-            let c3 = min(g * 16u + 12u, D4 - 4u);
-            for (var j = 0u; j < KEYS; j += 16u) {
-                let w = coopLoadT<coop_mat16x16<f16, A>>(&weights[m * WEIGHTS + j / 4u], WEIGHTS);
-                let v0 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[j * PITCH + g * 16u], PITCH);
-                let v1 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[j * PITCH + c1], PITCH);
-                let v2 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[j * PITCH + c2], PITCH);
-                let v3 = coopLoadT<coop_mat16x16<f16, B>>(&v_tile[j * PITCH + c3], PITCH);
+            let c0 = g * SIDE;
+            let c1 = min(c0 + ACROSS, D4 - ACROSS);
+            let c2 = min(c0 + 2u * ACROSS, D4 - ACROSS);
+            let c3 = min(c0 + 3u * ACROSS, D4 - ACROSS);
+            for (var j = 0u; j < KEYS; j += SIDE) {
+                let w = coopLoadT<MatrixA>(&weights[(m * WEIGHTS + j / 4u) * SPLIT], WEIGHTS * SPLIT);
+                let v0 = coopLoadT<MatrixB>(&v_tile[(j * PITCH + c0) * SPLIT], PITCH * SPLIT);
+                let v1 = coopLoadT<MatrixB>(&v_tile[(j * PITCH + c1) * SPLIT], PITCH * SPLIT);
+                let v2 = coopLoadT<MatrixB>(&v_tile[(j * PITCH + c2) * SPLIT], PITCH * SPLIT);
+                let v3 = coopLoadT<MatrixB>(&v_tile[(j * PITCH + c3) * SPLIT], PITCH * SPLIT);
                 o0 = coopMultiplyAdd(w, v0, o0);
                 o1 = coopMultiplyAdd(w, v1, o1);
                 o2 = coopMultiplyAdd(w, v2, o2);
                 o3 = coopMultiplyAdd(w, v3, o3);
             }
-            coopStoreT(o0, &results[m * RESULTS], RESULTS);
-            coopStoreT(o1, &results[m * RESULTS + 4u], RESULTS);
-            coopStoreT(o2, &results[m * RESULTS + 8u], RESULTS);
-            coopStoreT(o3, &results[m * RESULTS + 12u], RESULTS);
+            coopStoreT(o0, &results[place * SPLIT], RESULTS * SPLIT);
+            coopStoreT(o1, &results[(place + ACROSS) * SPLIT], RESULTS * SPLIT);
+            coopStoreT(o2, &results[(place + 2u * ACROSS) * SPLIT], RESULTS * SPLIT);
+            coopStoreT(o3, &results[(place + 3u * ACROSS) * SPLIT], RESULTS * SPLIT);
             workgroupBarrier();
-            for (var p = 0u; p < 8u; p++) {
-                let addend = results[row * RESULTS + 2u * p + side];
-                let at = 8u * g + p;
+            for (var p = 0u; p < OWN; p++) {
+                let addend = result4(row * RESULTS + TEAM * p + own);
+                let at = OWN * g + p;
                 out[at] = out[at] * keep + addend;
             }
             if g + 1u < GROUPS {
@@ -185,28 +242,28 @@ fn main(
         }
     }
 
-    total += subgroupShuffleXor(total, 1u);
-    // vec4s of the lane's row: eight of each side make a group.
+    total = summed(total);
+    // vec4s of the lane's row: OWN of each lane make a group.
     if parts == 1u {
         if i < queries() && !is_idle {
-            for (var p = 0u; p < 8u * GROUPS; p++) {
-                let d4 = p / 8u * 16u + p % 8u * 2u + side;
+            for (var p = 0u; p < OWN * GROUPS; p++) {
+                let d4 = p / OWN * SIDE + p % OWN * TEAM + own;
                 if d4 < D4 {
                     store_out(b, i, h, d4, out[p] / max(total, 1e-30));
                 }
             }
         }
     } else if !is_idle {
-        for (var p = 0u; p < 8u * GROUPS; p++) {
+        for (var p = 0u; p < OWN * GROUPS; p++) {
             keep(index * PART + p * WORKGROUP + lane, out[p]);
         }
-        keep(index * PART + 8u * GROUPS * WORKGROUP + lane, vec4<f32>(top, total, 0.0, 0.0));
+        keep(index * PART + OWN * GROUPS * WORKGROUP + lane, vec4<f32>(top, total, 0.0, 0.0));
         if is_complete(tile, lane) && i < queries() {
             let at = tile * PARTS * PART + lane;
             var scales: array<vec2<f32>, PARTS>;
             var highest = LOWEST;
             for (var part = 0u; part < PARTS; part++) {
-                scales[part] = kept(at + part * PART + 8u * GROUPS * WORKGROUP).xy;
+                scales[part] = kept(at + part * PART + OWN * GROUPS * WORKGROUP).xy;
                 highest = max(highest, scales[part].x);
             }
             var all = 0.0;
@@ -214,12 +271,12 @@ fn main(
                 scales[part].x = exp(scales[part].x - highest);
                 all += scales[part].x * scales[part].y;
             }
-            for (var p = 0u; p < 8u * GROUPS; p++) {
+            for (var p = 0u; p < OWN * GROUPS; p++) {
                 var sum = vec4<f32>(0.0);
                 for (var part = 0u; part < PARTS; part++) {
                     sum += scales[part].x * kept(at + part * PART + p * WORKGROUP);
                 }
-                let d4 = p / 8u * 16u + p % 8u * 2u + side;
+                let d4 = p / OWN * SIDE + p % OWN * TEAM + own;
                 if d4 < D4 {
                     store_out(b, i, h, d4, sum / max(all, 1e-30));
                 }

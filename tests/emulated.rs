@@ -14,7 +14,10 @@ use std::{env, iter};
 
 use common::fixtures::{Case, Fixture, assert_close, fixtures};
 use common::on::interpreted;
-use common::{ALL_TIERS, F32, MATRICES, ROUNDED, TIERS, compile_as, compile_fixture, in_memory};
+use common::{
+    ALL_TIERS, F32, MATRICES, OTHER_MATRICES, ROUNDED, TIERS, compile_as, compile_fixture,
+    has_matrices, in_memory,
+};
 use kiln_codegen::{CompileOptions, Compiled};
 use kiln_emulator::{Fault, On, Program, RunError};
 use kiln_ir::interp::{HostTensor, Interpreter};
@@ -140,7 +143,7 @@ fn conforms(
     cases: &[Case],
     on: On<'_>,
 ) -> BTreeMap<String, BTreeSet<usize>> {
-    let tolerance = if on.tier == MATRICES { ROUNDED } else { F32 };
+    let tolerance = if has_matrices(on.tier) { ROUNDED } else { F32 };
     let mut program = program(fixture, compiled, on);
     for case in cases {
         let label = format!("{} on {on:?}: {}", fixture.name, case.label);
@@ -173,10 +176,19 @@ fn compile_for(fixture: &Fixture, packing: Packing, grid: u32, options: &EntryOp
     // Matrices would round weights of 32 bits.
     let tiers = ALL_TIERS.into_iter();
     let tiers = tiers.filter(|tier| packing != Packing::F32 || *tier != MATRICES);
+    compile_tiers(fixture, packing, (grid, options), tiers)
+}
+
+fn compile_tiers<'t>(
+    fixture: &Fixture,
+    packing: Packing,
+    (grid, options): (u32, &EntryOptions),
+    tiers: impl IntoIterator<Item = &'t str>,
+) -> Compiled {
     let how = CompileOptions {
         packing,
         grid,
-        tiers: Some(tiers.map(str::to_owned).collect()),
+        tiers: Some(tiers.into_iter().map(str::to_owned).collect()),
         ..CompileOptions::default()
     };
     compile_as(fixture, &how, options).unwrap()
@@ -337,6 +349,48 @@ fn checks() {
     );
 }
 
+/// Matrices and subgroups of other sizes than those of the tier that has run on GPUs: whole
+/// models, the other ways to do their launches, and the checks of drivers.
+#[test]
+fn matrices_of_other_sizes() {
+    let options = EntryOptions::default();
+    let odd = model_of(40, 1);
+    for tier in OTHER_MATRICES {
+        let mut seen = BTreeSet::new();
+        for (config, packing, size, ways) in [
+            (GPT2, Packing::F16, (1, 13), [0, 1, 3].as_slice()),
+            (LLAMA, Packing::Q8, (2, 9), &[0]),
+            // Heads of eights, which are no sixteens.
+            (&odd, Packing::F16, (1, 33), &[0]),
+        ] {
+            let fixture = Fixture::random(config);
+            let compiled = compile_tiers(&fixture, packing, (2, &options), [tier]);
+            let cases = cases(&fixture, &compiled, &[size]);
+            for way in ways.iter().copied() {
+                let (compiled, _) = in_way(&compiled, way);
+                let on = if way == 0 { joined(tier) } else { apart(tier) };
+                seen.extend(conforms(&fixture, &compiled, &cases, on).into_keys());
+            }
+            // They take as long as all else; those of the others differ but by constants.
+            if config == GPT2 && tier == "coop-8x8" {
+                let is_right = program(&fixture, &compiled, apart(tier)).check();
+                assert!(is_right.unwrap(), "{tier}");
+            }
+        }
+        for (body, way) in [
+            ("linear_coop.", ""),
+            ("linear_coop.", ".large"),
+            ("linear_coop.", ".parts"),
+            ("attention_coop.", ""),
+            ("attention_coop.", ".parts"),
+        ] {
+            let mut all = seen.iter();
+            let found = all.any(|kernel| kernel.starts_with(body) && kernel.contains(way));
+            assert!(found, "{tier}: no `{body}*{way}` among {seen:#?}");
+        }
+    }
+}
+
 /// Layers in one launch, whose workgroups wait for each other.
 #[test]
 fn layers_in_one_launch() {
@@ -461,7 +515,8 @@ fn drawn() -> impl Strategy<Value = Drawn> {
     });
     let packing = sample::select(&Packing::ALL);
     let sizes = sample::select(&[4usize, 8, 16, 32, 64]);
-    let on = (sample::select(&ALL_TIERS), any::<bool>(), sizes);
+    let tiers: Vec<&str> = ALL_TIERS.into_iter().chain(OTHER_MATRICES).collect();
+    let on = (sample::select(tiers), any::<bool>(), sizes);
     let on = on.prop_map(|(tier, join, subgroup)| On {
         tier,
         join,
@@ -495,10 +550,12 @@ proptest! {
     #[test]
     fn any_model((config, packing, mut on, grid, way, size) in drawn()) {
         let fixture = Fixture::random(&config);
-        if packing == Packing::F32 && on.tier == MATRICES {
+        if packing == Packing::F32 && has_matrices(on.tier) {
             on.tier = "subgroup";
         }
-        let (compiled, _) = in_way(&compile(&fixture, packing, grid), way);
+        let options = EntryOptions::default();
+        let compiled = compile_tiers(&fixture, packing, (grid, &options), [on.tier]);
+        let (compiled, _) = in_way(&compiled, way);
         let cases = cases(&fixture, &compiled, &[size]);
         conforms(&fixture, &compiled, &cases, on);
     }

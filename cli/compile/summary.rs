@@ -1,5 +1,6 @@
 //! The table at the end of `kiln compile`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use kiln_ir::plan::{BLOCK, CONTEXT, Entry, Plan, Tier, Variant};
@@ -145,12 +146,19 @@ fn cache(plan: &Plan) -> std::result::Result<String, DimError> {
         states.map(|s| tier.state_bytes(s).eval(&one)).sum()
     };
     let usual = plan.tiers.last().map_or(Ok(0), of)?;
-    let mut text = format!("{} a token", bytes(usual));
+    let mut others: BTreeMap<u64, Vec<String>> = BTreeMap::new();
     for tier in &plan.tiers {
         let own = of(tier)?;
         if own != usual {
-            text += &format!(", {} on `{}`", bytes(own), tier.name);
+            others
+                .entry(own)
+                .or_default()
+                .push(format!("`{}`", tier.name));
         }
+    }
+    let mut text = format!("{} a token", bytes(usual));
+    for (own, tiers) in others {
+        text += &format!(", {} on {}", bytes(own), tiers.join(", "));
     }
     Ok(text)
 }

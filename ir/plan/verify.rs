@@ -72,7 +72,8 @@
 //! Checks
 //!
 //! 23. The kernel of a check, of a tier or a grid, exists and binds the words; a
-//!     check has from 1 to 65,535 workgroups and at least one word.
+//!     check has from 1 to 65,535 workgroups and at least one word. A tier that requires
+//!     a size of subgroups has checks.
 //!
 //! Grids
 //!
@@ -205,6 +206,10 @@ pub fn verify(plan: &Plan) -> Result<(), PlanErrors> {
         };
         for check in &tier.checks {
             checked(plan, check, &mut report);
+        }
+        if let (Some(size), []) = (tier.requires.subgroup_size, &tier.checks[..]) {
+            let wanted = format!("a check that subgroups have {size} invocations");
+            report.error(23, "its requirements", wanted, "none");
         }
         for (name, entry) in &tier.entries {
             report.place = Place {

@@ -26,14 +26,23 @@ fn linear(list: &[(&str, u32)]) -> Vec<(String, Vec<&'static str>)> {
         .into()
 }
 
-/// A kernel with cooperative matrices, whose tiles are in so many parts.
+/// A kernel with cooperative matrices of so many rows, by scalars or not, whose tiles are
+/// in so many parts.
 fn with_matrices(
     tile: &[(&str, u32)],
+    (side, split): (u32, u32),
     parts: u32,
     mut preludes: Vec<&'static str>,
 ) -> (String, Vec<&'static str>) {
     let enables = "enable f16;\nenable wgpu_cooperative_matrix;\n";
-    let mut text = enables.to_owned() + &constants(tile);
+    let matrices = [("SIDE", side), ("SPLIT", split), ("PIECES", 64 / side)];
+    let mut text = enables.to_owned() + &constants(tile) + &constants(&matrices);
+    preludes.push(if side == 16 {
+        "matrices16"
+    } else {
+        "matrices8"
+    });
+    preludes.push(if split == 1 { "fours" } else { "scalars" });
     if parts > 1 {
         text.push_str(kiln_shaders::PARTS);
     }
@@ -54,7 +63,13 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
             ];
             vec![(constants(&sizes) + kiln_shaders::GRID, vec!["grid_check"])]
         }
-        "lanes_check" => vec![(String::new(), vec!["lanes_check"])],
+        "lanes_check" => vec![(String::new(), vec!["verdicts"])],
+        "subgroups_check" => [(256, 32), (64, 64)]
+            .map(|(workgroup, subgroup)| {
+                let sizes = [("WORKGROUP", workgroup), ("SUBGROUP", subgroup)];
+                (constants(&sizes), vec!["verdicts"])
+            })
+            .into(),
         "linear_software_matvec" => {
             let tile = [
                 ("TILE_ROWS", 1),
@@ -96,21 +111,27 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
         "linear_matvec_subgroup" => {
             linear(&[("WORKGROUP", 64), ("TILE_ROWS", 1), ("TILE_COLS", 4)])
         }
-        "linear_coop" => [[2, 4, 4, 2, 1], [2, 2, 2, 4, 1], [2, 4, 4, 2, 3]]
-            .map(|[m, n, fragments, pad, parts]| {
-                let tile = [
-                    ("SUBGROUP", 32),
-                    ("SUBGROUPS_M", m),
-                    ("SUBGROUPS_N", n),
-                    ("FRAGMENTS_M", fragments),
-                    ("PAD", pad),
-                    ("PARTS", parts),
-                    ("ROUND", 256),
-                    ("MOST", 128),
-                ];
-                with_matrices(&tile, parts, vec!["common", "linear_coop"])
-            })
-            .into(),
+        "linear_coop" => [
+            ([2, 4, 4, 2, 1], [16, 32, 1]),
+            ([2, 2, 2, 4, 1], [16, 64, 1]),
+            ([2, 4, 4, 2, 3], [16, 32, 1]),
+            ([2, 4, 4, 2, 1], [8, 32, 4]),
+            ([2, 2, 2, 2, 3], [8, 8, 1]),
+        ]
+        .map(|([m, n, fragments, pad, parts], [side, subgroup, split])| {
+            let tile = [
+                ("SUBGROUP", subgroup),
+                ("SUBGROUPS_M", m),
+                ("SUBGROUPS_N", n),
+                ("FRAGMENTS_M", fragments),
+                ("PAD", pad),
+                ("PARTS", parts),
+                ("ROUND", 256),
+                ("MOST", 128),
+            ];
+            with_matrices(&tile, (side, split), parts, vec!["common", "linear_coop"])
+        })
+        .into(),
         "linear_stream_subgroup" => [(1, 1, 4, 8, 0), (1, 2, 7, 48, 2), (4, 2, 2, 8, 0)]
             .into_iter()
             .flat_map(|(rows, columns, batch, all, touch)| {
@@ -156,17 +177,23 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
                 (constants(&tile), vec!["common", "attention"])
             })
             .into(),
-        "attention_coop" => [1, 4]
-            .map(|parts| {
-                let tile = [
-                    ("SUBGROUP", 32),
-                    ("SUBGROUPS", 4),
-                    ("PARTS", parts),
-                    ("MOST", 512),
-                ];
-                with_matrices(&tile, parts, vec!["common", "attention", "attention_coop"])
-            })
-            .into(),
+        "attention_coop" => [
+            (1, [16, 32, 1]),
+            (4, [16, 64, 1]),
+            (1, [8, 32, 4]),
+            (2, [8, 8, 1]),
+        ]
+        .map(|(parts, [side, subgroup, split])| {
+            let tile = [
+                ("SUBGROUP", subgroup),
+                ("SUBGROUPS", 4),
+                ("PARTS", parts),
+                ("MOST", 512),
+            ];
+            let preludes = vec!["common", "attention", "attention_coop"];
+            with_matrices(&tile, (side, split), parts, preludes)
+        })
+        .into(),
         "attention_decode_subgroup" => [(256, 2), (64, 1)]
             .map(|(size, keys)| {
                 let constants = constants(&[("WORKGROUP", size), ("KEYS", keys)]);
@@ -208,7 +235,9 @@ fn cases() -> Vec<Case> {
 fn capabilities(case: &Case) -> Capabilities {
     let (name, _, preludes) = case;
     let mut out = Capabilities::empty();
-    if name.ends_with("_subgroup") || ["attention_coop", "lanes_check"].contains(name) {
+    if name.ends_with("_subgroup")
+        || ["attention_coop", "lanes_check", "subgroups_check"].contains(name)
+    {
         out |= Capabilities::SUBGROUP;
     }
     if is_coop(case) {

@@ -16,7 +16,7 @@ use fixtures::{Fixture, fixture};
 use kiln_codegen::{CodegenError, CompileOptions, Compiled, compile};
 use kiln_ir::{Graph, Packing, ParamSource};
 use kiln_models::registry::EntryOptions;
-use kiln_runtime::{Adapter, Artifact, LoadOptions, Model};
+use kiln_runtime::{Adapter, Artifact, Error, LoadOptions, Model};
 
 /// Relative distance over all elements that is promised for `f32`.
 pub const F32: f64 = 2e-5;
@@ -33,10 +33,25 @@ pub const NATIVE: &str = if cfg!(target_os = "linux") {
 /// The tiers that run on a CPU driver with subgroups of 8.
 pub const TIERS: [&str; 4] = ["software-subgroup", "software", "subgroup", "base"];
 
-/// The tier for cooperative matrices, which no software driver has.
+/// The tier for cooperative matrices of 16x16 and subgroups of 32, which no software driver
+/// has.
 pub const MATRICES: &str = "coop";
 
-/// All of them.
+/// The tiers for other matrices and subgroups. A software driver has those of the last two,
+/// Mesa's since Mesa 26; they are compiled only if they are asked for.
+pub const OTHER_MATRICES: [&str; 4] = [
+    "coop-wave64",
+    "coop-8x8",
+    "coop-lavapipe",
+    "coop-lavapipe-scalars",
+];
+
+/// Whether a tier is one for cooperative matrices.
+pub fn has_matrices(tier: &str) -> bool {
+    tier == MATRICES || OTHER_MATRICES.contains(&tier)
+}
+
+/// All but [`OTHER_MATRICES`].
 pub const ALL_TIERS: [&str; 5] = [
     "software-subgroup",
     "software",
@@ -62,13 +77,19 @@ pub fn adapter(backend: &str) -> Adapter {
 /// A model on a device of its own.
 #[track_caller]
 pub fn open(backend: &str, tier: &str, artifact: &Artifact) -> Model {
+    let model = try_open(backend, tier, artifact);
+    model.unwrap_or_else(|error| panic!("tier `{tier}` on `{backend}`: {error}"))
+}
+
+/// The same, if the device can run the tier.
+#[track_caller]
+pub fn try_open(backend: &str, tier: &str, artifact: &Artifact) -> Result<Model, Error> {
     let options = LoadOptions {
         tier: Some(tier.to_owned()),
         cache_dir: None,
         ..LoadOptions::default()
     };
-    let model = Model::open(&adapter(backend), artifact, &options, &mut |_| {});
-    model.unwrap_or_else(|error| panic!("tier `{tier}` on `{backend}`: {error}"))
+    Model::open(&adapter(backend), artifact, &options, &mut |_| {})
 }
 
 /// A compiled model with its weights, in memory.

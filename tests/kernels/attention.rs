@@ -163,7 +163,7 @@ fn contexts_in_parts() {
         for (head_dim, heads, outputs) in [(3, (2, 1), 5), (20, (3, 3), 33), (64, (4, 2), 70)] {
             suite.add(projected(head_dim, heads, outputs), sizes(&SIZES));
         }
-        let plan = suite.compile().plan;
+        let plan = suite.compile(None).plan;
         for (tier, parts) in [("software", false), ("subgroup", true), ("base", false)] {
             let tier = plan.tiers.iter().find(|t| t.name == tier).unwrap();
             let decode = &tier.entries["4by2x64.projected"].variants[0];

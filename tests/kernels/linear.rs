@@ -335,7 +335,7 @@ fn split_weights_in_every_packing() {
         suite.add(graph, sizes(&[(1, 1), (1, most)]));
 
         let name = packing.name();
-        let plan = suite.compile().plan;
+        let plan = suite.compile(None).plan;
         let parts = rows.div_ceil(rows_of_a_part as u64) as usize;
         let buffers = if packing.has_scales() { 2 } else { 1 };
         assert_eq!(plan.weights.len(), buffers * parts, "{name}");

@@ -1,14 +1,17 @@
-//! Kernels with cooperative matrices, on an emulated device: no software driver has such.
-//! On adapters that have them, their own are checked when a model is loaded.
+//! Kernels with cooperative matrices, on an emulated device, and on adapters that have them:
+//! of software drivers Mesa's since Mesa 26. Their own are checked when a model is loaded.
+
+use std::iter;
 
 use kiln_ir::Packing;
 
-use crate::common::{MATRICES, ROUNDED};
+use crate::common::{MATRICES, OTHER_MATRICES, ROUNDED};
 use crate::suite::Suite;
 use crate::{attention, linear};
 
 fn run(suite: Suite) {
-    suite.within(ROUNDED).run(&[MATRICES]);
+    let tiers: Vec<&str> = iter::once(MATRICES).chain(OTHER_MATRICES).collect();
+    suite.within(ROUNDED).run(&tiers);
 }
 
 #[test]

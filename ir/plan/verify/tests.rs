@@ -519,6 +519,15 @@ fn invariant_23_checks() {
     }
     let none = "tier `base`: check `trial`: expected at least one word, found 0";
     breaks(23, none, |p| with(p, 1, 0));
+    let sized = |p: &mut Plan| p.tiers[0].requires.subgroup_size = Some(32);
+    let unchecked = "tier `base`: its requirements: expected a check that subgroups have 32 \
+                     invocations, found none";
+    breaks(23, unchecked, sized);
+    let errors = errors_of(|p| {
+        sized(p);
+        p.tiers[0].checks.push(check("copy"));
+    });
+    assert_eq!(errors, []);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use naga::{CooperativeSize, Expression, Handle, MathFunction, Scalar, TypeInner};
+use naga::{Expression, Handle, MathFunction, Scalar, TypeInner};
 
 use super::{Launch, Pointer, Root, Value};
 use crate::fault::Fault;
@@ -287,11 +287,11 @@ impl<'a> Launch<'a> {
                 level: None,
             } => self.load_texel(*image, *coordinate, mask)?,
             Expression::CooperativeLoad {
-                columns: CooperativeSize::Sixteen,
-                rows: CooperativeSize::Sixteen,
+                columns,
+                rows,
                 data,
                 ..
-            } => self.load_matrix(data, mask)?,
+            } if columns == rows => self.load_matrix(data, *columns as usize, mask)?,
             Expression::CooperativeMultiplyAdd { a, b, c } => {
                 self.multiply_add(*a, *b, *c, mask)?
             }

@@ -11,13 +11,12 @@ use crate::lanes::{Lanes, Mask, columns};
 use crate::memory::{Access, Space};
 use crate::scalar::{self, Kind};
 
-/// Rows and columns of a cooperative matrix.
-const SIDE: usize = 16;
-
 /// Where a subgroup loads a matrix from, or stores it to: in scalars of workgroup memory.
 struct Place {
     variable: Handle<GlobalVariable>,
     first: usize,
+    /// Rows and columns of the matrix.
+    side: usize,
     stride: usize,
     row_major: bool,
     /// The subgroup's first invocation.
@@ -169,9 +168,9 @@ impl<'a> Launch<'a> {
     // `e % subgroup`.
 
     /// Subgroups of which all invocations take part, by their first.
-    fn whole_subgroups(&self, mask: &Mask) -> Result<Vec<usize>, Fault> {
+    fn whole_subgroups(&self, side: usize, mask: &Mask) -> Result<Vec<usize>, Fault> {
         if !self.workgroup.is_multiple_of(self.subgroup)
-            || !(SIDE * SIDE).is_multiple_of(self.subgroup)
+            || !(side * side).is_multiple_of(self.subgroup)
         {
             let what = format!("a matrix in {} of {}", self.subgroup, self.workgroup);
             return Err(Fault::Unsupported(what));
@@ -180,7 +179,16 @@ impl<'a> Launch<'a> {
         Ok(whole.into_iter().map(|s| s * self.subgroup).collect())
     }
 
-    fn place(&mut self, data: &CooperativeData, lane: usize) -> Result<Place, Fault> {
+    /// Rows and columns of the matrix that an expression is.
+    fn side(&self, matrix: &[Lanes]) -> usize {
+        (matrix.len() * self.subgroup).isqrt()
+    }
+
+    fn place(
+        &mut self,
+        data: &CooperativeData,
+        (side, lane): (usize, usize),
+    ) -> Result<Place, Fault> {
         const WHAT: &str = "a cooperative load or store";
         let pointer = self.pointer(data.pointer)?;
         let stride = self.scalar(data.stride)?;
@@ -197,6 +205,7 @@ impl<'a> Launch<'a> {
         Ok(Place {
             variable,
             first: pointer.offset.at(lane) as usize,
+            side,
             stride: stride.at(lane) as usize * self.count(&self.inner(pointer.to)),
             row_major: data.row_major,
             lane,
@@ -206,12 +215,14 @@ impl<'a> Launch<'a> {
     pub(super) fn load_matrix(
         &mut self,
         data: &CooperativeData,
+        side: usize,
         mask: &Mask,
     ) -> Result<Vec<Lanes>, Fault> {
-        let mut out = vec![vec![0; self.lanes]; SIDE * SIDE / self.subgroup];
-        for first in self.whole_subgroups(mask)? {
-            let place = self.place(data, first)?;
-            for element in 0..SIDE * SIDE {
+        let subgroups = self.whole_subgroups(side, mask)?;
+        let mut out = vec![vec![0; self.lanes]; side * side / self.subgroup];
+        for first in subgroups {
+            let place = self.place(data, (side, first))?;
+            for element in 0..side * side {
                 let at = self.element_of(&place, element)?;
                 let lane = first + element % self.subgroup;
                 let bits = self.shared_word(place.variable, lane, at, Access::Read)?;
@@ -223,7 +234,7 @@ impl<'a> Launch<'a> {
 
     /// Where an element of a matrix lies in workgroup memory.
     fn element_of(&self, place: &Place, element: usize) -> Result<usize, Fault> {
-        let (row, column) = (element / SIDE, element % SIDE);
+        let (row, column) = (element / place.side, element % place.side);
         let at = place.first
             + match place.row_major {
                 true => row * place.stride + column,
@@ -248,9 +259,10 @@ impl<'a> Launch<'a> {
         mask: &Mask,
     ) -> Result<(), Fault> {
         let matrix = self.data(target)?;
-        for first in self.whole_subgroups(mask)? {
-            let place = self.place(data, first)?;
-            for element in 0..SIDE * SIDE {
+        let side = self.side(&matrix);
+        for first in self.whole_subgroups(side, mask)? {
+            let place = self.place(data, (side, first))?;
+            for element in 0..side * side {
                 let at = self.element_of(&place, element)?;
                 let lane = first + element % self.subgroup;
                 let bits = matrix[element / self.subgroup].at(lane);
@@ -269,18 +281,19 @@ impl<'a> Launch<'a> {
     ) -> Result<Vec<Lanes>, Fault> {
         let (kind, kind_of_sums) = (self.kind(a)?, self.kind(c)?);
         let (a, b, c) = (self.data(a)?, self.data(b)?, self.data(c)?);
-        let subgroup = self.subgroup;
-        let mut out = vec![vec![0; self.lanes]; SIDE * SIDE / subgroup];
-        for first in self.whole_subgroups(mask)? {
+        let (subgroup, side) = (self.subgroup, self.side(&c));
+        let subgroups = self.whole_subgroups(side, mask)?;
+        let mut out = vec![vec![0; self.lanes]; side * side / subgroup];
+        for first in subgroups {
             let whole = |matrix: &[Lanes], kind: Kind| -> Vec<f32> {
                 let element = |e: usize| matrix[e / subgroup].at(first + e % subgroup);
-                (0..SIDE * SIDE).map(|e| kind.real(element(e))).collect()
+                (0..side * side).map(|e| kind.real(element(e))).collect()
             };
             let (a, b) = (whole(&a, kind), whole(&b, kind));
             let mut sums = whole(&c, kind_of_sums);
-            for (row, sums) in sums.chunks_exact_mut(SIDE).enumerate() {
-                for (k, b) in b.chunks_exact(SIDE).enumerate() {
-                    let a = a[row * SIDE + k];
+            for (row, sums) in sums.chunks_exact_mut(side).enumerate() {
+                for (k, b) in b.chunks_exact(side).enumerate() {
+                    let a = a[row * side + k];
                     for (sum, b) in sums.iter_mut().zip(b) {
                         *sum += a * b;
                     }
