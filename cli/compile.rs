@@ -50,8 +50,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = EntryOptions::default().max_batch)]
     max_batch: u64,
 
-    /// Compile kernels only for this tier; may be given several times. Default:
-    /// all of them
+    /// Compile kernels only for this tier; may be given several times. Default: all that
+    /// devices are known to want
     #[arg(long, value_name = "NAME")]
     tier: Vec<String>,
 

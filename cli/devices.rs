@@ -78,14 +78,20 @@ pub fn run(args: &Args) -> Result {
     print(table)
 }
 
-/// The sizes of an adapter's subgroups.
+/// The sizes of an adapter's subgroups, if it has such; Metal does not say which.
 fn subgroups(adapter: &Adapter) -> String {
-    let (least, most) = adapter.subgroup_sizes().into_inner();
-    match (most, least == most) {
-        (0, _) => "-".to_owned(),
-        (_, true) => most.to_string(),
-        (_, false) => format!("{least} to {most}"),
+    match subgroup_sizes(adapter) {
+        None => "-".to_owned(),
+        Some([least, most]) if least == most => most.to_string(),
+        Some([least, most]) => format!("{least} to {most}"),
     }
+}
+
+fn subgroup_sizes(adapter: &Adapter) -> Option<[u32; 2]> {
+    let (least, most) = adapter.subgroup_sizes().into_inner();
+    let names = adapter.feature_names();
+    let has_some = names.iter().any(|n| n.eq_ignore_ascii_case("subgroups"));
+    has_some.then_some([least, most])
 }
 
 /// The sizes M, N and K of an adapter's products of cooperative matrices of f16.
@@ -109,7 +115,7 @@ fn as_json(adapters: &[Adapter]) -> serde_json::Value {
             "kind": a.kind(),
             "driver": a.driver(),
             "features": a.feature_names(),
-            "subgroup_sizes": [a.subgroup_sizes().start(), a.subgroup_sizes().end()],
+            "subgroup_sizes": subgroup_sizes(a),
             "cooperative_matrices": a.cooperative_matrices(),
             "limits": limits.collect::<std::collections::BTreeMap<_, _>>(),
         })

@@ -256,6 +256,9 @@ impl Attention<'_> {
         if *body == FOR_MANY && lanes::share_loads(self.tier) {
             detail.push_str(".shared");
         }
+        if let (COOP, Some(matrices)) = (*body, self.tier.matrices()) {
+            detail.push_str(&matrices.mark());
+        }
         if let Some(parts) = parts {
             detail.push_str(&format!(".parts{}", parts.count));
         }

@@ -238,6 +238,9 @@ impl Linear<'_> {
         if lanes::share_loads(self.tier) {
             detail.push_str(".shared");
         }
+        if let (COOP, Some(matrices)) = (tile.body, self.tier.matrices()) {
+            detail.push_str(&matrices.mark());
+        }
         if !tile.name.is_empty() {
             detail.push('.');
             detail.push_str(tile.name);

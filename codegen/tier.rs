@@ -12,7 +12,9 @@ use crate::view::Base;
 /// Bytes that a workgroup of any tier may share, WebGPU's default limit.
 pub(crate) const WORKGROUP_MEMORY: u64 = 16 << 10;
 
-/// Cooperative matrices as a class of adapters has them.
+/// Cooperative matrices as a class of adapters has them. A subgroup has as many
+/// invocations as a matrix has rows, or two or four times as many: that is how
+/// `attention_coop` shares rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Matrices {
     /// The tier's name.
@@ -21,8 +23,7 @@ pub(crate) struct Matrices {
     pub side: u64,
     /// Invocations of a subgroup.
     pub subgroup: u64,
-    /// Whether matrices are loaded from arrays of scalars. naga's Metal back end, unlike
-    /// others, takes no pointer to a vector.
+    /// Whether matrices are loaded from arrays of scalars; see defaults/scalars.wgsl.
     pub scalars: bool,
     /// Bytes that a workgroup may share.
     pub memory: u64,
@@ -42,6 +43,8 @@ impl Matrices {
     pub const WAVES: Matrices = Matrices {
         name: "coop-wave64",
         subgroup: 64,
+        // Not all of AMD's drivers let a workgroup have more.
+        memory: 32 << 10,
         ..Self::WARPS
     };
 
@@ -71,6 +74,12 @@ impl Matrices {
         ..Self::LAVAPIPE
     };
 
+    /// What tells kernels for them from those for [`Self::WARPS`], in their names.
+    pub fn mark(self) -> String {
+        let mark = self.name.strip_prefix(Self::WARPS.name).unwrap_or_default();
+        mark.replacen('-', ".", 1)
+    }
+
     /// What bodies for matrices are told of them.
     pub fn constants(self) -> Vec<(&'static str, u64)> {
         vec![
@@ -90,7 +99,9 @@ impl Matrices {
         };
         let places = if self.scalars { "scalars" } else { "fours" };
         for prelude in [types, places] {
-            d.hook(kiln_shaders::default_prelude(prelude).unwrap_or_default());
+            let text = kiln_shaders::default_prelude(prelude).unwrap_or_default();
+            // Behind the comment on the file.
+            d.hook(text.split_once("\n\n").map_or(text, |(_, text)| text));
         }
     }
 }

@@ -232,7 +232,7 @@ const PARTS_OF_ROUND: u64 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CoopTile {
     name: &'static str,
-    matrices: Matrices,
+    pub matrices: Matrices,
     subgroups: [u64; 2],
     fragments_m: u64,
     /// vec4s of f16 between rows in workgroup memory.
@@ -240,15 +240,16 @@ pub(crate) struct CoopTile {
     cut: Option<Cut>,
 }
 
-/// Invocations of the larger subgroups that GPUs are known for, and most of them have.
-const LARGE_SUBGROUP: u64 = 32;
+/// As many invocations as a subgroup has on most GPUs.
+const USUAL_SUBGROUP: u64 = 32;
 
 /// The body for cooperative matrices, and the columns of one of its steps.
 pub(crate) const COOP: &str = "linear_coop";
 pub(crate) const COOP_STEP: u64 = 64;
 
 impl CoopTile {
-    /// The large one, of 256 invocations or few more, and the small one.
+    /// The large one and the small one. Four subgroups of 64 invocations are as many
+    /// invocations as WebGPU lets a workgroup have.
     pub fn both(matrices: Matrices) -> [CoopTile; 2] {
         let large = CoopTile {
             name: "large",
@@ -341,7 +342,7 @@ impl CoopTile {
     }
 
     /// Bytes that a workgroup shares.
-    fn memory(self) -> u64 {
+    pub fn memory(self) -> u64 {
         let subgroups = self.subgroups[0] * self.subgroups[1];
         let results = 4 * self.matrices.side * self.matrices.side * subgroups;
         8 * (COOP_STEP / 4 + self.pad) * (self.rows() + self.columns()) + results
@@ -401,7 +402,7 @@ impl Tile {
             }
         }
         let batch = self.constant("BATCH");
-        if self.body == STREAM && self.constant("UNITS") > batch * LARGE_SUBGROUP {
+        if self.body == STREAM && self.constant("UNITS") > batch * USUAL_SUBGROUP {
             out.push(self.with("deep", "BATCH", 2 * batch));
         }
         out

@@ -20,25 +20,22 @@ pub(crate) struct Trial {
 pub(crate) fn trials(tier: Tier) -> Vec<Trial> {
     match tier {
         Tier::Coop(matrices) => {
-            let subgroups = subgroups(matrices, matrices.subgroup.max(256));
-            let linears = CoopTile::both(matrices).into_iter();
-            let linears = linears.map(|tile| linear_coop(matrices, tile));
+            // A driver may choose a size for each kernel, and by its workgroup.
+            let workgroups = [64, 128, 256].into_iter();
+            let subgroups = workgroups.map(|workgroup| subgroups(matrices, workgroup));
+            let linears = CoopTile::both(matrices).into_iter().map(linear_coop);
             let attentions = [64, 80].into_iter();
             let attentions = attentions.filter_map(|head_dim| attention_coop(matrices, head_dim));
-            [subgroups]
-                .into_iter()
-                .chain(linears)
-                .chain(attentions)
-                .collect()
+            subgroups.chain(linears).chain(attentions).collect()
         }
         Tier::SoftwareSubgroup => vec![lanes::trial()],
         Tier::Software | Tier::Subgroup | Tier::Base => Vec::new(),
     }
 }
 
-/// Checks the size of subgroups in a workgroup of that size, and their order.
+/// Checks the size of subgroups, and their order, in a workgroup of so many invocations.
 fn subgroups(matrices: Matrices, workgroup: u64) -> Trial {
-    let detail = format!("{}", matrices.subgroup);
+    let detail = format!("{workgroup}by{}", matrices.subgroup);
     let mut d = Draft::new("subgroups_check", detail, workgroup as u32);
     d.constant_u32("WORKGROUP", workgroup);
     d.constant_u32("SUBGROUP", matrices.subgroup);
@@ -53,14 +50,19 @@ fn subgroups(matrices: Matrices, workgroup: u64) -> Trial {
 /// A product of small whole numbers, which is exact in any order of summation: a
 /// little more than a tile in each direction, and a K that is no whole number of
 /// steps.
-fn linear_coop(matrices: Matrices, tile: CoopTile) -> Trial {
+fn linear_coop(tile: CoopTile) -> Trial {
     let (k, n, rows) = (200, tile.columns() + 12, tile.rows() + 5);
     let mut d = Draft::new(
         COOP,
-        format!("check.{}x{}", tile.rows(), tile.columns()),
+        format!(
+            "check.{}x{}{}",
+            tile.rows(),
+            tile.columns(),
+            tile.matrices.mark()
+        ),
         tile.workgroup() as u32,
     );
-    matrices.declare(&mut d);
+    tile.matrices.declare(&mut d);
     d.constant_u32("K", k);
     d.constant_u32("N", n);
     for (name, size) in tile.constants() {
@@ -100,7 +102,7 @@ fn attention_coop(matrices: Matrices, head_dim: u64) -> Option<Trial> {
     let subgroups = size("SUBGROUPS")?;
     let mut d = Draft::new(
         attention::COOP,
-        format!("check.{head_dim}"),
+        format!("check.{head_dim}{}", matrices.mark()),
         (size("SUBGROUP")? * subgroups) as u32,
     );
     matrices.declare(&mut d);
@@ -151,4 +153,37 @@ fn attention_coop(matrices: Matrices, head_dim: u64) -> Option<Trial> {
         workgroups: (batch * heads * queries.div_ceil(matrices.side * subgroups)) as u32,
         words: batch * queries * heads * head_dim / 4,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate;
+
+    /// What bodies declare is what a tier asks for, and what tiles reckon with.
+    #[test]
+    fn workgroups_have_the_memory_and_the_invocations_that_are_asked_for() {
+        let text = |d: &Draft| d.text(&[], kiln_shaders::body(d.body).unwrap());
+        for tier in Tier::USUAL.into_iter().chain(Tier::OTHERS) {
+            let Some(matrices) = tier.matrices() else {
+                continue;
+            };
+            let [side, subgroup] = [matrices.side, matrices.subgroup];
+            assert!([1, 2, 4].contains(&(subgroup / side)) && subgroup.is_multiple_of(side));
+            for tile in CoopTile::both(matrices) {
+                let declared = validate::workgroup_memory(&text(&linear_coop(tile).kernel));
+                assert_eq!(declared, Some(tile.memory()), "{}: {tile:?}", tier.name());
+                assert!(tile.memory() <= matrices.memory, "{}", tier.name());
+                assert!(tile.workgroup() <= 256, "{}", tier.name());
+            }
+            for head_dim in [16, 64, 80, 128] {
+                let Some(trial) = attention_coop(matrices, head_dim) else {
+                    continue;
+                };
+                let declared = validate::workgroup_memory(&text(&trial.kernel)).unwrap();
+                assert!(declared <= matrices.memory, "{}, {head_dim}", tier.name());
+                assert!(trial.kernel.workgroup <= 256, "{}", tier.name());
+            }
+        }
+    }
 }

@@ -38,7 +38,7 @@ use crate::packing::{BAND_ROWS, Packing};
 use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 8;
+pub const PLAN_VERSION: u32 = 9;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -341,8 +341,8 @@ impl ImageSize {
 /// A set of launches for one class of adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tier {
-    /// `base`, `subgroup`, `software`, `software-subgroup`, or one for cooperative matrices:
-    /// `coop`, `coop-wave64`, `coop-8x8`.
+    /// `base`, `subgroup`, `software`, `software-subgroup`, or one for cooperative matrices,
+    /// whose name begins with `coop`.
     pub name: String,
     /// What the adapter must offer.
     pub requires: Requirements,

@@ -74,7 +74,8 @@ impl Adapter {
 
     /// The same adapter, found through an instance of its own, with which it shares nothing
     /// that the driver keeps for an instance: lavapipe's devices of one instance wait for
-    /// each other where kernels become machine code.
+    /// each other where kernels become machine code. Of several that are the same in all
+    /// that wgpu knows of them it is the first.
     ///
     /// # Errors
     /// [`Error::NoAdapter`] when it is no longer there.

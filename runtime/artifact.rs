@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufReader, Seek};
+use std::io::{BufReader, ErrorKind, Seek};
 use std::path::{Component, Path, PathBuf};
 
 use kiln_ir::plan::{Kernel, PLAN_VERSION, Plan};
@@ -17,7 +17,7 @@ const PLAN_FILE: &str = "plan.json";
 const WEIGHT_FILE: &str = "weights.safetensors";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// What a kernel's file, and a graph's, end with.
+/// What the file of a kernel, and that of a graph, ends with in a folder.
 const KERNEL_FILE: &str = ".wgsl";
 const GRAPH_FILE: &str = ".kiln";
 
@@ -32,9 +32,12 @@ pub struct Artifact {
 /// The texts of kernels and graphs, by path.
 enum Texts {
     /// In the files of a folder, which are read when they are wanted: a run needs the
-    /// kernels of one tier, and those of all take 3 MB for GPT-2.
+    /// kernels of one tier, and those of all take 3 to 6 MB for GPT-2.
     Folder(PathBuf),
-    Memory(BTreeMap<String, String>),
+    Memory {
+        kernels: BTreeMap<String, String>,
+        graphs: BTreeMap<String, String>,
+    },
 }
 
 impl std::fmt::Debug for Artifact {
@@ -48,7 +51,8 @@ impl std::fmt::Debug for Artifact {
 
 impl Artifact {
     /// Opens a `.kiln` folder and checks it: the plan's version, and that every
-    /// file the plan lists is there with the hash it lists.
+    /// file the plan lists is there with the hash it lists. The folder has to stay as it is:
+    /// texts and weights are read when they are wanted.
     ///
     /// # Errors
     /// [`Error::Version`], [`Error::File`] for a missing or altered file,
@@ -61,7 +65,8 @@ impl Artifact {
             true => Some(read(dir, TOKENIZER_FILE)?),
             false => None,
         };
-        check_plan(&plan, |file| plan.files.contains_key(file))?;
+        let is_text = |file: &str| file.ends_with(KERNEL_FILE) && plan.files.contains_key(file);
+        check_plan(&plan, is_text)?;
 
         let weights: Box<dyn WeightSource> = if plan.weights.is_empty() {
             Box::new(BTreeMap::<String, Vec<u8>>::new())
@@ -84,7 +89,11 @@ impl Artifact {
         };
         Ok(Artifact {
             plan,
-            texts: Texts::Folder(dir.to_owned()),
+            // Wherever the process is by then.
+            texts: Texts::Folder(std::path::absolute(dir).map_err(|source| Error::Io {
+                path: dir.to_owned(),
+                source,
+            })?),
             tokenizer,
             weights,
         })
@@ -109,7 +118,7 @@ impl Artifact {
         check_plan(&plan, |file| kernels.contains_key(file))?;
         Ok(Artifact {
             plan,
-            texts: Texts::Memory(kernels.into_iter().chain(graphs).collect()),
+            texts: Texts::Memory { kernels, graphs },
             tokenizer,
             weights,
         })
@@ -126,41 +135,46 @@ impl Artifact {
         kernel.ok_or_else(|| Error::plan(format!("there is no kernel `{name}`")))
     }
 
-    /// The paths of the kernels' texts, in order.
+    /// The paths of the kernels' texts, in the order of the kernels' names.
     pub fn kernel_files(&self) -> impl Iterator<Item = &str> {
-        self.files(KERNEL_FILE)
+        self.plan.kernels.values().map(|k| k.file.as_str())
     }
 
     /// The paths of the graphs' texts (`graphs/step.kiln`), in order.
     pub fn graph_files(&self) -> impl Iterator<Item = &str> {
-        self.files(GRAPH_FILE)
-    }
-
-    fn files(&self, ending: &str) -> impl Iterator<Item = &str> {
         let (of_folder, of_memory) = match &self.texts {
             Texts::Folder(_) => (Some(self.plan.files.keys()), None),
-            Texts::Memory(texts) => (None, Some(texts.keys())),
+            Texts::Memory { graphs, .. } => (None, Some(graphs.keys())),
         };
         let of_folder = of_folder.into_iter().flatten();
+        let of_folder = of_folder.filter(|f| f.ends_with(GRAPH_FILE));
         let all = of_folder.chain(of_memory.into_iter().flatten());
-        all.map(String::as_str).filter(move |f| f.ends_with(ending))
+        all.map(String::as_str)
     }
 
     /// A kernel's WGSL or a graph's text, by its path.
     ///
     /// # Errors
-    /// When there is none, or its file cannot be read or is no longer what the plan lists.
+    /// [`Error::NoSuchText`] when there is none; [`Error::File`] when its file has gone or is
+    /// no longer what the plan lists, and [`Error::Io`] when it cannot be read.
     pub fn text(&self, file: &str) -> Result<Cow<'_, str>> {
-        let none = || Error::plan(format!("there is no text `{file}`"));
+        let none = || Error::NoSuchText {
+            file: file.to_owned(),
+        };
         let dir = match &self.texts {
-            Texts::Memory(texts) => {
-                let text = texts.get(file).ok_or_else(none)?;
-                return Ok(Cow::Borrowed(text));
+            Texts::Memory { kernels, graphs } => {
+                let text = kernels.get(file).or_else(|| graphs.get(file));
+                return text.map(|t| Cow::Borrowed(t.as_str())).ok_or_else(none);
             }
             Texts::Folder(dir) => dir,
         };
-        let hash = self.plan.files.get(file).ok_or_else(none)?;
-        let bytes = read(dir, file)?;
+        let hash = self.text_hash(file).ok_or_else(none)?;
+        let bytes = match read(dir, file) {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Err(altered(dir, file, Altered::Missing));
+            }
+            bytes => bytes?,
+        };
         if blake3::hash(&bytes).to_hex().as_str() != hash {
             return Err(altered(dir, file, Altered::Altered));
         }
@@ -172,9 +186,14 @@ impl Artifact {
     /// The BLAKE3 hash of a kernel's WGSL or a graph's text, in hexadecimal.
     pub(crate) fn text_hash(&self, file: &str) -> Option<Cow<'_, str>> {
         match &self.texts {
-            Texts::Folder(_) => self.plan.files.get(file).map(|hash| hash.into()),
-            Texts::Memory(texts) => {
-                let hash = blake3::hash(texts.get(file)?.as_bytes()).to_hex();
+            Texts::Folder(_) => {
+                let is_text = file.ends_with(KERNEL_FILE) || file.ends_with(GRAPH_FILE);
+                let hash = self.plan.files.get(file).filter(|_| is_text)?;
+                Some(Cow::Borrowed(hash))
+            }
+            Texts::Memory { kernels, graphs } => {
+                let text = kernels.get(file).or_else(|| graphs.get(file))?;
+                let hash = blake3::hash(text.as_bytes()).to_hex();
                 Some(Cow::Owned(hash.to_string()))
             }
         }
@@ -189,7 +208,7 @@ impl Artifact {
     pub fn path(&self) -> Option<&Path> {
         match &self.texts {
             Texts::Folder(dir) => Some(dir),
-            Texts::Memory(_) => None,
+            Texts::Memory { .. } => None,
         }
     }
 
@@ -259,7 +278,7 @@ fn read_plan(dir: &Path) -> Result<Plan> {
     };
     let mut file = match File::open(&path) {
         Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && dir.is_dir() => {
+        Err(e) if e.kind() == ErrorKind::NotFound && dir.is_dir() => {
             return Err(altered(dir, PLAN_FILE, Altered::Missing));
         }
         Err(source) => return Err(io(source)),
@@ -304,7 +323,7 @@ fn verify_file(dir: &Path, file: &str, hash: &str) -> Result<()> {
     let mut hasher = blake3::Hasher::new();
     match hasher.update_mmap_rayon(&path) {
         Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(how(Altered::Missing)),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Err(how(Altered::Missing)),
         Err(source) => return Err(Error::Io { path, source }),
     }
     match hasher.finalize().to_hex().as_str() == hash {

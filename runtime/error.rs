@@ -65,6 +65,12 @@ pub enum Error {
         /// The version that is understood.
         supported: u32,
     },
+    /// The artifact has no such text.
+    #[error("the artifact has no text `{file}`; it lists those that it has")]
+    NoSuchText {
+        /// What was asked for.
+        file: String,
+    },
     /// The plan is not what its format demands.
     #[error("the plan is not valid: {0}")]
     Plan(String),
@@ -148,7 +154,7 @@ pub enum Error {
         /// For each tier what is missing.
         reasons: String,
     },
-    /// The adapter's driver computes something wrongly that a tier relies on.
+    /// The adapter's driver does not do what a tier relies on.
     #[error(
         "the driver of {adapter} fails the check `{kernel}` of the tier `{tier}`: {reason}; without \
          --tier another is chosen"

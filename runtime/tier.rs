@@ -70,7 +70,7 @@ pub(crate) fn choose_but<'p>(
                 available: names.join(", "),
             });
         };
-        let lacks = missing(&tier.requires, on);
+        let lacks = missing(&tier.requires, on, is_checked(tier));
         if lacks.is_empty() {
             return Ok(tier);
         }
@@ -82,7 +82,7 @@ pub(crate) fn choose_but<'p>(
     }
     let mut reasons = Vec::new();
     for tier in &plan.tiers {
-        let mut lacks = missing(&tier.requires, on);
+        let mut lacks = missing(&tier.requires, on, is_checked(tier));
         if let Some(reason) = distrusted.get(tier.name.as_str()) {
             lacks.push(format!("a driver that passes its check ({reason})"));
         }
@@ -115,16 +115,22 @@ pub fn features(tier: &Tier, on: &Capabilities) -> Features {
 
 /// Whether variants with this grid can be tried.
 pub(crate) fn takes_grid(grid: &Grid, on: &Capabilities) -> bool {
-    on.orders_grids && missing(&grid.requires, on).is_empty()
+    on.orders_grids && missing(&grid.requires, on, false).is_empty()
 }
 
 /// Whether another way to do a launch can be tried.
 pub(crate) fn takes_way(way: &Alternative, on: &Capabilities) -> bool {
-    (on.orders_grids || !way.shares) && missing(&way.requires, on).is_empty()
+    (on.orders_grids || !way.shares) && missing(&way.requires, on, false).is_empty()
 }
 
-/// What of that is not offered.
-fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
+/// Whether which size subgroups have is found out before a tier is trusted.
+fn is_checked(tier: &Tier) -> bool {
+    !tier.checks.is_empty()
+}
+
+/// What of that is not offered. Of several sizes of subgroups one will do only where
+/// `checked` says that it will be found out which one kernels get.
+fn missing(requires: &Requirements, on: &Capabilities, checked: bool) -> Vec<String> {
     let mut out = Vec::new();
     if requires.cpu_only && !on.is_cpu {
         out.push("a CPU to run on".to_owned());
@@ -137,9 +143,12 @@ fn missing(requires: &Requirements, on: &Capabilities) -> Vec<String> {
         }
     }
     let (least, most) = (on.subgroup_sizes.start(), on.subgroup_sizes.end());
-    // Which of several sizes kernels get is for the tier's checks to say.
+    let one_of = |size: &u32| match checked {
+        true => on.subgroup_sizes.contains(size),
+        false => on.subgroup_sizes == (*size..=*size),
+    };
     if let Some(size) = requires.subgroup_size
-        && !on.subgroup_sizes.contains(&size)
+        && !one_of(&size)
     {
         out.push(format!(
             "subgroups of {size} (has them of {least} to {most})"
@@ -238,7 +247,7 @@ mod tests {
         requires
             .limits
             .insert("max_compute_invocations_per_workgroup".into(), 1024);
-        let lacks = missing(&requires, &on).join(", ");
+        let lacks = missing(&requires, &on, true).join(", ");
         assert_eq!(
             lacks,
             "the feature `subgroups`, the feature `telepathy` (unknown to this kiln), \
@@ -248,11 +257,10 @@ mod tests {
         );
         let mut on = on;
         on.subgroup_sizes = 8..=64;
-        assert!(
-            !missing(&requires, &on)
-                .join(", ")
-                .contains("subgroups of 32")
-        );
+        for (checked, lacks) in [(true, false), (false, true)] {
+            let all = missing(&requires, &on, checked).join(", ");
+            assert_eq!(all.contains("subgroups of 32"), lacks, "{all}");
+        }
         let grid = |names: &[&str]| Variant {
             name: "joined".into(),
             grid: Some(Grid {

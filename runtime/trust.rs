@@ -18,8 +18,9 @@ use crate::tier::{Capabilities, takes_grid};
 /// what is wrong with it.
 ///
 /// # Errors
-/// When the plan lacks a kernel or the device is lost. A kernel that the driver
-/// refuses, or does not finish, is a failed check.
+/// When the plan lacks a kernel, or its text cannot be read. A kernel that the driver
+/// refuses, or does not finish, is a failed check, and so is one that loses `device`,
+/// which is there for this tier alone.
 pub(crate) fn failure<'t>(
     device: &Device,
     artifact: &Artifact,
@@ -27,7 +28,20 @@ pub(crate) fn failure<'t>(
     options: &LoadOptions,
 ) -> Result<Option<(&'t str, String)>> {
     for check in &tier.checks {
-        if let Some(reason) = reason(device, artifact, check, options)? {
+        let reason = match reason(device, artifact, check, options) {
+            Err(error @ Error::DeviceLost { .. }) => Some(error.to_string()),
+            reason => reason?,
+        };
+        if let Some(mut reason) = reason {
+            let (least, most) = device.adapter().subgroup_sizes().into_inner();
+            if let Some(size) = tier.requires.subgroup_size
+                && least < most
+            {
+                reason.push_str(&format!(
+                    "; the tier is for subgroups of {size}, and this driver, which has them of \
+                     {least} to {most}, may run its kernels in others"
+                ));
+            }
             return Ok(Some((&check.kernel, reason)));
         }
     }
@@ -65,7 +79,7 @@ pub(crate) fn is_verdict(error: &Error) -> bool {
 /// cannot have or `options` do not want, or whose check it fails.
 ///
 /// # Errors
-/// As [`failure`].
+/// As [`failure`], and when the device is lost.
 pub(crate) fn without_bad_grids(
     device: &Device,
     artifact: &Artifact,

@@ -349,6 +349,29 @@ fn checks() {
     );
 }
 
+/// Whether an emulated device passes a tier's checks of subgroups, and of products too.
+fn checked(fixture: &Fixture, compiled: &Compiled, tier: &str, of_products: bool) -> bool {
+    let mut compiled = compiled.clone();
+    let mut tiers = compiled.plan.tiers.iter_mut();
+    let checks = &mut tiers.find(|t| t.name == tier).unwrap().checks;
+    checks.retain(|c| of_products || c.kernel.starts_with("subgroups_check"));
+    assert!(!checks.is_empty());
+    program(fixture, &compiled, apart(tier)).check().unwrap()
+}
+
+/// A device with subgroups of another size does not pass.
+#[test]
+fn other_subgroups_are_found_out() {
+    let fixture = Fixture::random(GPT2);
+    let options = EntryOptions::default();
+    for (tier, size) in [(MATRICES, 64), ("coop-wave64", 32), ("coop-8x8", 16)] {
+        let mut compiled = compile_tiers(&fixture, Packing::F16, (1, &options), [tier]);
+        assert!(checked(&fixture, &compiled, tier, false), "{tier}");
+        compiled.plan.tiers[0].requires.subgroup_size = Some(size);
+        assert!(!checked(&fixture, &compiled, tier, false), "{tier}");
+    }
+}
+
 /// Matrices and subgroups of other sizes than those of the tier that has run on GPUs: whole
 /// models, the other ways to do their launches, and the checks of drivers.
 #[test]
@@ -371,10 +394,10 @@ fn matrices_of_other_sizes() {
                 let on = if way == 0 { joined(tier) } else { apart(tier) };
                 seen.extend(conforms(&fixture, &compiled, &cases, on).into_keys());
             }
-            // They take as long as all else; those of the others differ but by constants.
-            if config == GPT2 && tier == "coop-8x8" {
-                let is_right = program(&fixture, &compiled, apart(tier)).check();
-                assert!(is_right.unwrap(), "{tier}");
+            // Products take as long as all else, and differ but by constants.
+            if config == GPT2 {
+                let right = checked(&fixture, &compiled, tier, tier == "coop-8x8");
+                assert!(right, "{tier}");
             }
         }
         for (body, way) in [

@@ -93,7 +93,9 @@ fn a_layer_takes_few_launches() {
         for tier in ["software-subgroup", "software", "subgroup", "base"] {
             assert!(tiers.contains(&tier), "{tiers:?}");
         }
-        assert_eq!(tiers.contains(&"coop"), packing != Packing::F32);
+        for tier in ["coop", "coop-wave64", "coop-8x8"] {
+            assert_eq!(tiers.contains(&tier), packing != Packing::F32);
+        }
         let mut over = Vec::new();
         for (tier, entry, _, variant) in variants(&plan) {
             let most = match (entry, variant.name.as_str()) {
@@ -109,9 +111,10 @@ fn a_layer_takes_few_launches() {
                 _ => (a_layer + 1) * layers + others + 2,
             };
             let apart = match tier.name.as_str() {
-                "coop" => ["short", "middle", "prefill"].contains(&&*variant.name),
                 "software-subgroup" | "software" => true,
-                _ => false,
+                "subgroup" | "base" => false,
+                // Those for cooperative matrices.
+                _ => ["short", "middle", "prefill"].contains(&&*variant.name),
             };
             let most = most + if apart { layers } else { 0 };
             let count = launches(variant).len();

@@ -187,6 +187,11 @@ fn has_matrices(kernel: &str) -> bool {
     kernel.contains("enable wgpu_cooperative_matrix;")
 }
 
+/// Whether a kernel is only there with matrices.
+fn goes_with_matrices(kernel: &str) -> bool {
+    has_matrices(kernel) || kernel.starts_with("// subgroups_check")
+}
+
 /// Whether a kernel keeps to what WebGPU has.
 fn is_webgpu(kernel: &str) -> bool {
     let of_grids = ["@coherent ", "<rgba32uint, read_write>"];
@@ -194,7 +199,8 @@ fn is_webgpu(kernel: &str) -> bool {
 }
 
 /// The kernels with cooperative matrices, the checks of drivers among them, of a model with
-/// sums long enough to be cut in parts.
+/// sums long enough to be cut in parts; of those for other matrices, which differ by
+/// constants and types, the ones for Apple's.
 #[test]
 fn kernels_with_matrices() {
     let config = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 64, "n_embd": 64,
@@ -203,16 +209,20 @@ fn kernels_with_matrices() {
     let maxima = EntryOptions::default();
     let (graph, info) = (model.graph("step", &maxima).unwrap(), model.info(&maxima));
     let mut snapshots = Snapshots::of("coop");
-    for packing in [Packing::F16, Packing::Q8] {
+    for (packing, tier, mark) in [
+        (Packing::F16, "coop", ""),
+        (Packing::Q8, "coop", ""),
+        (Packing::F16, "coop-8x8", ".8x8"),
+    ] {
         let options = CompileOptions {
             packing,
-            tiers: Some(vec!["coop".to_owned()]),
+            tiers: Some(vec![tier.to_owned()]),
             ..CompileOptions::default()
         };
         let graphs = std::slice::from_ref(&graph);
         let compiled = compile(graphs, info.clone(), &options, &mut |_, _, _, _| {}).unwrap();
-        let name = format!("{ALTERNATIVES}.{}", packing.name());
-        check_kernels(&mut snapshots, &name, &compiled, has_matrices);
+        let name = format!("{ALTERNATIVES}.{}{mark}", packing.name());
+        check_kernels(&mut snapshots, &name, &compiled, goes_with_matrices);
     }
     snapshots.finish();
 }

@@ -112,12 +112,17 @@ fn a_text_is_read_when_it_is_wanted_and_checked_again() {
         "{found}"
     );
     assert!(found.contains("is altered;"), "{found}");
+    fs::remove_file(dir.path().join(file)).unwrap();
+    let gone = artifact.text(file).unwrap_err().to_string();
+    assert!(gone.contains("is missing;"), "{gone}");
     fs::write(dir.path().join(file), text).unwrap();
     Model::open(&adapter("vulkan"), &artifact, &options(), &mut |_| {}).unwrap();
+    // Files that are no texts are none.
+    assert!(artifact.text("weights.safetensors").is_err());
     let none = artifact.text("kernels/none.wgsl");
     assert_eq!(
         none.unwrap_err().to_string(),
-        "the plan is not valid: there is no text `kernels/none.wgsl`"
+        "the artifact has no text `kernels/none.wgsl`; it lists those that it has"
     );
 }
 

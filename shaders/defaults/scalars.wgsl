@@ -1,5 +1,6 @@
 // Default prelude of linear_coop and attention_coop in place of fours.wgsl: what matrices are loaded from
-// and stored to lies in workgroup memory by scalars, as Metal's functions have it.
+// and stored to lies in workgroup memory by scalars: naga's Metal back end, unlike others, takes no pointer
+// to a vector.
 
 alias Halves = f16;
 alias Reals = f32;
