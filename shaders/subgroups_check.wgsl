@@ -12,8 +12,8 @@ fn main(
     @builtin(subgroup_size) size: u32,
 ) {
     let first = subgroupBroadcastFirst(lane);
-    let other = subgroupShuffleXor(lane, SUBGROUP / 2u);
+    let neighbour = subgroupShuffleXor(lane, 1u);
     let in_order = own == lane % SUBGROUP && first == lane - lane % SUBGROUP;
-    let right = size == SUBGROUP && in_order && other == (lane ^ (SUBGROUP / 2u));
+    let right = size == SUBGROUP && in_order && neighbour == (lane ^ 1u);
     verdicts[lane] = u32(right);
 }
