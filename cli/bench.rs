@@ -112,7 +112,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
         args,
         model: &model,
         max_context: artifact.plan().model.max_context,
-        max_batch: max_batch(&artifact, model.tier()),
+        max_batch: max_batch(&artifact, model.tier())?,
         vocab: artifact.plan().model.vocab_size,
     };
     let clock = Instant::now();
@@ -169,14 +169,13 @@ pub fn run(args: &Args, began: Instant) -> Result {
 }
 
 /// The most sequences that the tier's `step` takes.
-fn max_batch(artifact: &Artifact, tier: &str) -> u64 {
-    let plan = artifact.plan();
-    let tier = plan.tiers.iter().find(|t| t.name == tier);
-    let entry = tier.and_then(|t| t.entries.get("step"));
-    let own = entry.into_iter().flat_map(|e| &e.symbols);
-    let mut symbols = own.chain(&plan.symbols);
+fn max_batch(artifact: &Artifact, tier: &str) -> Result<u64> {
+    let tier = artifact.tier(tier)?;
+    let own = tier.entries.get("step").into_iter();
+    let own = own.flat_map(|e| &e.symbols);
+    let mut symbols = own.chain(&artifact.plan().symbols);
     let batch = symbols.find(|s| s.name.name() == "batch");
-    batch.map_or(1, |s| s.max)
+    Ok(batch.map_or(1, |s| s.max))
 }
 
 struct Bench<'a> {

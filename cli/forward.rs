@@ -120,12 +120,8 @@ fn on_adapter(
     ids: &[Ids],
 ) -> Result<u64> {
     let (flat, bindings) = padded(ids);
-    let tier = artifact
-        .plan()
-        .tiers
-        .iter()
-        .find(|t| t.name == model.tier());
-    let ports = tier.and_then(|t| t.entries.get(entry)).map(|e| &e.outputs);
+    let tier = artifact.tier(model.tier())?;
+    let ports = tier.entries.get(entry).map(|e| &e.outputs);
     let mut tensors = Vec::new();
     for port in ports.into_iter().flatten() {
         tensors.push(tensor(port, &bindings)?);

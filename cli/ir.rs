@@ -197,7 +197,7 @@ fn subject(args: &Args) -> Result<Subject> {
                 title,
                 graphs: parse(args, &format!("`{name}`"), &source)?,
                 model: artifact.plan().model.clone(),
-                compiled: Some((artifact.plan().clone(), kernels?)),
+                compiled: Some((artifact.whole_plan()?, kernels?)),
             })
         }
     }

@@ -189,13 +189,13 @@ pub fn run(args: &Args, began: Instant) -> Result {
     match target {
         Target::Adapter(adapter) => {
             let artifact = opened.into_artifact(name, &entries, batch, dtype)?;
-            refuse_headless(name, has_logits(&artifact))?;
             let load = LoadOptions {
                 draw: job.options.sampling.temperature > 0.0,
                 ..args.device.options(&entries)
             };
             let load = load.session(batch as u64, longest);
             let model = args.device.load(&adapter, &artifact, &load)?;
+            refuse_headless(name, model.has_output("step", "logits"))?;
             // The session needs no more than the model has on the device.
             drop(artifact);
             let mut session = Session::new(&model, batch, context)?;
@@ -211,15 +211,6 @@ pub fn run(args: &Args, began: Instant) -> Result {
             job.run(&mut session, "the reference interpreter", None)
         }
     }
-}
-
-fn has_logits(artifact: &kiln_runtime::Artifact) -> bool {
-    let steps = artifact
-        .plan()
-        .tiers
-        .iter()
-        .filter_map(|t| t.entries.get("step"));
-    steps.flat_map(|e| &e.outputs).any(|o| o.name == "logits")
 }
 
 fn refuse_headless(name: &str, has_logits: bool) -> Result {

@@ -353,7 +353,16 @@ pub struct Tier {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub half_states: bool,
     /// Entry points by name.
+    ///
+    /// In an artifact they are in a file of their own ([`tier_file`]), and the plan's tiers
+    /// have none: a device runs one of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub entries: BTreeMap<String, Entry>,
+}
+
+/// The file of an artifact that has the entry points of a tier.
+pub fn tier_file(tier: &str) -> String {
+    format!("tiers/{tier}.json")
 }
 
 impl Tier {

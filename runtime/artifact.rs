@@ -6,11 +6,12 @@ use std::fs::{self, File};
 use std::io::{BufReader, ErrorKind, Seek};
 use std::path::{Component, Path, PathBuf};
 
-use kiln_ir::plan::{Kernel, PLAN_VERSION, Plan};
+use kiln_ir::plan::{Kernel, PLAN_VERSION, Plan, Tier, tier_file};
 use rayon::prelude::*;
 
-use crate::check::check_plan;
+use crate::check::{check_plan, check_tier};
 use crate::error::{Altered, Error, Result};
+use crate::tier::no_such_tier;
 use crate::weights::{MappedWeights, WeightSource, missing};
 
 const PLAN_FILE: &str = "plan.json";
@@ -124,9 +125,56 @@ impl Artifact {
         })
     }
 
-    /// The plan.
+    /// The plan. Where it was read from a folder its tiers have no entry points:
+    /// [`Artifact::tier`] has them.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// A tier with its entry points, which are read from the folder if there is one.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTier`] when there is none; [`Error::File`], [`Error::Io`] or
+    /// [`Error::Plan`] when its file is not what the plan lists, or not what a plan demands.
+    pub fn tier(&self, name: &str) -> Result<Cow<'_, Tier>> {
+        let Some(tier) = self.plan.tiers.iter().find(|t| t.name == name) else {
+            return Err(no_such_tier(&self.plan, name));
+        };
+        let dir = match &self.texts {
+            Texts::Folder(dir) if tier.entries.is_empty() => dir,
+            _ => return Ok(Cow::Borrowed(tier)),
+        };
+        let file = tier_file(name);
+        let Some(hash) = self.plan.files.get(&file) else {
+            return Err(Error::plan(format!("it does not list `{file}`")));
+        };
+        verify_file(dir, &file, hash)?;
+        let path = dir.join(&file);
+        let opened = File::open(&path).map_err(|source| Error::Io { path, source })?;
+        let entries = serde_json::from_reader(BufReader::new(opened));
+        let entries = entries.map_err(|e| Error::plan(format!("`{file}`: {e}")))?;
+        let tier = Tier {
+            name: tier.name.clone(),
+            requires: tier.requires.clone(),
+            checks: tier.checks.clone(),
+            half_states: tier.half_states,
+            entries,
+        };
+        check_tier(&self.plan, &tier)?;
+        Ok(Cow::Owned(tier))
+    }
+
+    /// The plan with the entry points of all tiers.
+    ///
+    /// # Errors
+    /// As [`Artifact::tier`].
+    pub fn whole_plan(&self) -> Result<Plan> {
+        let tiers = self.plan.tiers.iter();
+        let tiers = tiers.map(|t| Ok(self.tier(&t.name)?.into_owned()));
+        Ok(Plan {
+            tiers: tiers.collect::<Result<_>>()?,
+            ..self.plan.clone()
+        })
     }
 
     /// The plan's kernel `name`.

@@ -6,7 +6,7 @@
 //! kernel has, every kernel's text is there, ports lie in buffers, and a stream's
 //! rows are many and its output exists.
 
-use kiln_ir::plan::{Binding, Entry, Launch, Plan};
+use kiln_ir::plan::{Binding, Entry, Launch, Plan, Tier};
 
 use crate::error::{Error, Result};
 
@@ -28,11 +28,15 @@ pub(crate) fn check_plan(plan: &Plan, has_text: impl Fn(&str) -> bool) -> Result
             )));
         }
     }
-    for tier in &plan.tiers {
-        for (name, entry) in &tier.entries {
-            let place = format!("tier `{}`, entry `{name}`", tier.name);
-            check_entry(plan, entry).map_err(|e| Error::plan(format!("{place}: {e}")))?;
-        }
+    plan.tiers
+        .iter()
+        .try_for_each(|tier| check_tier(plan, tier))
+}
+
+pub(crate) fn check_tier(plan: &Plan, tier: &Tier) -> Result<()> {
+    for (name, entry) in &tier.entries {
+        let place = format!("tier `{}`, entry `{name}`", tier.name);
+        check_entry(plan, entry).map_err(|e| Error::plan(format!("{place}: {e}")))?;
     }
     Ok(())
 }

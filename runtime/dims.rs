@@ -4,21 +4,21 @@
 //! that a launch's grid costs a few multiplications and no look-ups.
 
 use kiln_ir::dim::{Atom, Dim, DimError};
-use kiln_ir::plan::{BLOCK, CONTEXT, Plan};
+use kiln_ir::plan::{BLOCK, CONTEXT, Plan, Tier};
 
 use crate::error::Result;
 
-/// The symbols of a plan, each with a slot.
+/// The symbols of a plan, as one of its tiers has it, each with a slot.
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
     names: Vec<String>,
 }
 
 impl Slots {
-    pub fn new(plan: &Plan) -> Self {
+    pub fn new(plan: &Plan, tier: &Tier) -> Self {
         let mut names: Vec<String> = Vec::new();
         let declared = plan.symbols.iter().map(|s| s.name.name());
-        let of_entries = plan.tiers.iter().flat_map(|t| t.entries.values());
+        let of_entries = tier.entries.values();
         let of_entries = of_entries.flat_map(|e| e.symbols.iter().map(|s| s.name.name()));
         let uniforms = plan.uniforms.iter().map(String::as_str);
         let all = uniforms.chain(declared).chain(of_entries);

@@ -162,9 +162,10 @@ impl Model {
         loop {
             let wanted = options.tier.as_deref();
             let on = adapter.into();
-            let tier = tier::choose_but(artifact.plan(), &on, wanted, &distrusted)?;
-            let device = Device::open(adapter, tier::features(tier, &on))?;
-            if let Some((kernel, reason)) = trust::failure(&device, artifact, tier, options)? {
+            let chosen = tier::choose_but(artifact.plan(), &on, wanted, &distrusted)?;
+            let tier = artifact.tier(&chosen.name)?;
+            let device = Device::open(adapter, tier::features(&tier, &on))?;
+            if let Some((kernel, reason)) = trust::failure(&device, artifact, &tier, options)? {
                 if wanted.is_some() {
                     return Err(Error::Untrusted {
                         tier: tier.name.clone(),
@@ -173,7 +174,7 @@ impl Model {
                         reason,
                     });
                 }
-                distrusted.insert(tier.name.as_str(), reason);
+                distrusted.insert(chosen.name.as_str(), reason);
                 continue;
             }
             let mut options = LoadOptions {
@@ -181,12 +182,12 @@ impl Model {
                 ..options.clone()
             };
             let features = device.features();
-            return match Self::load(device, artifact, &options, progress) {
+            return match Self::load_tier(device, artifact, &tier, &options, progress) {
                 // What was found to be fastest once may be refused by now.
                 Err(error) if options.tune && trust::is_verdict(&error) => {
                     options.tune = false;
                     let device = Device::open(adapter, features)?;
-                    Self::load(device, artifact, &options, progress)
+                    Self::load_tier(device, artifact, &tier, &options, progress)
                 }
                 outcome => outcome,
             };
@@ -205,10 +206,21 @@ impl Model {
         options: &LoadOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Model> {
+        let on = capabilities(&device);
+        let chosen = tier::choose(artifact.plan(), &on, options.tier.as_deref())?;
+        let tier = artifact.tier(&chosen.name)?;
+        Self::load_tier(device, artifact, &tier, options, progress)
+    }
+
+    fn load_tier(
+        device: Device,
+        artifact: &Artifact,
+        tier: &Tier,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Model> {
         let plan = artifact.plan();
-        let mut on = tier::Capabilities::from(device.adapter());
-        on.features = device.features();
-        let tier = tier::choose(plan, &on, options.tier.as_deref())?;
+        let on = capabilities(&device);
         let available: Vec<String> = tier.entries.keys().cloned().collect();
         let names = entry_names(tier, options)?;
         let mut tier = trust::without_bad_grids(&device, artifact, (tier, &names), &on, options)?;
@@ -255,7 +267,7 @@ impl Model {
             false => Vec::new(),
         };
 
-        let slots = Slots::new(plan);
+        let slots = Slots::new(plan, tier);
         let uniform_bytes = uniform_bytes(plan);
         let sources = sources(artifact, &kernels, &needed(tier, &names), &sampling)?;
         if !run.is_empty() && names.contains(&STEP) {
@@ -395,6 +407,12 @@ impl Model {
         all.filter(|(_, usual, way)| usual != way)
     }
 
+    /// Whether an entry point that is loaded has an output of that name.
+    pub fn has_output(&self, entry: &str, output: &str) -> bool {
+        let outputs = self.entries.get(entry).map(|e| &e.outputs);
+        outputs.is_some_and(|all| all.iter().any(|port| port.name == output))
+    }
+
     /// The device it is on.
     pub fn device(&self) -> &Device {
         &self.device
@@ -473,6 +491,14 @@ fn needed<'t>(tier: &'t Tier, entries: &[&str]) -> BTreeSet<&'t str> {
         .flat_map(Variant::all_launches)
         .map(|l| l.kernel.as_str())
         .collect()
+}
+
+/// What an open device offers, which may be less than its adapter does.
+fn capabilities(device: &Device) -> tier::Capabilities {
+    tier::Capabilities {
+        features: device.features(),
+        ..device.adapter().into()
+    }
 }
 
 /// A name for an artifact's kernels, by their text: whatever is loaded of them shares a

@@ -64,11 +64,7 @@ pub(crate) fn choose_but<'p>(
 ) -> Result<&'p Tier> {
     if let Some(name) = name {
         let Some(tier) = plan.tiers.iter().find(|t| t.name == name) else {
-            let names: Vec<&str> = plan.tiers.iter().map(|t| t.name.as_str()).collect();
-            return Err(Error::NoSuchTier {
-                name: name.to_owned(),
-                available: names.join(", "),
-            });
+            return Err(no_such_tier(plan, name));
         };
         let lacks = missing(&tier.requires, on, is_checked(tier));
         if lacks.is_empty() {
@@ -95,6 +91,14 @@ pub(crate) fn choose_but<'p>(
         adapter: on.adapter.clone(),
         reasons: reasons.join("; "),
     })
+}
+
+pub(crate) fn no_such_tier(plan: &Plan, name: &str) -> Error {
+    let names: Vec<&str> = plan.tiers.iter().map(|t| t.name.as_str()).collect();
+    Error::NoSuchTier {
+        name: name.to_owned(),
+        available: names.join(", "),
+    }
 }
 
 /// The features that a tier requires, and those that its variants with grids and other

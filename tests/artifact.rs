@@ -124,7 +124,7 @@ fn a_folder_runs_as_what_was_compiled() {
 fn the_plan_lists_every_file() {
     let written = Written::new(Packing::Q8);
     let mut found = BTreeSet::new();
-    for folder in ["", "kernels", "graphs"] {
+    for folder in ["", "tiers", "kernels", "graphs"] {
         for entry in fs::read_dir(written.path().join(folder)).unwrap() {
             let entry = entry.unwrap();
             if entry.path().is_file() {
@@ -143,6 +143,46 @@ fn the_plan_lists_every_file() {
     for file in ["weights.safetensors", "tokenizer.json", "graphs/step.kiln"] {
         assert!(plan.files.contains_key(file), "{file}");
     }
+    // Entry points stand in files of tiers, and are what was compiled.
+    assert!(plan.tiers.iter().all(|t| t.entries.is_empty()));
+    let (_, in_memory) = compiled("silu", Packing::Q8);
+    let artifact = Artifact::open(&written.path()).unwrap();
+    for tier in &in_memory.plan().tiers {
+        assert_eq!(*artifact.tier(&tier.name).unwrap(), *tier);
+    }
+    assert_eq!(artifact.whole_plan().unwrap().tiers, in_memory.plan().tiers);
+    let none = artifact.tier("telepathy").unwrap_err().to_string();
+    assert!(
+        none.starts_with("the artifact has no tier `telepathy`"),
+        "{none}"
+    );
+}
+
+/// A tier's file that was changed behind the artifact's back, and one that no longer says
+/// what a plan has to.
+#[test]
+fn files_of_tiers_are_checked_when_they_are_read() {
+    let written = Written::new(Packing::Q8);
+    let artifact = Artifact::open(&written.path()).unwrap();
+    let file = written.path().join("tiers/base.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text} ")).unwrap();
+    let altered = artifact.tier("base").unwrap_err().to_string();
+    assert!(altered.contains("`tiers/base.json`"), "{altered}");
+    assert!(altered.contains("is altered;"), "{altered}");
+    assert!(artifact.tier("subgroup").is_ok());
+
+    let text = text.replacen("\"kernel\": \"", "\"kernel\": \"no_", 1);
+    fs::write(&file, &text).unwrap();
+    let mut plan = written.plan();
+    let hash = blake3::hash(text.as_bytes()).to_hex().to_string();
+    plan.files.insert("tiers/base.json".to_owned(), hash);
+    let plan = serde_json::to_string(&plan).unwrap();
+    fs::write(written.path().join("plan.json"), plan).unwrap();
+    let artifact = Artifact::open(&written.path()).unwrap();
+    let wrong = artifact.tier("base").unwrap_err().to_string();
+    assert!(wrong.contains("tier `base`, entry `"), "{wrong}");
+    assert!(wrong.contains("no kernel `no_"), "{wrong}");
 }
 
 #[test]

@@ -37,6 +37,7 @@ function kernelsOf(folder) {
     const found = new Map();
     const tiers = [...plan.tiers].sort((a, b) => a.requires.features.length - b.requires.features.length);
     for (const tier of tiers) {
+        const entries = JSON.parse(readFileSync(join(folder, 'tiers', `${tier.name}.json`), 'utf8'));
         const take = (kernel, requires) => {
             if (!found.has(kernel)) {
                 const file = join(folder, plan.kernels[kernel].file);
@@ -44,7 +45,7 @@ function kernelsOf(folder) {
                 found.set(kernel, { file, text, requires: inBrowsers(requires) });
             }
         };
-        const variants = Object.values(tier.entries).flatMap((entry) => entry.variants);
+        const variants = Object.values(entries).flatMap((entry) => entry.variants);
         // Variants with a grid last: they may require more.
         variants.sort((a, b) => (a.grid ? 1 : 0) - (b.grid ? 1 : 0));
         for (const check of tier.checks ?? []) {

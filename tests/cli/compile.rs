@@ -240,7 +240,7 @@ fn any_grid_has_matrices() {
 fn grids_are_as_asked_for() {
     let run = |grid: &str, more: &[&str]| {
         let (_folder, out, text) = compiled(&["demo", "--grid", grid]);
-        let plan = std::fs::read_to_string(out.join("plan.json")).unwrap();
+        let plan = std::fs::read_to_string(out.join("tiers/subgroup.json")).unwrap();
         let out = out.to_str().unwrap();
         let mut all = vec!["run", out, "--prompt", "A trait is", "-n", "6"];
         all.extend(["--tier", "subgroup"]);
