@@ -50,8 +50,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = EntryOptions::default().max_batch)]
     max_batch: u64,
 
-    /// Compile kernels only for this tier; may be given several times. Default: all that
-    /// devices are known to want
+    /// Compile kernels only for this tier; may be given several times. Default: all but
+    /// `coop-lavapipe` and `coop-lavapipe-scalars`; in f32 none that begin with `coop`
     #[arg(long, value_name = "NAME")]
     tier: Vec<String>,
 

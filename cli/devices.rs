@@ -78,7 +78,8 @@ pub fn run(args: &Args) -> Result {
     print(table)
 }
 
-/// The sizes of an adapter's subgroups, if it has such; Metal does not say which.
+/// The sizes of an adapter's subgroups, if kernels can use them. wgpu names the same range
+/// for all of Metal's.
 fn subgroups(adapter: &Adapter) -> String {
     match subgroup_sizes(adapter) {
         None => "-".to_owned(),

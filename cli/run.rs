@@ -189,13 +189,13 @@ pub fn run(args: &Args, began: Instant) -> Result {
     match target {
         Target::Adapter(adapter) => {
             let artifact = opened.into_artifact(name, &entries, batch, dtype)?;
+            refuse_headless(name, has_logits(&artifact)?)?;
             let load = LoadOptions {
                 draw: job.options.sampling.temperature > 0.0,
                 ..args.device.options(&entries)
             };
             let load = load.session(batch as u64, longest);
             let model = args.device.load(&adapter, &artifact, &load)?;
-            refuse_headless(name, model.has_output("step", "logits"))?;
             // The session needs no more than the model has on the device.
             drop(artifact);
             let mut session = Session::new(&model, batch, context)?;
@@ -211,6 +211,20 @@ pub fn run(args: &Args, began: Instant) -> Result {
             job.run(&mut session, "the reference interpreter", None)
         }
     }
+}
+
+/// Whether steps give logits, which is the same on every tier.
+fn has_logits(artifact: &kiln_runtime::Artifact) -> Result<bool> {
+    let Some(any) = artifact.plan().tiers.first() else {
+        return Ok(false);
+    };
+    let tier = artifact.tier(&any.name)?;
+    let mut outputs = tier
+        .entries
+        .get("step")
+        .into_iter()
+        .flat_map(|e| &e.outputs);
+    Ok(outputs.any(|o| o.name == "logits"))
 }
 
 fn refuse_headless(name: &str, has_logits: bool) -> Result {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use kiln_ir::plan::{Plan, Tier, WeightBuffer, tier_file};
+use kiln_ir::plan::{Plan, WeightBuffer, tier_file};
 use kiln_ir::{Packing, ParamSource};
 use safetensors::{Dtype, View};
 
@@ -100,26 +100,12 @@ impl Compiled {
             let json = json.map_err(|e| written(&path, e.into()))?;
             write_file(&path, &json)?;
             hashes.insert(file, blake3::hash(&json).to_hex().to_string());
-            tiers.push(Tier {
-                name: tier.name.clone(),
-                requires: tier.requires.clone(),
-                checks: tier.checks.clone(),
-                half_states: tier.half_states,
-                entries: BTreeMap::new(),
-            });
+            tiers.push(tier.with_entries(BTreeMap::new()));
         }
-        let own = &self.plan;
         let plan = Plan {
-            version: own.version,
-            compiler: own.compiler.clone(),
-            model: own.model.clone(),
-            symbols: own.symbols.clone(),
-            uniforms: own.uniforms.clone(),
-            weights: own.weights.clone(),
-            states: own.states.clone(),
-            kernels: own.kernels.clone(),
             tiers,
             files: hashes,
+            ..self.plan.clone()
         };
         let path = dir.join(PLAN_FILE);
         let json = serde_json::to_vec_pretty(&plan).map_err(|e| written(&path, e.into()))?;

@@ -100,8 +100,9 @@ impl Matrices {
         let places = if self.scalars { "scalars" } else { "fours" };
         for prelude in [types, places] {
             let text = kiln_shaders::default_prelude(prelude).unwrap_or_default();
-            // Behind the comment on the file.
-            d.hook(text.split_once("\n\n").map_or(text, |(_, text)| text));
+            // Without the comment on the file.
+            let lines = text.lines().skip_while(|line| line.starts_with("//"));
+            d.hook(lines.collect::<Vec<_>>().join("\n").trim_start());
         }
     }
 }

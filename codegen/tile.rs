@@ -281,7 +281,7 @@ impl CoopTile {
 
     /// What may be faster for up to `most` rows of `k`, and `n` outputs, on a device of so
     /// many processors.
-    fn others(self, k: u64, (most, n): (u64, u64), processors: u64) -> Vec<CoopTile> {
+    pub fn others(self, k: u64, (most, n): (u64, u64), processors: u64) -> Vec<CoopTile> {
         let tiles = |tile: CoopTile| most.div_ceil(tile.rows()) * n.div_ceil(tile.columns());
         let both = Self::both(self.matrices);
         let mut others: Vec<CoopTile> = both

@@ -20,8 +20,10 @@ pub(crate) struct Trial {
 pub(crate) fn trials(tier: Tier) -> Vec<Trial> {
     match tier {
         Tier::Coop(matrices) => {
-            // A driver may choose a size for each kernel, and by its workgroup.
-            let workgroups = [64, 128, 256].into_iter();
+            // A driver may choose a size for each kernel, and by its workgroup: all that
+            // kernels with matrices may have.
+            let workgroups = [8, 32, 64, 128, 256].into_iter();
+            let workgroups = workgroups.filter(|w| *w >= matrices.subgroup);
             let subgroups = workgroups.map(|workgroup| subgroups(matrices, workgroup));
             let linears = CoopTile::both(matrices).into_iter().map(linear_coop);
             let attentions = [64, 80].into_iter();
@@ -160,6 +162,14 @@ mod tests {
     use super::*;
     use crate::validate;
 
+    #[test]
+    fn marks_tell_matrices_apart() {
+        let all = Tier::USUAL.into_iter().chain(Tier::OTHERS);
+        let marks: Vec<String> = all.filter_map(|t| Some(t.matrices()?.mark())).collect();
+        let different: std::collections::BTreeSet<&String> = marks.iter().collect();
+        assert_eq!(different.len(), marks.len(), "{marks:?}");
+    }
+
     /// What bodies declare is what a tier asks for, and what tiles reckon with.
     #[test]
     fn workgroups_have_the_memory_and_the_invocations_that_are_asked_for() {
@@ -170,11 +180,15 @@ mod tests {
             };
             let [side, subgroup] = [matrices.side, matrices.subgroup];
             assert!([1, 2, 4].contains(&(subgroup / side)) && subgroup.is_multiple_of(side));
+            let others = CoopTile::both(matrices).map(|t| t.others(1024, (1024, 1024), 8));
             for tile in CoopTile::both(matrices) {
                 let declared = validate::workgroup_memory(&text(&linear_coop(tile).kernel));
                 assert_eq!(declared, Some(tile.memory()), "{}: {tile:?}", tier.name());
                 assert!(tile.memory() <= matrices.memory, "{}", tier.name());
                 assert!(tile.workgroup() <= 256, "{}", tier.name());
+            }
+            for tile in others.into_iter().flatten() {
+                assert!(tile.memory() <= 48 << 10, "{}: {tile:?}", tier.name());
             }
             for head_dim in [16, 64, 80, 128] {
                 let Some(trial) = attention_coop(matrices, head_dim) else {

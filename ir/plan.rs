@@ -50,8 +50,8 @@ pub const CONTEXT: &str = "context";
 /// The symbol that holds the first row of a stream's current block.
 pub const BLOCK: &str = "block";
 
-/// Everything that a runtime needs besides the weights' bytes and the kernels'
-/// text.
+/// Everything that a runtime needs besides the weights' bytes, the kernels' text and, in an
+/// artifact, the entry points of its tiers ([`tier_file`]).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// [`PLAN_VERSION`] of the writer.
@@ -226,7 +226,7 @@ pub struct StateBuffer {
 /// A compute kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernel {
-    /// Path of the WGSL text, relative to the artifact.
+    /// Path of the WGSL text, relative to the artifact, in which it ends in `.wgsl`.
     pub file: String,
     /// Invocations per workgroup.
     pub workgroup_size: [u32; 3],
@@ -355,12 +355,26 @@ pub struct Tier {
     /// Entry points by name.
     ///
     /// In an artifact they are in a file of their own ([`tier_file`]), and the plan's tiers
-    /// have none: a device runs one of them.
+    /// have none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub entries: BTreeMap<String, Entry>,
 }
 
-/// The file of an artifact that has the entry points of a tier.
+impl Tier {
+    /// The same with other entry points, without a copy of its own, which are large.
+    pub fn with_entries(&self, entries: BTreeMap<String, Entry>) -> Self {
+        Tier {
+            name: self.name.clone(),
+            requires: self.requires.clone(),
+            checks: self.checks.clone(),
+            half_states: self.half_states,
+            entries,
+        }
+    }
+}
+
+/// The file of an artifact that has the entry points of a tier, by their names: what
+/// [`Tier::entries`] is in JSON. A device runs one tier, and need not read the others.
 pub fn tier_file(tier: &str) -> String {
     format!("tiers/{tier}.json")
 }

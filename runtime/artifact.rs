@@ -30,7 +30,7 @@ pub struct Artifact {
     weights: Box<dyn WeightSource>,
 }
 
-/// The texts of kernels and graphs, by path.
+/// Where the texts of kernels and graphs are, by path, and with a folder what tiers launch.
 enum Texts {
     /// In the files of a folder, which are read when they are wanted: a run needs the
     /// kernels of one tier, and those of all take 3 to 6 MB for GPT-2.
@@ -53,7 +53,7 @@ impl std::fmt::Debug for Artifact {
 impl Artifact {
     /// Opens a `.kiln` folder and checks it: the plan's version, and that every
     /// file the plan lists is there with the hash it lists. The folder has to stay as it is:
-    /// texts and weights are read when they are wanted.
+    /// texts, tiers and weights are read, and what tiers say is checked, when they are wanted.
     ///
     /// # Errors
     /// [`Error::Version`], [`Error::File`] for a missing or altered file,
@@ -68,6 +68,9 @@ impl Artifact {
         };
         let is_text = |file: &str| file.ends_with(KERNEL_FILE) && plan.files.contains_key(file);
         check_plan(&plan, is_text)?;
+        for tier in plan.tiers.iter().filter(|t| t.entries.is_empty()) {
+            listed_tier(&plan, &tier.name)?;
+        }
 
         let weights: Box<dyn WeightSource> = if plan.weights.is_empty() {
             Box::new(BTreeMap::<String, Vec<u8>>::new())
@@ -90,7 +93,7 @@ impl Artifact {
         };
         Ok(Artifact {
             plan,
-            // Wherever the process is by then.
+            // Files are read later, when the process may have another working directory.
             texts: Texts::Folder(std::path::absolute(dir).map_err(|source| Error::Io {
                 path: dir.to_owned(),
                 source,
@@ -144,22 +147,13 @@ impl Artifact {
             Texts::Folder(dir) if tier.entries.is_empty() => dir,
             _ => return Ok(Cow::Borrowed(tier)),
         };
-        let file = tier_file(name);
-        let Some(hash) = self.plan.files.get(&file) else {
-            return Err(Error::plan(format!("it does not list `{file}`")));
-        };
+        let (file, hash) = listed_tier(&self.plan, name)?;
         verify_file(dir, &file, hash)?;
         let path = dir.join(&file);
         let opened = File::open(&path).map_err(|source| Error::Io { path, source })?;
         let entries = serde_json::from_reader(BufReader::new(opened));
         let entries = entries.map_err(|e| Error::plan(format!("`{file}`: {e}")))?;
-        let tier = Tier {
-            name: tier.name.clone(),
-            requires: tier.requires.clone(),
-            checks: tier.checks.clone(),
-            half_states: tier.half_states,
-            entries,
-        };
+        let tier = tier.with_entries(entries);
         check_tier(&self.plan, &tier)?;
         Ok(Cow::Owned(tier))
     }
@@ -252,7 +246,7 @@ impl Artifact {
         self.tokenizer.as_deref()
     }
 
-    /// The folder, unless the artifact is in memory.
+    /// The folder, as an absolute path, unless the artifact is in memory.
     pub fn path(&self) -> Option<&Path> {
         match &self.texts {
             Texts::Folder(dir) => Some(dir),
@@ -296,6 +290,17 @@ fn version(found: u64) -> Error {
 fn read(dir: &Path, file: &str) -> Result<Vec<u8>> {
     let path = dir.join(file);
     fs::read(&path).map_err(|source| Error::Io { path, source })
+}
+
+/// The file of a tier's entry points, and its hash.
+fn listed_tier<'p>(plan: &'p Plan, name: &str) -> Result<(String, &'p str)> {
+    let file = tier_file(name);
+    match plan.files.get(&file) {
+        Some(hash) => Ok((file, hash)),
+        None => Err(Error::plan(format!(
+            "it does not list `{file}`; compile the model again"
+        ))),
+    }
 }
 
 fn altered(dir: &Path, file: &str, how: Altered) -> Error {

@@ -16,7 +16,7 @@ pub(crate) fn check_plan(plan: &Plan, has_text: impl Fn(&str) -> bool) -> Result
         if !has_text(&kernel.file) {
             let file = &kernel.file;
             return Err(Error::plan(format!(
-                "kernel `{name}` has no text: `{file}` is not among the artifact's files"
+                "kernel `{name}` has no text: `{file}` is not among the artifact's files of WGSL"
             )));
         }
     }

@@ -66,7 +66,10 @@ pub enum Error {
         supported: u32,
     },
     /// The artifact has no such text.
-    #[error("the artifact has no text `{file}`; it lists those that it has")]
+    #[error(
+        "the artifact has no text `{file}`; `Artifact::kernel_files` and `graph_files` name those \
+         that it has"
+    )]
     NoSuchText {
         /// What was asked for.
         file: String,

@@ -407,12 +407,6 @@ impl Model {
         all.filter(|(_, usual, way)| usual != way)
     }
 
-    /// Whether an entry point that is loaded has an output of that name.
-    pub fn has_output(&self, entry: &str, output: &str) -> bool {
-        let outputs = self.entries.get(entry).map(|e| &e.outputs);
-        outputs.is_some_and(|all| all.iter().any(|port| port.name == output))
-    }
-
     /// The device it is on.
     pub fn device(&self) -> &Device {
         &self.device

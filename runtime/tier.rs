@@ -154,8 +154,9 @@ fn missing(requires: &Requirements, on: &Capabilities, checked: bool) -> Vec<Str
     if let Some(size) = requires.subgroup_size
         && !one_of(&size)
     {
+        let alone = if checked { "" } else { " alone" };
         out.push(format!(
-            "subgroups of {size} (has them of {least} to {most})"
+            "subgroups of {size}{alone} (has them of {least} to {most})"
         ));
     }
     if let Some(size) = requires.max_subgroup_size

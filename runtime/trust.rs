@@ -32,20 +32,23 @@ pub(crate) fn failure<'t>(
             Err(error @ Error::DeviceLost { .. }) => Some(error.to_string()),
             reason => reason?,
         };
-        if let Some(mut reason) = reason {
-            let (least, most) = device.adapter().subgroup_sizes().into_inner();
-            if let Some(size) = tier.requires.subgroup_size
-                && least < most
-            {
-                reason.push_str(&format!(
-                    "; the tier is for subgroups of {size}, and this driver, which has them of \
-                     {least} to {most}, may run its kernels in others"
-                ));
-            }
-            return Ok(Some((&check.kernel, reason)));
+        if let Some(reason) = reason {
+            return Ok(Some((&check.kernel, reason + &of_subgroups(device, tier))));
         }
     }
     Ok(None)
+}
+
+/// What else may be the reason where subgroups have to be of one size and may be of others.
+fn of_subgroups(device: &Device, tier: &Tier) -> String {
+    let (least, most) = device.adapter().subgroup_sizes().into_inner();
+    match tier.requires.subgroup_size {
+        Some(size) if least < most => format!(
+            " (the tier is for subgroups of {size}; this driver has them of {least} to {most}, and \
+             may run kernels in others)"
+        ),
+        _ => String::new(),
+    }
 }
 
 /// Why the device fails a check, if it does.
@@ -71,7 +74,11 @@ fn reason(
 pub(crate) fn is_verdict(error: &Error) -> bool {
     !matches!(
         error,
-        Error::Plan(_) | Error::File { .. } | Error::Io { .. } | Error::DeviceLost { .. }
+        Error::Plan(_)
+            | Error::NoSuchText { .. }
+            | Error::File { .. }
+            | Error::Io { .. }
+            | Error::DeviceLost { .. }
     )
 }
 
@@ -116,13 +123,7 @@ pub(crate) fn without_bad_grids(
         };
         (name.clone(), entry)
     });
-    Ok(Tier {
-        name: tier.name.clone(),
-        requires: tier.requires.clone(),
-        checks: tier.checks.clone(),
-        half_states: tier.half_states,
-        entries: entries.collect(),
-    })
+    Ok(tier.with_entries(entries.collect()))
 }
 
 /// Whether two results are the same but for the order of sums: within a thousandth of

@@ -12,6 +12,7 @@ fn main(
     @builtin(subgroup_size) size: u32,
 ) {
     let first = subgroupBroadcastFirst(lane);
+    // No lane further away: of a smaller subgroup it would not be there.
     let neighbour = subgroupShuffleXor(lane, 1u);
     let in_order = own == lane % SUBGROUP && first == lane - lane % SUBGROUP;
     let right = size == SUBGROUP && in_order && neighbour == (lane ^ 1u);

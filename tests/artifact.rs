@@ -172,6 +172,10 @@ fn files_of_tiers_are_checked_when_they_are_read() {
     assert!(altered.contains("is altered;"), "{altered}");
     assert!(artifact.tier("subgroup").is_ok());
 
+    fs::remove_file(&file).unwrap();
+    let missing = artifact.tier("base").unwrap_err().to_string();
+    assert!(missing.contains("is missing;"), "{missing}");
+
     let text = text.replacen("\"kernel\": \"", "\"kernel\": \"no_", 1);
     fs::write(&file, &text).unwrap();
     let mut plan = written.plan();
@@ -183,6 +187,16 @@ fn files_of_tiers_are_checked_when_they_are_read() {
     let wrong = artifact.tier("base").unwrap_err().to_string();
     assert!(wrong.contains("tier `base`, entry `"), "{wrong}");
     assert!(wrong.contains("no kernel `no_"), "{wrong}");
+
+    let mut plan = written.plan();
+    plan.files.remove("tiers/base.json");
+    let plan = serde_json::to_string(&plan).unwrap();
+    fs::write(written.path().join("plan.json"), plan).unwrap();
+    let unlisted = Artifact::open(&written.path()).unwrap_err().to_string();
+    assert_eq!(
+        unlisted,
+        "the plan is not valid: it does not list `tiers/base.json`; compile the model again"
+    );
 }
 
 #[test]

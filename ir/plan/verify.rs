@@ -189,7 +189,7 @@ impl fmt::Display for PlanErrors {
     }
 }
 
-/// Checks every invariant.
+/// Checks every invariant of a plan whose tiers have their entry points.
 ///
 /// # Errors
 /// All that do not hold.

@@ -122,7 +122,8 @@ fn a_text_is_read_when_it_is_wanted_and_checked_again() {
     let none = artifact.text("kernels/none.wgsl");
     assert_eq!(
         none.unwrap_err().to_string(),
-        "the artifact has no text `kernels/none.wgsl`; it lists those that it has"
+        "the artifact has no text `kernels/none.wgsl`; `Artifact::kernel_files` and `graph_files` \
+         name those that it has"
     );
 }
 
@@ -251,7 +252,7 @@ fn a_plan_that_does_not_fit_together_is_refused() {
     assert_eq!(
         fault(&|p| p.kernels.get_mut("next").unwrap().file = "kernels/nix.wgsl".into()),
         "the plan is not valid: kernel `next` has no text: \
-         `kernels/nix.wgsl` is not among the artifact's files"
+         `kernels/nix.wgsl` is not among the artifact's files of WGSL"
     );
     assert_eq!(
         fault(&|p| p.weights[0].bytes = 6),

@@ -256,7 +256,9 @@ fn devices_lists_adapters_and_the_interpreter() {
     let first = &json[0];
     assert_eq!(first["device"], 0);
     assert!(first["limits"]["max_storage_buffer_binding_size"].as_u64() >= Some(128 << 20));
-    let [least, most] = [0, 1].map(|at| first["subgroup_sizes"][at].as_u64().unwrap());
-    assert!(least <= most);
+    if !first["subgroup_sizes"].is_null() {
+        let [least, most] = [0, 1].map(|at| first["subgroup_sizes"][at].as_u64().unwrap());
+        assert!(least <= most);
+    }
     assert!(first["cooperative_matrices"].is_array());
 }
