@@ -57,8 +57,8 @@ impl Matrices {
         memory: 32 << 10,
     };
 
-    /// Mesa's CPU driver's since Mesa 26, where nothing is gained by them: with them what
-    /// else is written for matrices runs on a driver that anybody can install.
+    /// Mesa's CPU driver's since Mesa 26. They are not there for speed: by them what is
+    /// written for matrices runs on a driver that anybody can install.
     pub const LAVAPIPE: Matrices = Matrices {
         name: "coop-lavapipe",
         side: 8,
