@@ -39,7 +39,7 @@ impl Matrices {
         memory: 45 << 10,
     };
 
-    /// AMD's since RDNA 3, where kernels run in wave64 if nobody asks for another size.
+    /// AMD's since RDNA 3, whose kernels drivers run in wave64 as a rule; checks say whether.
     pub const WAVES: Matrices = Matrices {
         name: "coop-wave64",
         subgroup: 64,

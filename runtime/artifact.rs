@@ -41,6 +41,19 @@ enum Texts {
     },
 }
 
+impl Texts {
+    /// A text that is in memory.
+    fn get(&self, file: &str) -> Option<&str> {
+        match self {
+            Texts::Folder(_) => None,
+            Texts::Memory { kernels, graphs } => {
+                let text = kernels.get(file).or_else(|| graphs.get(file));
+                text.map(String::as_str)
+            }
+        }
+    }
+}
+
 impl std::fmt::Debug for Artifact {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Artifact")
@@ -204,11 +217,8 @@ impl Artifact {
             file: file.to_owned(),
         };
         let dir = match &self.texts {
-            Texts::Memory { kernels, graphs } => {
-                let text = kernels.get(file).or_else(|| graphs.get(file));
-                return text.map(|t| Cow::Borrowed(t.as_str())).ok_or_else(none);
-            }
             Texts::Folder(dir) => dir,
+            held => return held.get(file).map(Cow::Borrowed).ok_or_else(none),
         };
         let hash = self.text_hash(file).ok_or_else(none)?;
         let bytes = match read(dir, file) {
@@ -233,9 +243,8 @@ impl Artifact {
                 let hash = self.plan.files.get(file).filter(|_| is_text)?;
                 Some(Cow::Borrowed(hash))
             }
-            Texts::Memory { kernels, graphs } => {
-                let text = kernels.get(file).or_else(|| graphs.get(file))?;
-                let hash = blake3::hash(text.as_bytes()).to_hex();
+            held => {
+                let hash = blake3::hash(held.get(file)?.as_bytes()).to_hex();
                 Some(Cow::Owned(hash.to_string()))
             }
         }
