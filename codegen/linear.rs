@@ -148,6 +148,8 @@ impl Linear<'_> {
             ));
         }
         if body == FEW {
+            // Weights that are numbers as they lie are not worth it.
+            d.constant_bool("AHEAD", matrix.packing != Packing::F32);
             d.hook(NOTHING_STORED);
         }
         if let (COOP, Some(matrices)) = (body, self.tier.matrices()) {
@@ -523,6 +525,8 @@ fn weight_hooks(matrix: &Matrix, part: &MatrixPart, body: &str, d: &mut Draft) -
     }
     let others = match body == STREAM {
         true => [
+            "alias Element",
+            "first_w(",
             "load_w(",
             "load_w4(",
             "w_element(",

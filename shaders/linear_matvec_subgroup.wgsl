@@ -5,7 +5,7 @@
 // its sum in the slot of its first invocation, zeros in the others, and then sums all slots.
 //
 // Constants: K, K4, N, WV, GROUPS, WORKGROUP, TILE_ROWS, TILE_COLS, NORM, CENTER, EPSILON.
-// Hooks: rows, load_x, norm_gain and norm_bias (with NORM), load_w, w_scale, store, workgroup_index.
+// Hooks: rows, load_x, norm_gain and norm_bias (with NORM), first_w, load_w, w_scale, store, workgroup_index.
 // Grid: ceil(N / TILE_COLS) * ceil(rows / TILE_ROWS) workgroups.
 // Workgroup memory: 4 * WORKGROUP * TILE_ROWS * TILE_COLS bytes.
 
@@ -101,7 +101,7 @@ fn main(
         }
         for (var c = 0u; c < TILE_COLS; c++) {
             let column = min(n + c, N - 1u);
-            var w = load_w(column, group);
+            var w = load_w(first_w(column, group), column, group);
             let scale = w_scale(column, group);
             for (var r = 0u; r < TILE_ROWS; r++) {
                 var sum = 0.0;

@@ -12,10 +12,19 @@ fn w_element(n: u32, t: u32) -> vec4<u32> {
     return weights[n * (GROUPS * WV / 2u) + t];
 }
 
-fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
+alias Element = vec4<u32>;
+
+fn first_w(n: u32, g: u32) -> Element {
+    return w_element(n, g * (WV / 2u));
+}
+
+fn load_w(first: Element, n: u32, g: u32) -> array<vec4<f32>, WV> {
     var w: array<vec4<f32>, WV>;
+    var v = first;
     for (var i = 0u; i < WV / 2u; i++) {
-        let v = w_element(n, g * (WV / 2u) + i);
+        if i > 0u {
+            v = w_element(n, g * (WV / 2u) + i);
+        }
         w[2u * i] = vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y));
         w[2u * i + 1u] = vec4<f32>(unpack2x16float(v.z), unpack2x16float(v.w));
     }

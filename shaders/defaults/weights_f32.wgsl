@@ -12,10 +12,19 @@ fn w_element(n: u32, t: u32) -> vec4<f32> {
     return weights[n * (GROUPS * WV) + t];
 }
 
-// All weights of group g of row n, unscaled.
-fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
+// 16 bytes of weights.
+alias Element = vec4<f32>;
+
+// The first element of group g of row n.
+fn first_w(n: u32, g: u32) -> Element {
+    return w_element(n, g * WV);
+}
+
+// All weights of group g of row n, unscaled, of which `first` are the first.
+fn load_w(first: Element, n: u32, g: u32) -> array<vec4<f32>, WV> {
     var w: array<vec4<f32>, WV>;
-    for (var i = 0u; i < WV; i++) {
+    w[0] = first;
+    for (var i = 1u; i < WV; i++) {
         w[i] = w_element(n, g * WV + i);
     }
     return w;

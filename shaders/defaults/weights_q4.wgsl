@@ -23,8 +23,14 @@ fn unpack_q4(v: u32) -> vec4<f32> {
     return vec4<f32>(bitcast<vec4<i32>>(nibbles));
 }
 
-fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
-    let v = w_element(n, g) ^ vec4<u32>(0x88888888u);
+alias Element = vec4<u32>;
+
+fn first_w(n: u32, g: u32) -> Element {
+    return w_element(n, g);
+}
+
+fn load_w(first: Element, n: u32, g: u32) -> array<vec4<f32>, WV> {
+    let v = first ^ vec4<u32>(0x88888888u);
     return array<vec4<f32>, WV>(
         unpack_q4(v.x), unpack_q4(v.x >> 4u), unpack_q4(v.y), unpack_q4(v.y >> 4u),
         unpack_q4(v.z), unpack_q4(v.z >> 4u), unpack_q4(v.w), unpack_q4(v.w >> 4u),

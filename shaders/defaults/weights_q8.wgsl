@@ -22,8 +22,14 @@ fn unpack_q8(v: u32) -> vec4<f32> {
     return vec4<f32>(bitcast<vec4<i32>>(bytes));
 }
 
-fn load_w(n: u32, g: u32) -> array<vec4<f32>, WV> {
-    let a = w_element(n, g * 2u);
+alias Element = vec4<u32>;
+
+fn first_w(n: u32, g: u32) -> Element {
+    return w_element(n, g * 2u);
+}
+
+fn load_w(first: Element, n: u32, g: u32) -> array<vec4<f32>, WV> {
+    let a = first;
     let b = w_element(n, g * 2u + 1u);
     return array<vec4<f32>, WV>(
         unpack_q8(a.x), unpack_q8(a.y), unpack_q8(a.z), unpack_q8(a.w),
