@@ -165,7 +165,8 @@ impl Attention<'_> {
         let source = self.source;
         let on = self.operands()?;
         let body = self.kernel(&on);
-        let usual = self.way(&on, &body, None, out)?;
+        let matrices = self.tier.matrices();
+        let usual = self.way(&on, &body, (matrices, None), out)?;
         let mut others = Vec::new();
         if let (COOP, Some(offer)) = (body.0, self.offer) {
             let tiles = usual.workgroups.eval(&offer.largest)?;
@@ -173,8 +174,12 @@ impl Attention<'_> {
                 let most = tiles.min(offer.processors * TILES_A_PROCESSOR);
                 let parts = on.parts(&body, count, most);
                 if parts.fit(offer.limit) {
-                    others.push(self.way(&on, &body, Some(parts), out)?);
+                    others.push(self.way(&on, &body, (matrices, Some(parts)), out)?);
                 }
+            }
+            let scalars = matrices.and_then(Matrices::by_scalars);
+            if let Some(constants) = scalars.and_then(|m| coop_tile(m, on.head_dim)) {
+                others.push(self.way(&on, &(COOP, constants), (scalars, None), out)?);
             }
         }
 
@@ -230,12 +235,13 @@ impl Attention<'_> {
         })
     }
 
-    /// The kernel with a body, and how many workgroups of it there are.
+    /// The kernel with a body, for those matrices where that is [`COOP`], and how many
+    /// workgroups of it there are.
     fn way(
         &self,
         on: &On,
         (body, constants): &Body,
-        parts: Option<Parts>,
+        (matrices, parts): (Option<Matrices>, Option<Parts>),
         out: &mut Lowered,
     ) -> Result<Way, CodegenError> {
         let workgroup = workgroup(body, constants);
@@ -256,8 +262,12 @@ impl Attention<'_> {
         if *body == FOR_MANY && lanes::share_loads(self.tier) {
             detail.push_str(".shared");
         }
-        if let (COOP, Some(matrices)) = (*body, self.tier.matrices()) {
+        let matrices = matrices.filter(|_| *body == COOP);
+        if let Some(matrices) = matrices {
             detail.push_str(&matrices.mark());
+            if self.tier.matrices() != Some(matrices) {
+                detail.push_str(".scalars");
+            }
         }
         if let Some(parts) = parts {
             detail.push_str(&format!(".parts{}", parts.count));
@@ -305,7 +315,7 @@ impl Attention<'_> {
                 d.hook(lanes::share(self.tier, block, count, &load, place));
             }
         }
-        if let (COOP, Some(matrices)) = (*body, self.tier.matrices()) {
+        if let Some(matrices) = matrices {
             matrices.declare(&mut d);
             d.constant_u32("PARTS", parts.map_or(1, |p| p.count));
             d.constant_u32("MOST", parts.map_or(0, |p| p.tiles));

@@ -152,7 +152,7 @@ impl Linear<'_> {
             d.constant_bool("AHEAD", matrix.packing != Packing::F32);
             d.hook(NOTHING_STORED);
         }
-        if let (COOP, Some(matrices)) = (body, self.tier.matrices()) {
+        if let Some(matrices) = tile.matrices {
             matrices.declare(&mut d);
             self.half_hooks(matrix, part, &row, &mut d);
             match tile.parts() {
@@ -240,7 +240,7 @@ impl Linear<'_> {
         if lanes::share_loads(self.tier) {
             detail.push_str(".shared");
         }
-        if let (COOP, Some(matrices)) = (tile.body, self.tier.matrices()) {
+        if let Some(matrices) = tile.matrices {
             detail.push_str(&matrices.mark());
         }
         if !tile.name.is_empty() {

@@ -74,6 +74,15 @@ impl Matrices {
         ..Self::LAVAPIPE
     };
 
+    /// The same, loaded from arrays of scalars, if they are not.
+    pub fn by_scalars(self) -> Option<Self> {
+        let scalars = Self {
+            scalars: true,
+            ..self
+        };
+        (!self.scalars).then_some(scalars)
+    }
+
     /// What tells kernels for them from those for [`Self::WARPS`], in their names.
     pub fn mark(self) -> String {
         let mark = self.name.strip_prefix(Self::WARPS.name).unwrap_or_default();

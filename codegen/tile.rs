@@ -116,6 +116,7 @@ impl Linear<'_> {
             return Tile {
                 name: "",
                 memory: WORKGROUP_MEMORY,
+                matrices: None,
                 cut: None,
                 body: "linear_matvec_subgroup",
                 workgroup: lanes as u32,
@@ -134,6 +135,7 @@ impl Linear<'_> {
         Tile {
             name: "",
             memory: WORKGROUP_MEMORY,
+            matrices: None,
             cut: None,
             body: "linear_matvec",
             workgroup: (lanes_k * lanes_n) as u32,
@@ -176,6 +178,7 @@ fn software_tile(matrix: &Matrix, rows: RowKernel, n: u64) -> Tile {
     Tile {
         name: "",
         memory: WORKGROUP_MEMORY,
+        matrices: None,
         cut: None,
         body,
         workgroup: LANES,
@@ -210,6 +213,7 @@ fn register_tile(name: &'static str, matrix: &Matrix, [m, n]: [u64; 2], depth: u
             ("THREAD_N", n),
         ],
         memory: WORKGROUP_MEMORY,
+        matrices: None,
         cut: None,
     }
 }
@@ -310,6 +314,13 @@ impl CoopTile {
                 others.push(CoopTile { name, cut, ..self });
             }
         }
+        if let Some(matrices) = self.matrices.by_scalars() {
+            others.push(CoopTile {
+                name: "scalars",
+                matrices,
+                ..self
+            });
+        }
         others
     }
 
@@ -358,6 +369,7 @@ impl CoopTile {
             wv: matrix.packing.group() as u64 / 4,
             constants: self.constants(),
             memory: self.memory(),
+            matrices: Some(self.matrices),
             cut: self.cut,
         }
     }
@@ -380,6 +392,8 @@ pub(crate) struct Tile {
     pub constants: Vec<(&'static str, u64)>,
     /// Bytes that a workgroup shares, at the most.
     pub memory: u64,
+    /// The cooperative matrices that it is multiplied by.
+    pub matrices: Option<Matrices>,
     /// Whether workgroups compute parts of tiles.
     cut: Option<Cut>,
 }
@@ -517,6 +531,7 @@ fn stream(
     Some(Tile {
         name: "",
         memory,
+        matrices: None,
         cut: None,
         body: STREAM,
         workgroup: WORKGROUP as u32,
