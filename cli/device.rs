@@ -89,9 +89,15 @@ impl DeviceArgs {
         options: &LoadOptions,
     ) -> Result<Model> {
         let bars = LoadBars::new();
-        Ok(Model::open(adapter, artifact, options, &mut |p| {
-            bars.set(p)
-        })?)
+        let model = Model::open(adapter, artifact, options, &mut |p| bars.set(p))?;
+        drop(bars);
+        if let Some(reason) = model.lost_before() {
+            warn(&format!(
+                "the device was lost ({reason}) when the model was loaded, so that was repeated with \
+                 less; `--no-tune`, or else `--no-join`, begins with that"
+            ));
+        }
+        Ok(model)
     }
 }
 

@@ -127,8 +127,42 @@ pub(crate) struct Attention<'a> {
     pub blocked: Option<Blocked>,
 }
 
-/// A body with its constants.
-type Body = (&'static str, Vec<(&'static str, u64)>);
+/// A body with what it is told.
+struct Body {
+    name: &'static str,
+    constants: Vec<(&'static str, u64)>,
+    /// The cooperative matrices that [`COOP`] multiplies.
+    matrices: Option<Matrices>,
+    /// What tells it from others for the same; part of the kernel's name.
+    mark: &'static str,
+}
+
+impl Body {
+    /// [`COOP`] for heads of a size, if it takes them.
+    fn of_matrices(matrices: Matrices, head_dim: u64, mark: &'static str) -> Option<Self> {
+        Some(Body {
+            name: COOP,
+            constants: coop_tile(matrices, head_dim)?,
+            matrices: Some(matrices),
+            mark,
+        })
+    }
+
+    /// One of the constants; 1 if there is no such.
+    fn constant(&self, name: &str) -> u64 {
+        let found = self.constants.iter().find(|(n, _)| *n == name);
+        found.map_or(1, |(_, size)| *size)
+    }
+
+    /// Invocations of a workgroup.
+    fn workgroup(&self) -> u64 {
+        match self.name {
+            "attention_prefill" => self.constant("TILE_QUERIES") * self.constant("TEAM"),
+            COOP => self.constant("SUBGROUP") * self.constant("SUBGROUPS"),
+            _ => self.constant("WORKGROUP"),
+        }
+    }
+}
 
 /// What an op attends to, and with what.
 struct On {
@@ -148,14 +182,14 @@ struct On {
 
 impl On {
     /// Parts of so many tiles of [`COOP`]: of each lane its sums, and how they are scaled.
-    fn parts(&self, (body, constants): &Body, count: u64, tiles: u64) -> Parts {
-        let constant = |name| constant(constants, name);
-        let side = constant("SIDE");
-        let vectors = side * side / constant("SUBGROUP") * self.head_dim.div_ceil(4 * side) + 1;
+    fn parts(&self, body: &Body, count: u64, tiles: u64) -> Parts {
+        let side = body.constant("SIDE");
+        let vectors =
+            side * side / body.constant("SUBGROUP") * self.head_dim.div_ceil(4 * side) + 1;
         Parts {
             count,
             tiles,
-            size: 4 * vectors * workgroup(body, constants),
+            size: 4 * vectors * body.workgroup(),
         }
     }
 }
@@ -165,21 +199,21 @@ impl Attention<'_> {
         let source = self.source;
         let on = self.operands()?;
         let body = self.kernel(&on);
-        let matrices = self.tier.matrices();
-        let usual = self.way(&on, &body, (matrices, None), out)?;
+        let usual = self.way(&on, &body, None, out)?;
         let mut others = Vec::new();
-        if let (COOP, Some(offer)) = (body.0, self.offer) {
+        if let (Some(matrices), Some(offer)) = (body.matrices, self.offer) {
             let tiles = usual.workgroups.eval(&offer.largest)?;
             for count in [2, 4] {
                 let most = tiles.min(offer.processors * TILES_A_PROCESSOR);
                 let parts = on.parts(&body, count, most);
                 if parts.fit(offer.limit) {
-                    others.push(self.way(&on, &body, (matrices, Some(parts)), out)?);
+                    others.push(self.way(&on, &body, Some(parts), out)?);
                 }
             }
-            let scalars = matrices.and_then(Matrices::by_scalars);
-            if let Some(constants) = scalars.and_then(|m| coop_tile(m, on.head_dim)) {
-                others.push(self.way(&on, &(COOP, constants), (scalars, None), out)?);
+            let scalars = matrices.by_scalars();
+            let scalars = scalars.and_then(|m| Body::of_matrices(m, on.head_dim, "scalars"));
+            if let Some(body) = scalars {
+                others.push(self.way(&on, &body, None, out)?);
             }
         }
 
@@ -235,16 +269,15 @@ impl Attention<'_> {
         })
     }
 
-    /// The kernel with a body, for those matrices where that is [`COOP`], and how many
-    /// workgroups of it there are.
+    /// The kernel with a body, and how many workgroups of it there are.
     fn way(
         &self,
         on: &On,
-        (body, constants): &Body,
-        (matrices, parts): (Option<Matrices>, Option<Parts>),
+        body: &Body,
+        parts: Option<Parts>,
         out: &mut Lowered,
     ) -> Result<Way, CodegenError> {
-        let workgroup = workgroup(body, constants);
+        let workgroup = body.workgroup();
         let (heads, head_dim) = (self.spec.heads as u64, on.head_dim);
         let mut detail = format!("{heads}x{head_dim}");
         if self.spec.kv_heads != self.spec.heads {
@@ -259,27 +292,27 @@ impl Attention<'_> {
         if self.split.is_some() {
             detail.push_str(".split");
         }
-        if *body == FOR_MANY && lanes::share_loads(self.tier) {
+        if body.name == FOR_MANY && lanes::share_loads(self.tier) {
             detail.push_str(".shared");
         }
-        let matrices = matrices.filter(|_| *body == COOP);
-        if let Some(matrices) = matrices {
+        if let Some(matrices) = body.matrices {
             detail.push_str(&matrices.mark());
-            if self.tier.matrices() != Some(matrices) {
-                detail.push_str(".scalars");
-            }
+        }
+        if !body.mark.is_empty() {
+            detail.push('.');
+            detail.push_str(body.mark);
         }
         if let Some(parts) = parts {
             detail.push_str(&format!(".parts{}", parts.count));
         }
-        let mut d = Draft::new(body, detail, workgroup as u32);
+        let mut d = Draft::new(body.name, detail, workgroup as u32);
         d.rounds = on.keys.ceil_div(workgroup);
         d.constant_u32("HEADS", heads);
         d.constant_u32("KV_HEADS", self.spec.kv_heads);
         d.constant_u32("HEAD_DIM", head_dim);
         d.constant_f32("SCALE", self.spec.scale);
         d.constant_bool("CAUSAL", self.spec.causal);
-        for (name, size) in constants {
+        for (name, size) in &body.constants {
             d.constant_u32(name, size);
         }
         size_hook("batch", &on.batch, &mut d);
@@ -299,14 +332,14 @@ impl Attention<'_> {
                 load_hook(name, view, ["j", "kvh"], head_dim, &mut d);
             }
         }
-        let own = matches!(*body, COOP | FOR_MANY).then(|| default_hooks(body));
+        let own = matches!(body.name, COOP | FOR_MANY).then(|| default_hooks(body.name));
         for block in own.into_iter().flatten() {
             let is_key = block.contains("fn half_k(") || block.contains("fn load_key(");
             let (name, view) = match &on.v {
                 Some(v) if !is_key => ("v", v),
                 _ => ("k", &on.k),
             };
-            if *body == COOP {
+            if body.name == COOP {
                 half_hook(name, view, block, head_dim, &mut d);
             } else {
                 let load = format!("load_{name}(b, j, kvh, at)");
@@ -315,7 +348,7 @@ impl Attention<'_> {
                 d.hook(lanes::share(self.tier, block, count, &load, place));
             }
         }
-        if let Some(matrices) = matrices {
+        if let Some(matrices) = body.matrices {
             matrices.declare(&mut d);
             d.constant_u32("PARTS", parts.map_or(1, |p| p.count));
             d.constant_u32("MOST", parts.map_or(0, |p| p.tiles));
@@ -331,7 +364,7 @@ impl Attention<'_> {
         } else {
             self.store_out(head_dim, &mut d)?;
         }
-        let tiles = self.workgroups(body, constants, &on.batch, &on.queries);
+        let tiles = self.workgroups(body, &on.batch, &on.queries);
         Ok(Way {
             kernel: d,
             workgroups: &tiles * &Dim::constant(parts.map_or(1, |p| p.count)),
@@ -343,7 +376,7 @@ impl Attention<'_> {
     fn kernel(&self, on: &On) -> Body {
         let head_dim = on.head_dim;
         let workgroup = u64::from(self.tier.pointwise_workgroup());
-        match (self.tier, self.few_queries) {
+        let (name, constants) = match (self.tier, self.few_queries) {
             _ if on.probabilities => ("attention_probs", vec![("WORKGROUP", workgroup)]),
             (tier, true) if tier.is_cpu() => {
                 ("attention_software_decode", vec![("WORKGROUP", workgroup)])
@@ -373,9 +406,9 @@ impl Attention<'_> {
                 ("attention_decode", constants)
             }
             (Tier::Coop(matrices), false)
-                if let Some(constants) = coop_tile(matrices, head_dim) =>
+                if let Some(body) = Body::of_matrices(matrices, head_dim, "") =>
             {
-                (COOP, constants)
+                return body;
             }
             (_, false) => {
                 // The largest tile that workgroup memory holds.
@@ -389,33 +422,34 @@ impl Attention<'_> {
                 let constants = vec![("TILE_QUERIES", tile), ("TILE_KEYS", tile), ("TEAM", 16)];
                 ("attention_prefill", constants)
             }
+        };
+        Body {
+            name,
+            constants,
+            matrices: None,
+            mark: "",
         }
     }
 
-    fn workgroups(
-        &self,
-        body: &str,
-        constants: &[(&'static str, u64)],
-        batch: &Dim,
-        queries: &Dim,
-    ) -> Dim {
+    fn workgroups(&self, body: &Body, batch: &Dim, queries: &Dim) -> Dim {
         let heads = Dim::constant(self.spec.heads as u64);
-        let tiles = match body {
+        let tiles = match body.name {
             "attention_probs" => {
                 let rows = match self.blocked {
                     Some(b) => Dim::constant(b.rows_per_block),
                     None => &(batch * queries) * &heads,
                 };
-                return rows.ceil_div(constant(constants, "WORKGROUP"));
+                return rows.ceil_div(body.constant("WORKGROUP"));
             }
-            FOR_MANY => queries
-                .ceil_div(constant(constants, "WORKGROUP") * constant(constants, "TILE_QUERIES")),
-            "attention_prefill" => queries.ceil_div(constant(constants, "TILE_QUERIES")),
+            FOR_MANY => {
+                queries.ceil_div(body.constant("WORKGROUP") * body.constant("TILE_QUERIES"))
+            }
+            "attention_prefill" => queries.ceil_div(body.constant("TILE_QUERIES")),
             COOP => {
-                let subgroups = constant(constants, "SUBGROUPS");
-                queries.ceil_div(constant(constants, "SIDE") * subgroups)
+                let subgroups = body.constant("SUBGROUPS");
+                queries.ceil_div(body.constant("SIDE") * subgroups)
             }
-            _ => queries * &Dim::constant(constant(constants, "SPLITS")),
+            _ => queries * &Dim::constant(body.constant("SPLITS")),
         };
         &(batch * &tiles) * &heads
     }
@@ -490,21 +524,6 @@ impl Attention<'_> {
         ));
         Ok(())
     }
-}
-
-/// Invocations of a workgroup.
-fn workgroup(body: &str, constants: &[(&'static str, u64)]) -> u64 {
-    let constant = |name| constant(constants, name);
-    match body {
-        "attention_prefill" => constant("TILE_QUERIES") * constant("TEAM"),
-        COOP => constant("SUBGROUP") * constant("SUBGROUPS"),
-        _ => constant("WORKGROUP"),
-    }
-}
-
-fn constant(constants: &[(&'static str, u64)], name: &str) -> u64 {
-    let found = constants.iter().find(|(n, _)| *n == name);
-    found.map_or(1, |(_, size)| *size)
 }
 
 fn size_hook(name: &str, size: &Dim, d: &mut Draft) {

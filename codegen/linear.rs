@@ -148,7 +148,7 @@ impl Linear<'_> {
             ));
         }
         if body == FEW {
-            // Weights that are numbers as they lie are not worth it.
+            // f32 needs no unpacking: its loads follow each other closely as they are.
             d.constant_bool("AHEAD", matrix.packing != Packing::F32);
             d.hook(NOTHING_STORED);
         }

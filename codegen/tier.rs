@@ -23,7 +23,8 @@ pub(crate) struct Matrices {
     pub side: u64,
     /// Invocations of a subgroup.
     pub subgroup: u64,
-    /// Whether matrices are loaded from arrays of scalars; see defaults/scalars.wgsl.
+    /// Whether matrices are loaded from and stored to arrays of scalars; see
+    /// defaults/scalars.wgsl.
     pub scalars: bool,
     /// Bytes that a workgroup may share.
     pub memory: u64,
@@ -74,7 +75,8 @@ impl Matrices {
         ..Self::LAVAPIPE
     };
 
-    /// The same, loaded from arrays of scalars, if they are not.
+    /// The same by the same name, for kernels that are alternatives, but loaded from arrays
+    /// of scalars; none if they are already.
     pub fn by_scalars(self) -> Option<Self> {
         let scalars = Self {
             scalars: true,

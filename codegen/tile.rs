@@ -392,7 +392,7 @@ pub(crate) struct Tile {
     pub constants: Vec<(&'static str, u64)>,
     /// Bytes that a workgroup shares, at the most.
     pub memory: u64,
-    /// The cooperative matrices that it is multiplied by.
+    /// The cooperative matrices that multiply it, if its body is [`COOP`].
     pub matrices: Option<Matrices>,
     /// Whether workgroups compute parts of tiles.
     cut: Option<Cut>,

@@ -56,6 +56,25 @@ pub struct LoadOptions {
     pub tune: bool,
 }
 
+impl LoadOptions {
+    /// Leaves out what a load may have failed for and can be done without; whether there was
+    /// anything.
+    fn ask_less(&mut self, error: &Error) -> bool {
+        let is_lost = matches!(error, Error::DeviceLost { .. });
+        let tunes = self.tune && self.cache_dir.is_some();
+        // A launch that was measured lost it, or what was found to be fastest once is refused
+        // by now.
+        if tunes && (is_lost || trust::is_verdict(error)) {
+            self.tune = false;
+            return true;
+        }
+        // A check of joined launches did.
+        let joins = self.join && is_lost;
+        self.join &= !joins;
+        joins
+    }
+}
+
 impl Default for LoadOptions {
     /// The best tier, unchecked, all entries, with the user's cache folder, joined
     /// launches and the fastest ways to do others.
@@ -133,6 +152,7 @@ pub struct Model {
     available: Vec<String>,
     chosen: BTreeMap<String, BTreeMap<String, String>>,
     tier: String,
+    lost: Option<String>,
 }
 
 impl std::fmt::Debug for Model {
@@ -147,7 +167,8 @@ impl std::fmt::Debug for Model {
 
 impl Model {
     /// Opens `adapter` with the features that the chosen tier needs, and loads. A
-    /// tier that fails its checks there gives way to the next.
+    /// tier that fails its checks there gives way to the next. If the device is lost on the
+    /// way, that is repeated without measuring, and then without joined launches.
     ///
     /// # Errors
     /// Those of [`tier::choose`], [`Device::open`] and [`Model::load`], and
@@ -164,7 +185,7 @@ impl Model {
             let on = adapter.into();
             let chosen = tier::choose_but(artifact.plan(), &on, wanted, &distrusted)?;
             let tier = artifact.tier(&chosen.name)?;
-            let device = Device::open(adapter, tier::features(&tier, &on))?;
+            let mut device = Device::open(adapter, tier::features(&tier, &on))?;
             if let Some((kernel, reason)) = trust::failure(&device, artifact, &tier, options)? {
                 if wanted.is_some() {
                     return Err(Error::Untrusted {
@@ -182,15 +203,22 @@ impl Model {
                 ..options.clone()
             };
             let features = device.features();
-            return match Self::load_tier(device, artifact, &tier, &options, progress) {
-                // What was found to be fastest once may be refused by now.
-                Err(error) if options.tune && trust::is_verdict(&error) => {
-                    options.tune = false;
-                    let device = Device::open(adapter, features)?;
-                    Self::load_tier(device, artifact, &tier, &options, progress)
+            let mut lost = None;
+            loop {
+                let error = match Self::load_tier(device, artifact, &tier, &options, progress) {
+                    Ok(model) => return Ok(Model { lost, ..model }),
+                    Err(error) if options.ask_less(&error) => error,
+                    Err(error) => return Err(error),
+                };
+                // What the device was lost for says more than that there is no other.
+                let Ok(again) = Device::open(adapter, features) else {
+                    return Err(error);
+                };
+                if let Error::DeviceLost { reason } = error {
+                    lost = Some(reason);
                 }
-                outcome => outcome,
-            };
+                device = again;
+            }
         }
     }
 
@@ -370,6 +398,7 @@ impl Model {
             sampler,
             entries,
             chosen: BTreeMap::new(),
+            lost: None,
             device,
         };
         model.try_out(choices.as_mut(), progress)?;
@@ -393,6 +422,12 @@ impl Model {
     pub fn joins(&self) -> bool {
         let mut variants = self.entries.values().flat_map(|e| &e.variants);
         variants.any(|v| v.grid.is_some())
+    }
+
+    /// Why the device was lost when the model was opened, if that had to be repeated with less;
+    /// see [`Model::open`].
+    pub fn lost_before(&self) -> Option<&str> {
+        self.lost.as_deref()
     }
 
     /// By variants of `step`, the kernels that were found to be faster than those of launches
@@ -507,4 +542,50 @@ fn kernels_key(artifact: &Artifact, checked: bool) -> String {
         hasher.update(hash.as_bytes());
     }
     hasher.finalize().to_hex()[..16].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_leaves_less_to_ask_for() {
+        let lost = Error::DeviceLost {
+            reason: "a launch took too long".into(),
+        };
+        let refused = Error::Untrusted {
+            tier: "coop".into(),
+            adapter: "a card".into(),
+            kernel: "linear_coop".into(),
+            reason: "refused".into(),
+        };
+        let of_plan = Error::plan("a broken plan");
+        let asked = |options: &LoadOptions| (options.tune, options.join);
+
+        let all = LoadOptions {
+            cache_dir: Some("cache".into()),
+            ..LoadOptions::default()
+        };
+        let mut options = all.clone();
+        assert!(!options.ask_less(&of_plan));
+        assert_eq!(asked(&options), (true, true));
+        assert!(options.ask_less(&refused));
+        assert_eq!(asked(&options), (false, true));
+        assert!(!options.ask_less(&refused));
+
+        let mut options = all.clone();
+        for left in [(false, true), (false, false)] {
+            assert!(options.ask_less(&lost));
+            assert_eq!(asked(&options), left);
+        }
+        assert!(!options.ask_less(&lost));
+
+        // Without a folder nothing is measured.
+        let mut options = LoadOptions {
+            cache_dir: None,
+            ..all
+        };
+        assert!(!options.ask_less(&refused));
+        assert!(options.ask_less(&lost) && !options.join);
+    }
 }

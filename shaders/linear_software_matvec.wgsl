@@ -8,7 +8,7 @@
 //
 // Constants: K, N, WV, AHEAD, XV (WV), GROUPS, TILE_ROWS, TILE_COLS (8), WORKGROUP, ROW_SLACK
 //            (see linear_software_tile). Rows of weights are padded to a multiple of TILE_COLS.
-// Hooks: rows, load_xs, first_w, load_w, w_scales, store4, when_stored, workgroup_index.
+// Hooks: rows, load_xs, Element, first_w, load_w, w_scales, store4, when_stored, workgroup_index.
 // Grid: ceil(N / (WORKGROUP * TILE_COLS)) * ceil(rows / TILE_ROWS) workgroups.
 
 // The outputs of the last invocation that has some.
@@ -22,7 +22,8 @@ fn multiply(row: u32, n: u32, lane: u32) {
     for (var group = 0u; group < GROUPS; group++) {
         var x = load_xs(row, group * WV, lane);
         // Each cache line of a step's weights is asked for before the first is waited for: a processor
-        // does not look as far ahead as the unpacking of one output is long.
+        // does not look as far ahead as the unpacking of one output is long. The scales lie behind them
+        // and are loaded behind them: the other way round it takes longer.
         var firsts: array<Element, TILE_COLS>;
         // unroll TILE_COLS
         for (var c = 0u; c < TILE_COLS; c++) {
@@ -33,10 +34,11 @@ fn multiply(row: u32, n: u32, lane: u32) {
         var scales = w_scales(stored, group);
         // unroll TILE_COLS
         for (var c = 0u; c < TILE_COLS; c++) {
+            var first = firsts[c];
             if !AHEAD {
-                firsts[c] = first_w(stored + c, group);
+                first = first_w(stored + c, group);
             }
-            var w = load_w(firsts[c], stored + c, group);
+            var w = load_w(first, stored + c, group);
             let scale = scales[c / 4u][c % 4u];
             for (var r = 0u; r < TILE_ROWS; r++) {
                 var sum = vec4<f32>(0.0);

@@ -1,6 +1,6 @@
 // Default prelude of linear_coop and attention_coop in place of fours.wgsl: what matrices are loaded from
-// and stored to lies in workgroup memory by scalars: naga's Metal back end, unlike others, takes no pointer
-// to a vector.
+// and stored to lies in workgroup memory by scalars. naga's Metal back end, unlike others, takes no pointer
+// to a vector; elsewhere a driver may have other instructions for it.
 
 alias Halves = f16;
 alias Reals = f32;

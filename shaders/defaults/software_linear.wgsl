@@ -1,8 +1,6 @@
 // Default prelude of the linear_software_* bodies, to go with those of all linear_* bodies: each invocation
 // loads by itself what all invocations of a workgroup want.
 
-const AHEAD: bool = true;
-
 // `row`, or the last one for rows beyond that.
 fn tile_row(row: u32) -> u32 {
     if TILE_ROWS == 1u || ROW_SLACK {

@@ -79,10 +79,11 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
             ];
             let ends = [("stored", ""), ("norm_last", kiln_shaders::NORM_LAST)];
             let mut out = Vec::new();
-            for (end, text) in ends {
+            for ((end, text), ahead) in ends.into_iter().zip([true, false]) {
+                let ahead = format!("const AHEAD: bool = {ahead};\n");
                 out.extend(linear(&tile).into_iter().map(|(constants, mut preludes)| {
                     preludes.extend(["software_linear", end]);
-                    (constants + text, preludes)
+                    (constants + &ahead + text, preludes)
                 }));
             }
             out
@@ -115,6 +116,7 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
             ([2, 4, 4, 2, 1], [16, 32, 1]),
             ([2, 2, 2, 4, 1], [16, 64, 1]),
             ([2, 4, 4, 2, 3], [16, 32, 1]),
+            ([2, 4, 4, 2, 1], [16, 32, 4]),
             ([2, 4, 4, 2, 1], [8, 32, 4]),
             ([2, 2, 2, 2, 3], [8, 8, 1]),
         ]
@@ -180,6 +182,7 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
         "attention_coop" => [
             (1, [16, 32, 1]),
             (4, [16, 64, 1]),
+            (1, [16, 64, 4]),
             (1, [8, 32, 4]),
             (2, [8, 8, 1]),
         ]
@@ -331,7 +334,8 @@ fn bodies_translate_to_spirv_msl_and_hlsl() {
 
         // HLSL has no matrices, and of Metal's, which are of 8x8, naga takes pointers to
         // scalars alone.
-        if is_coop(&case) && !case.2.contains(&"scalars") {
+        let for_metal = ["matrices8", "scalars"].iter().all(|p| case.2.contains(p));
+        if is_coop(&case) && !for_metal {
             continue;
         }
         let options = msl::Options {
