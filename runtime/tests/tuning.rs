@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::*;
 use kiln_ir::plan::{Alternative, Plan, Requirements};
@@ -100,6 +100,16 @@ fn chosen(model: &Model) -> Vec<(&str, &str, &str)> {
     model.faster_kernels().collect()
 }
 
+/// Where what was chosen is kept.
+fn kept_file(folder: &Path) -> PathBuf {
+    let files = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let mut files = files.filter(|p| p.to_str().unwrap().ends_with(".choices.json"));
+    let (path, None) = (files.next().unwrap(), files.next()) else {
+        panic!("there is more than one file of choices");
+    };
+    path
+}
+
 /// What a prompt and a token give.
 fn logits(model: &Model) -> Vec<f32> {
     let mut session = Session::new(model, 1, 8).unwrap();
@@ -137,13 +147,7 @@ fn the_fastest_way_is_kept() {
     assert_eq!((trials, chosen(&untuned)), (0, vec![]));
 
     // A file says what is taken; one that is damaged says nothing, and is written anew.
-    let file = fs::read_dir(folder.path())
-        .unwrap()
-        .map(|e| e.unwrap().path());
-    let mut file = file.filter(|p| p.to_str().unwrap().ends_with(".choices.json"));
-    let (path, None) = (file.next().unwrap(), file.next()) else {
-        panic!("there is more than one file of choices");
-    };
+    let path = kept_file(folder.path());
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace("\"fast\"", "\"other\"")).unwrap();
     let (other, trials) = load(&artifact, &options);
@@ -231,4 +235,28 @@ fn a_way_that_is_wrong_is_left() {
         let (plain, _) = load(&artifact, &options());
         assert_eq!(logits(&model), logits(&plain), "{at}");
     }
+}
+
+/// What was the fastest once may be refused by a driver that is newer: the model is opened
+/// without it.
+#[test]
+fn a_kept_way_that_is_refused_by_now_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = artifact(&[
+        ("other", kernel(1, "0.0"), ""),
+        ("refused", kernel(1, "telepathy()"), ""),
+    ]);
+    let kept = in_folder(folder.path());
+    load(&artifact, &kept);
+    let path = kept_file(folder.path());
+    let text = fs::read_to_string(&path).unwrap();
+    let changed = text.replace("\"other\"", "\"refused\"");
+    assert_ne!(changed, text);
+    fs::write(&path, &changed).unwrap();
+
+    let (model, trials) = load(&artifact, &kept);
+    assert_eq!((trials, chosen(&model)), (0, vec![]));
+    let (plain, _) = load(&artifact, &options());
+    assert_eq!(logits(&model), logits(&plain));
+    assert_eq!(model.lost_before(), None);
 }
