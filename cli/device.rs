@@ -92,7 +92,7 @@ impl DeviceArgs {
         let model = Model::open(adapter, artifact, options, &mut |p| bars.set(p))?;
         drop(bars);
         if let Some(reason) = model.lost_before() {
-            warn(&format!(
+            warn(format!(
                 "the device was lost ({reason}) when the model was loaded, so that was repeated with \
                  less; `--no-tune`, or else `--no-join`, begins with that"
             ));

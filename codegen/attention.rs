@@ -542,6 +542,10 @@ fn head_address(
     element: &str,
     unit: u64,
 ) -> String {
+    if let Some(panels) = view.panels.as_ref().filter(|p| p.width == head_size * unit) {
+        let row = view.address(&["b".to_owned(), row.to_owned()], unit);
+        return wgsl::sum([row, panels.address(head, unit), element.to_owned()]);
+    }
     let last = wgsl::sum([
         wgsl::times(head, &format!("{head_size}u")),
         element.to_owned(),

@@ -92,9 +92,7 @@ impl<'a> Source<'a> {
         let leading = view.shape.len().saturating_sub(1);
         match &at.row {
             Some((row, sizes)) if *sizes == view.shape[..leading] => {
-                let stride = view.strides.last().map_or(1.into(), |s| s.ceil_div(unit));
-                let last = wgsl::times(at.last(), &wgsl::dim(&stride));
-                wgsl::sum([view.row_address(row, unit), last])
+                wgsl::sum([view.row_address(row, unit), view.column(at.last(), unit)])
             }
             _ => view.address(&at.index, unit),
         }

@@ -125,13 +125,9 @@ pub(crate) fn pointwise_parts(
     let mut write = match outputs {
         [Part { view, .. }] => {
             let y = d.write("y", view.base, element);
-            let stride = view.strides.last().map_or(1.into(), |s| s.ceil_div(unit));
             let address = match rank {
                 0 => wgsl::dim(&view.offset),
-                _ => wgsl::sum([
-                    view.row_address("row", unit),
-                    wgsl::times("last", &wgsl::dim(&stride)),
-                ]),
+                _ => wgsl::sum([view.row_address("row", unit), view.column("last", unit)]),
             };
             format!("    {y}[{address}] = {value};\n")
         }

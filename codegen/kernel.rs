@@ -257,13 +257,8 @@ impl Draft {
                 (start, 1) => format!("(column - {start}u)"),
                 (start, _) => format!("(column - {start}u) / 4u"),
             };
-            let stride = part
-                .view
-                .strides
-                .last()
-                .map_or(1.into(), |s| s.ceil_div(unit));
-            let column = wgsl::times(&column, &wgsl::dim(&stride));
-            let address = wgsl::sum([part.view.row_address("row", unit), column]);
+            let row = part.view.row_address("row", unit);
+            let address = wgsl::sum([row, part.view.column(&column, unit)]);
             let statement = format!("{name}[{address}] = v;");
             out.push_str(&match (i, outputs.len()) {
                 (_, 1) => format!("    {statement}\n"),

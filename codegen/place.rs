@@ -195,7 +195,11 @@ impl Placer<'_> {
             let Some(index) = self.states.iter().position(|(n, _)| n == name) else {
                 continue;
             };
-            let capacity = View::contiguous(Base::State(index), &capacity_shape(&ty.shape));
+            let (base, capacity) = (Base::State(index), capacity_shape(&ty.shape));
+            let capacity = match self.head_of_state(name) {
+                Some(width) => View::in_panels(base, &capacity, width),
+                None => View::contiguous(base, &capacity),
+            };
             let over = |shape: &[Dim]| View {
                 shape: shape.to_vec(),
                 ..capacity.clone()
@@ -252,6 +256,24 @@ impl Placer<'_> {
             self.out.views[after.index()] = Some(whole);
         }
         Ok(())
+    }
+
+    /// The width of a head, if a state is read as keys or values of more than one, and by
+    /// attention alone: what it walks through is then one stream.
+    fn head_of_state(&self, state: &str) -> Option<u64> {
+        let (_, after) = self.graph.states().iter().find(|(n, _)| n == state)?;
+        let (last, leading) = self.graph.ty(*after).shape.split_last()?;
+        let width = |user: &ValueId| match &self.graph.value(*user).op {
+            Op::Attention(spec) | Op::AttentionProbs(spec) => {
+                Some(last.as_const()? / spec.kv_heads as u64)
+            }
+            _ => None,
+        };
+        let users = &self.users[after.index()];
+        let head = width(users.first()?)?;
+        let is_split = leading.len() == 2 && last.as_const() != Some(head);
+        let agree = users.iter().all(|user| width(user) == Some(head));
+        (is_split && agree).then_some(head)
     }
 
     /// Whether `id` is a slice of an op that writes parts and whose elements are

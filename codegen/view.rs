@@ -1,8 +1,8 @@
 //! Where a tensor's elements lie in a buffer.
 //!
-//! A [`View`] is an affine map from a multi-index to a flat element index.
-//! Slices, transposes and reshapes of something that lies in a buffer are views
-//! of the same buffer: they cost no launch and no copy.
+//! A [`View`] is an affine map from a multi-index to a flat element index, but for
+//! [`Panels`]. Slices, transposes and reshapes of something that lies in a buffer are
+//! views of the same buffer: they cost no launch and no copy.
 
 use kiln_ir::{Bindings, Dim, Op};
 
@@ -20,14 +20,27 @@ pub(crate) enum Base {
     Local(usize),
 }
 
-/// An affine map from a multi-index to a flat element index of a buffer.
+/// A last axis in pieces that are each dense, but do not follow each other: index i lies at
+/// `i / width * stride + i % width`. So the heads of an attention's keys have all keys of a
+/// head one behind the other.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Panels {
+    /// Elements of a panel.
+    pub width: u64,
+    /// From the start of one to that of the next, in elements.
+    pub stride: Dim,
+}
+
+/// A map from a multi-index to a flat element index of a buffer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct View {
     pub base: Base,
     pub offset: Dim,
     pub shape: Vec<Dim>,
-    /// In elements, one for each axis.
+    /// In elements, one for each axis; 1 for the last where that is in panels.
     pub strides: Vec<Dim>,
+    /// The panels of the last axis, if it is no row as it stands.
+    pub panels: Option<Panels>,
 }
 
 impl View {
@@ -42,11 +55,28 @@ impl View {
             offset: 0.into(),
             shape: shape.to_vec(),
             strides,
+            panels: None,
         }
+    }
+
+    /// A tensor of rows of panels that fills `base`: its axes but the last two lie row-major,
+    /// in each of them all rows of the first panel come first.
+    pub fn in_panels(base: Base, shape: &[Dim], width: u64) -> Self {
+        let mut view = View::contiguous(base, shape);
+        if let [.., rows, _] = shape {
+            let axis = shape.len() - 2;
+            view.strides[axis] = width.into();
+            let stride = rows * &Dim::constant(width);
+            view.panels = Some(Panels { width, stride });
+        }
+        view
     }
 
     /// Whether the elements lie row-major without gaps.
     fn is_contiguous(&self) -> bool {
+        if self.panels.is_some() {
+            return false;
+        }
         let dense = View::contiguous(self.base, &self.shape);
         let axes = self.shape.iter().zip(&self.strides).zip(&dense.strides);
         axes.into_iter().all(|((n, a), b)| n.is_one() || a == b)
@@ -55,7 +85,10 @@ impl View {
     /// The view of `op` applied to the viewed tensor, where there is one.
     pub fn apply(&self, op: &Op) -> Option<View> {
         let mut view = self.clone();
+        let last = self.shape.len().saturating_sub(1);
         match op {
+            Op::Slice { axis, .. } if self.panels.is_some() && *axis == last => None,
+            Op::Transpose { .. } | Op::Reshape { .. } if self.panels.is_some() => None,
             Op::Slice { axis, start, end } => {
                 view.offset = &view.offset + &(start * view.strides.get(*axis)?);
                 view.shape[*axis] = end - start;
@@ -99,6 +132,7 @@ impl View {
             offset: self.offset.clone(),
             shape: shape.to_vec(),
             strides,
+            panels: None,
         })
     }
 
@@ -122,6 +156,10 @@ impl View {
             offset: at(&self.offset),
             shape: self.shape.iter().map(at).collect(),
             strides: self.strides.iter().map(at).collect(),
+            panels: self.panels.as_ref().map(|p| Panels {
+                width: p.width,
+                stride: at(&p.stride),
+            }),
         }
     }
 
@@ -133,6 +171,10 @@ impl View {
 
     /// Whether the elements of a row lie next to each other.
     pub fn rows_are_dense(&self) -> bool {
+        self.panels.is_none() && self.last_is_dense()
+    }
+
+    fn last_is_dense(&self) -> bool {
         match (self.shape.last(), self.strides.last()) {
             (Some(n), Some(s)) => n.is_one() || s.is_one(),
             _ => true,
@@ -143,7 +185,9 @@ impl View {
     /// consecutive elements of a row may be read as one vector.
     pub fn is_vectorised(&self) -> bool {
         let leading = self.strides.len().saturating_sub(1);
-        self.rows_are_dense()
+        let mut panels = self.panels.iter();
+        self.last_is_dense()
+            && panels.all(|p| p.width.is_multiple_of(4) && is_multiple(&p.stride, 4))
             && is_multiple(&self.offset, 4)
             && self.strides[..leading].iter().all(|s| is_multiple(s, 4))
     }
@@ -151,12 +195,31 @@ impl View {
     /// The flat element index at a multi-index of WGSL expressions, one for
     /// each axis, divided by `unit`, which must divide offset and strides.
     pub fn address(&self, index: &[String], unit: u64) -> String {
-        let axes = self.strides.iter().zip(index).zip(&self.shape);
+        let last = self.shape.len().saturating_sub(1);
+        let axes = self.strides.iter().zip(index).zip(&self.shape).enumerate();
         let terms = axes
-            .filter(|((_, _), n)| !n.is_one())
-            .map(|((s, i), _)| wgsl::times(i, &wgsl::dim(&s.ceil_div(unit))));
+            .filter(|(_, (_, n))| !n.is_one())
+            .map(|(axis, ((s, i), _))| match axis == last {
+                true => self.column(i, unit),
+                false => wgsl::times(i, &wgsl::dim(&s.ceil_div(unit))),
+            });
         let offset = wgsl::dim(&self.offset.ceil_div(unit));
         wgsl::sum(std::iter::once(offset).chain(terms))
+    }
+
+    /// What an index of the last axis adds to an address, both in units of `unit` elements.
+    pub fn column(&self, index: &str, unit: u64) -> String {
+        match &self.panels {
+            None => {
+                let stride = self.strides.last().map_or(1.into(), |s| s.ceil_div(unit));
+                wgsl::times(index, &wgsl::dim(&stride))
+            }
+            Some(panels) => {
+                let width = panels.width / unit;
+                let panel = format!("{index} / {width}u");
+                wgsl::sum([panels.address(&panel, unit), format!("{index} % {width}u")])
+            }
+        }
     }
 
     /// The flat element index of the first element of row `row` (a WGSL
@@ -183,6 +246,13 @@ impl View {
             .map(|((_, s), i)| wgsl::times(i, &wgsl::dim(&s.ceil_div(unit))));
         let offset = wgsl::dim(&self.offset.ceil_div(unit));
         wgsl::sum(std::iter::once(offset).chain(terms))
+    }
+}
+
+impl Panels {
+    /// Where a panel starts, in units of `unit` elements.
+    pub fn address(&self, panel: &str, unit: u64) -> String {
+        wgsl::times(panel, &wgsl::dim(&self.stride.ceil_div(unit)))
     }
 }
 
@@ -287,5 +357,38 @@ mod tests {
             t.address(&index, 1),
             "b * (sym.seq * 32u) + h * 8u + i * 32u + d"
         );
+    }
+
+    #[test]
+    fn panels_hold_all_rows_of_a_head() {
+        let shape = dims(&["batch", "context", "48"]);
+        let cache = View::in_panels(Base::State(0), &shape, 16);
+        let index: Vec<String> = ["b", "j", "c"].map(String::from).to_vec();
+        assert_eq!(
+            cache.address(&index, 4),
+            "b * (sym.context * 12u) + j * 4u + c / 4u * (sym.context * 4u) + c % 4u"
+        );
+        assert!(cache.is_vectorised() && !cache.rows_are_dense());
+        let of_six = View::in_panels(Base::State(0), &shape, 6);
+        assert!(!of_six.is_vectorised());
+
+        let slice = |axis, start: &str, end: &str| Op::Slice {
+            axis,
+            start: start.parse().unwrap(),
+            end: end.parse().unwrap(),
+        };
+        let new = cache.apply(&slice(1, "past", "past+seq")).unwrap();
+        assert_eq!(new.offset, "past*16".parse().unwrap());
+        assert_eq!(
+            new.row_address("row", 1),
+            "(sym.past * 16u) + (row / sym.seq) * (sym.context * 48u) + (row % sym.seq) * 16u"
+        );
+        assert_eq!(new.panels, cache.panels);
+        // What would not be panels, or panels of other rows.
+        assert!(cache.apply(&slice(2, "0", "16")).is_none());
+        let perm = vec![0, 2, 1];
+        assert!(cache.apply(&Op::Transpose { perm }).is_none());
+        let shape = dims(&["batch*context", "48"]);
+        assert!(cache.apply(&Op::Reshape { shape }).is_none());
     }
 }
