@@ -1,6 +1,6 @@
 //! What a model runs on: an adapter, or the interpreter.
 
-use kiln_runtime::{Adapter, Artifact, Error, LoadOptions, Model, Session};
+use kiln_runtime::{Adapter, Artifact, Error, LoadOptions, Loss, Model, Session};
 
 use crate::failure::{Failure, Result};
 use crate::output::warn;
@@ -91,10 +91,17 @@ impl DeviceArgs {
         let bars = LoadBars::new();
         let model = Model::open(adapter, artifact, options, &mut |p| bars.set(p))?;
         drop(bars);
-        if let Some(reason) = model.lost_before() {
+        if let Some(Loss { reason, joined }) = model.loss() {
+            let (less, flags) = match joined {
+                true => ("measuring", "`--no-tune` begins"),
+                false => (
+                    "measuring or launches of several kernels",
+                    "`--no-tune --no-join` begin",
+                ),
+            };
             warn(format!(
-                "the device was lost ({reason}) when the model was loaded, so that was repeated with \
-                 less; `--no-tune`, or else `--no-join`, begins with that"
+                "the device was lost ({reason}) when the model was loaded, so that was repeated \
+                 without {less}; {flags} with that"
             ));
         }
         Ok(model)

@@ -552,7 +552,7 @@ fn weight_hooks(matrix: &Matrix, part: &MatrixPart, body: &str, d: &mut Draft) -
 pub(crate) fn load_x(view: &View, k: u64, whole: bool, row: &str, d: &mut Draft) {
     let body = if k.is_multiple_of(4) && view.is_vectorised() {
         let name = d.read("x", view.base, Element::F32x4);
-        let address = wgsl::sum([view.row_address(row, 4), view.column("k4", 4)]);
+        let address = wgsl::sum([view.row_address(row, 4), "k4".to_owned()]);
         if whole {
             format!("    return {name}[{address}];\n")
         } else {
@@ -563,7 +563,8 @@ pub(crate) fn load_x(view: &View, k: u64, whole: bool, row: &str, d: &mut Draft)
         }
     } else {
         let name = d.read("x", view.base, Element::F32);
-        let last = view.column("(k4 * 4u + i)", 1);
+        let stride = view.strides.last().cloned().unwrap_or_else(|| 1.into());
+        let last = wgsl::times("(k4 * 4u + i)", &wgsl::dim(&stride));
         let address = wgsl::sum([view.row_address(row, 1), last]);
         format!(
             "    var v = vec4<f32>(0.0);\n    for (var i = 0u; i < 4u; i++) {{\n        \

@@ -76,8 +76,37 @@ pub(crate) struct Placement {
     pub copies: Vec<(ValueId, usize)>,
 }
 
-/// A state's name and its type before a run.
-pub(crate) type States = Vec<(String, TensorType)>;
+/// A buffer that outlives a run, of all graphs that have it.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    pub name: String,
+    /// Its type before a run.
+    pub ty: TensorType,
+    /// The panels that its rows are kept in, if they are; see [`Panels`](crate::view::Panels).
+    pub panels: Option<u64>,
+}
+
+/// What each op that reads a state makes of its rows: heads of a width, each walked through
+/// by itself, or none. `users` are those of the graph's values.
+pub(crate) fn heads_of_state(
+    graph: &Graph,
+    users: &[Vec<ValueId>],
+    (id, state): (ValueId, &str),
+) -> Vec<Option<u64>> {
+    let set = graph.states().iter().find(|(name, _)| name == state);
+    let value = set.map_or(id, |(_, after)| *after);
+    let shape = &graph.ty(value).shape;
+    let width = |user: &ValueId| {
+        let (Op::Attention(spec) | Op::AttentionProbs(spec)) = &graph.value(*user).op else {
+            return None;
+        };
+        let [_, _, row] = shape.as_slice() else {
+            return None;
+        };
+        Some(row.as_const()? / spec.kv_heads as u64)
+    };
+    users[value.index()].iter().map(width).collect()
+}
 
 /// The shape of a state's buffer: growing axes have the capacity.
 pub(crate) fn capacity_shape(shape: &[Dim]) -> Vec<Dim> {
@@ -135,7 +164,7 @@ fn is_cheap(op: &Op) -> bool {
 
 pub(crate) fn place(
     graph: &Graph,
-    states: &States,
+    states: &[State],
     weights: &Weights,
 ) -> Result<Placement, CodegenError> {
     let mut placer = Placer {
@@ -164,7 +193,7 @@ pub(crate) fn place(
 
 struct Placer<'g> {
     graph: &'g Graph,
-    states: &'g States,
+    states: &'g [State],
     weights: &'g Weights,
     users: Vec<Vec<ValueId>>,
     counts: Vec<usize>,
@@ -192,11 +221,11 @@ impl Placer<'_> {
             let Op::State { name, ty } = &value.op else {
                 continue;
             };
-            let Some(index) = self.states.iter().position(|(n, _)| n == name) else {
+            let Some(index) = self.states.iter().position(|s| s.name == *name) else {
                 continue;
             };
             let (base, capacity) = (Base::State(index), capacity_shape(&ty.shape));
-            let capacity = match self.head_of_state(name) {
+            let capacity = match self.states[index].panels {
                 Some(width) => View::in_panels(base, &capacity, width),
                 None => View::contiguous(base, &capacity),
             };
@@ -256,24 +285,6 @@ impl Placer<'_> {
             self.out.views[after.index()] = Some(whole);
         }
         Ok(())
-    }
-
-    /// The width of a head, if a state is read as keys or values of more than one, and by
-    /// attention alone: what it walks through is then one stream.
-    fn head_of_state(&self, state: &str) -> Option<u64> {
-        let (_, after) = self.graph.states().iter().find(|(n, _)| n == state)?;
-        let (last, leading) = self.graph.ty(*after).shape.split_last()?;
-        let width = |user: &ValueId| match &self.graph.value(*user).op {
-            Op::Attention(spec) | Op::AttentionProbs(spec) => {
-                Some(last.as_const()? / spec.kv_heads as u64)
-            }
-            _ => None,
-        };
-        let users = &self.users[after.index()];
-        let head = width(users.first()?)?;
-        let is_split = leading.len() == 2 && last.as_const() != Some(head);
-        let agree = users.iter().all(|user| width(user) == Some(head));
-        (is_split && agree).then_some(head)
     }
 
     /// Whether `id` is a slice of an op that writes parts and whose elements are

@@ -16,7 +16,7 @@ use crate::kernel;
 use crate::kernels::Kernels;
 use crate::lower::{Lowered, Lowering, Offer, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
-use crate::place::{Local, Placement, Role, States, capacity_shape, place};
+use crate::place::{Local, Placement, Role, State, capacity_shape, heads_of_state, place};
 use crate::tier::{Shape, Tier};
 use crate::trust;
 use crate::view::Base;
@@ -79,9 +79,9 @@ pub(crate) fn make(
             entries,
         });
     }
-    let capacities = states.iter().map(|(name, ty)| StateBuffer {
-        name: name.clone(),
-        bytes: bytes_of_state(ty),
+    let capacities = states.iter().map(|state| StateBuffer {
+        name: state.name.clone(),
+        bytes: bytes_of_state(&state.ty),
     });
     let plan = Plan {
         version: PLAN_VERSION,
@@ -116,31 +116,51 @@ fn required_limits(binding_limit: u64) -> impl Iterator<Item = (String, u64)> {
 }
 
 /// The states of all graphs.
-fn states(graphs: &[Graph]) -> Result<States, CodegenError> {
-    let mut out = States::new();
-    for (_, value) in graphs.iter().flat_map(Graph::iter) {
-        let Op::State { name, ty } = &value.op else {
-            continue;
-        };
-        match out.iter().find(|(n, _)| n == name) {
-            None => out.push((name.clone(), ty.clone())),
-            Some((_, known)) if known != ty => {
-                return Err(CodegenError::Conflict {
-                    what: "state",
+fn states(graphs: &[Graph]) -> Result<Vec<State>, CodegenError> {
+    let mut out: Vec<State> = Vec::new();
+    let mut heads: BTreeMap<&str, Vec<Option<u64>>> = BTreeMap::new();
+    for graph in graphs {
+        let users = graph.users();
+        for (id, value) in graph.iter() {
+            let Op::State { name, ty } = &value.op else {
+                continue;
+            };
+            let own = heads_of_state(graph, &users, (id, name));
+            heads.entry(name).or_default().extend(own);
+            match out.iter().find(|s| s.name == *name) {
+                None => out.push(State {
                     name: name.clone(),
-                    found: ty.to_string(),
-                    other: known.to_string(),
-                });
+                    ty: ty.clone(),
+                    panels: None,
+                }),
+                Some(known) if known.ty != *ty => {
+                    return Err(CodegenError::Conflict {
+                        what: "state",
+                        name: name.clone(),
+                        found: ty.to_string(),
+                        other: known.ty.to_string(),
+                    });
+                }
+                Some(_) => {}
             }
-            Some(_) => {}
+        }
+    }
+    // It lies in one way for all that read it. What can't be loaded by fours in panels can
+    // be in rows.
+    for state in &mut out {
+        let row = state.ty.last().as_const();
+        if let Some([first, others @ ..]) = heads.get(state.name.as_str()).map(Vec::as_slice)
+            && others.iter().all(|head| head == first)
+        {
+            state.panels = first.filter(|head| head.is_multiple_of(4) && row != Some(*head));
         }
     }
     Ok(out)
 }
 
 /// Whether states, which have to be reals for that, are kept in f16.
-fn keeps_halves(tier: Tier, states: &States) -> bool {
-    let are_reals = states.iter().all(|(_, ty)| ty.dtype == DType::F32);
+fn keeps_halves(tier: Tier, states: &[State]) -> bool {
+    let are_reals = states.iter().all(|s| s.ty.dtype == DType::F32);
     tier.halves_states() && are_reals && !states.is_empty()
 }
 
@@ -177,7 +197,7 @@ fn symbols(placed: &[Placed]) -> Vec<SymbolDecl> {
 /// An entry's graph with its values placed.
 struct Placed {
     graph: Graph,
-    states: States,
+    states: Vec<State>,
     /// Bytes that a binding holds.
     limit: u64,
     placement: Placement,
@@ -199,7 +219,7 @@ impl Placed {
     /// of a session's prompt, or else the largest batch, is halved until all do.
     fn new(
         graph: &Graph,
-        states: &States,
+        states: &[State],
         weights: &Weights,
         limit: u64,
     ) -> Result<Self, CodegenError> {
@@ -219,7 +239,7 @@ impl Placed {
             let Some((buffer, bytes)) = found else {
                 return Ok(Placed {
                     graph,
-                    states: states.clone(),
+                    states: states.to_vec(),
                     limit,
                     placement,
                     streams,
@@ -385,7 +405,7 @@ impl Placed {
     /// The bytes at the maxima of each state; without end, if it has no size in this
     /// entry point, which then does not use it.
     fn state_bytes(&self) -> Vec<u64> {
-        let bytes = self.states.iter().map(|(_, ty)| bytes_of_state(ty));
+        let bytes = self.states.iter().map(|s| bytes_of_state(&s.ty));
         bytes
             .map(|b| b.eval(&self.maxima).unwrap_or(u64::MAX))
             .collect()
@@ -491,7 +511,7 @@ impl Placed {
         for (symbol, value) in put.iter() {
             let value = Dim::constant(value);
             graph = graph.substitute(symbol, &value);
-            let dims = states.iter_mut().flat_map(|(_, ty)| &mut ty.shape);
+            let dims = states.iter_mut().flat_map(|s| &mut s.ty.shape);
             dims.for_each(|dim| *dim = dim.substitute(symbol, &value));
         }
         let weights = separate.source.weights;
@@ -639,7 +659,7 @@ impl Placed {
 fn too_large(
     graph: &Graph,
     placement: &Placement,
-    states: &States,
+    states: &[State],
     maxima: &Bindings,
     limit: u64,
 ) -> Result<Option<(String, u64)>, CodegenError> {
@@ -653,10 +673,10 @@ fn too_large(
         let mut ops = graph.iter().map(|(_, v)| &v.op);
         ops.any(|op| matches!(op, Op::State { name, .. } if name == state))
     };
-    for (name, ty) in states.iter().filter(|(name, _)| reads(name)) {
-        let size = bytes_of_state(ty).eval(maxima)?;
+    for state in states.iter().filter(|s| reads(&s.name)) {
+        let size = bytes_of_state(&state.ty).eval(maxima)?;
         if size > limit {
-            return Ok(Some((name.clone(), size)));
+            return Ok(Some((state.name.clone(), size)));
         }
     }
     Ok(None)
@@ -671,4 +691,48 @@ fn locals(launch: &kernel::Launch) -> Vec<usize> {
             _ => None,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A state of two heads that attention reads, and `other` besides.
+    fn graph(name: &str, kv_heads: u64, other: &str) -> Graph {
+        let text = format!(
+            "graph {name} {{\n  symbol batch <= 2\n  symbol seq <= 4\n  symbol past <= 3\n  \
+             %0 = input \"q\" : f32[batch, seq, 8]\n  %1 = input \"k\" : f32[batch, seq, 8]\n  \
+             %2 = state \"keys\" : f32[batch, past, 8]\n  \
+             %3 = concat %2, %1 {{axis=1}} : f32[batch, past + seq, 8]\n  \
+             %4 = attention %0, %3, %3 {{heads={kv_heads}, kv_heads={kv_heads}, scale=0.5, causal=true}} : f32[batch, seq, 8]\n\
+             {other}  output \"y\" = %4\n  state \"keys\" = %3\n}}\n"
+        );
+        kiln_ir::text::parse(&text).unwrap()
+    }
+
+    #[test]
+    fn a_state_is_in_panels_where_attention_alone_reads_it_in_every_graph() {
+        let panels = |graphs: &[Graph]| {
+            let states = states(graphs).unwrap();
+            assert_eq!(states.len(), 1);
+            states[0].panels
+        };
+        let [plain, again] = ["a", "b"].map(|name| graph(name, 2, ""));
+        assert_eq!(panels(&[plain.clone(), again]), Some(4));
+        let by_others = "  %5 = exp %3 : f32[batch, past + seq, 8]\n  output \"z\" = %5\n";
+        let read = graph("c", 2, by_others);
+        assert_eq!(panels(std::slice::from_ref(&read)), None);
+        assert_eq!(panels(&[plain.clone(), read.clone()]), None);
+        assert_eq!(panels(&[read, plain.clone()]), None);
+        // Other heads, those that are not read by fours, and one that is the whole row.
+        assert_eq!(panels(&[plain.clone(), graph("d", 1, "")]), None);
+        assert_eq!(panels(&[graph("e", 4, "")]), None);
+        assert_eq!(panels(&[graph("f", 1, "")]), None);
+        // Who appends alone does not mind.
+        let text = plain
+            .to_string()
+            .replace("attention %0, %3, %3", "attention %0, %1, %1");
+        let appends = kiln_ir::text::parse(&text.replace("graph a", "graph g")).unwrap();
+        assert_eq!(panels(&[appends, plain]), Some(4));
+    }
 }

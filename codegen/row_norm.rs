@@ -84,7 +84,7 @@ impl RowNorm<'_> {
         d.constant_f32("NORM_EPSILON", self.norm.eps());
         d.constant_bool("NORM_CENTER", self.is_centered());
         let y = d.reload("y", self.input.base, Element::F32x4);
-        let address = wgsl::sum([self.input.row_address("row", 4), self.input.column("k4", 4)]);
+        let address = wgsl::sum([self.input.row_address("row", 4), "k4".to_owned()]);
         d.hook(format!(
             "fn load_stored(row: u32, k4: u32) -> vec4<f32> {{\n    return {y}[{address}];\n}}\n"
         ));
@@ -114,27 +114,18 @@ impl RowNorm<'_> {
         }
         let store = if self.halves {
             let y = d.write("y", self.output.base, Element::U32x2);
-            let address = wgsl::sum([
-                self.output.row_address("row", 4),
-                self.output.column("k4", 4),
-            ]);
+            let address = wgsl::sum([self.output.row_address("row", 4), "k4".to_owned()]);
             format!(
                 "    let value = clamp({value}, vec4<f32>(-65504.0), vec4<f32>(65504.0));\n    \
                  {y}[{address}] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));\n"
             )
         } else if k.is_multiple_of(4) && self.output.is_vectorised() {
             let y = d.write("y", self.output.base, Element::F32x4);
-            let address = wgsl::sum([
-                self.output.row_address("row", 4),
-                self.output.column("k4", 4),
-            ]);
+            let address = wgsl::sum([self.output.row_address("row", 4), "k4".to_owned()]);
             format!("    {y}[{address}] = {value};\n")
         } else {
             let y = d.write("y", self.output.base, Element::F32);
-            let address = wgsl::sum([
-                self.output.row_address("row", 1),
-                self.output.column("(k4 * 4u + i)", 1),
-            ]);
+            let address = wgsl::sum([self.output.row_address("row", 1), "k4 * 4u + i".to_owned()]);
             format!(
                 "    let value = {value};\n    for (var i = 0u; i < 4u; i++) {{\n        \
                  if k4 * 4u + i < {k}u {{\n            {y}[{address}] = value[i];\n        }}\n    }}\n"

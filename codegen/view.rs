@@ -59,8 +59,9 @@ impl View {
         }
     }
 
-    /// A tensor of rows of panels that fills `base`: its axes but the last two lie row-major,
-    /// in each of them all rows of the first panel come first.
+    /// A tensor that fills `base`, whose rows, at least along one axis, are in panels: the axes
+    /// before the rows lie row-major, and within them all rows of a panel come before those of
+    /// the next.
     pub fn in_panels(base: Base, shape: &[Dim], width: u64) -> Self {
         let mut view = View::contiguous(base, shape);
         if let [.., rows, _] = shape {
@@ -74,9 +75,6 @@ impl View {
 
     /// Whether the elements lie row-major without gaps.
     fn is_contiguous(&self) -> bool {
-        if self.panels.is_some() {
-            return false;
-        }
         let dense = View::contiguous(self.base, &self.shape);
         let axes = self.shape.iter().zip(&self.strides).zip(&dense.strides);
         axes.into_iter().all(|((n, a), b)| n.is_one() || a == b)
@@ -87,8 +85,12 @@ impl View {
         let mut view = self.clone();
         let last = self.shape.len().saturating_sub(1);
         match op {
-            Op::Slice { axis, .. } if self.panels.is_some() && *axis == last => None,
-            Op::Transpose { .. } | Op::Reshape { .. } if self.panels.is_some() => None,
+            // With panels there is none but of other rows.
+            op if self.panels.is_some()
+                && !matches!(op, Op::Slice { axis, .. } if *axis != last) =>
+            {
+                None
+            }
             Op::Slice { axis, start, end } => {
                 view.offset = &view.offset + &(start * view.strides.get(*axis)?);
                 view.shape[*axis] = end - start;
@@ -207,7 +209,9 @@ impl View {
         wgsl::sum(std::iter::once(offset).chain(terms))
     }
 
-    /// What an index of the last axis adds to an address, both in units of `unit` elements.
+    /// What an index of the last axis adds to an address, both in units of `unit` elements,
+    /// which must divide its stride, or the width and the stride of its panels. The index is
+    /// a factor: a sum has to stand in parentheses.
     pub fn column(&self, index: &str, unit: u64) -> String {
         match &self.panels {
             None => {

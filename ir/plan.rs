@@ -214,7 +214,8 @@ impl WeightPart {
     }
 }
 
-/// A buffer that outlives a run, such as a layer's key cache.
+/// A buffer that outlives a run, such as a layer's key cache. In which order elements lie in it
+/// is the kernels' own affair, the same for all entries of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StateBuffer {
     /// The state's name.

@@ -75,7 +75,7 @@ pub use artifact::Artifact;
 pub use device::Device;
 pub use error::{Altered, BoxError, Error, Result};
 pub use generate::{Decoder, Generation};
-pub use model::{LoadOptions, LoadProgress, Model};
+pub use model::{LoadOptions, LoadProgress, Loss, Model};
 pub use profile::{Clock, LaunchTime, Profile};
 pub use run::{Output, OutputData, Piece, RunOptions};
 pub use session::Session;

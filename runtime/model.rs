@@ -56,20 +56,37 @@ pub struct LoadOptions {
     pub tune: bool,
 }
 
+/// What a tier has that can be done without.
+#[derive(Clone, Copy)]
+struct Offered {
+    /// Several ways to do a launch, or joined launches, one of which is found to be faster.
+    ways: bool,
+    joined: bool,
+}
+
+impl Offered {
+    fn by(tier: &Tier) -> Self {
+        let variants = || tier.entries.values().flat_map(|e| &e.variants);
+        let joined = variants().any(|v| v.grid.is_some());
+        let ways = joined || variants().any(|v| v.ways() > 1);
+        Offered { ways, joined }
+    }
+}
+
 impl LoadOptions {
     /// Leaves out what a load may have failed for and can be done without; whether there was
     /// anything.
-    fn ask_less(&mut self, error: &Error) -> bool {
+    fn ask_less(&mut self, error: &Error, offered: Offered) -> bool {
         let is_lost = matches!(error, Error::DeviceLost { .. });
-        let tunes = self.tune && self.cache_dir.is_some();
-        // A launch that was measured lost it, or what was found to be fastest once is refused
-        // by now.
-        if tunes && (is_lost || trust::is_verdict(error)) {
+        let measures = self.tune && self.cache_dir.is_some() && offered.ways;
+        // Perhaps a launch that was measured lost it, or what was found to be fastest once is
+        // refused by now.
+        if measures && (is_lost || trust::is_verdict(error)) {
             self.tune = false;
             return true;
         }
-        // A check of joined launches did.
-        let joins = self.join && is_lost;
+        // Perhaps a check of joined launches did.
+        let joins = is_lost && self.join && offered.joined;
         self.join &= !joins;
         joins
     }
@@ -132,6 +149,15 @@ pub struct LoadProgress {
     pub trials_total: usize,
 }
 
+/// How a device was lost while a model was opened, which was then repeated with less.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The driver's reason.
+    pub reason: String,
+    /// Whether there still are joined launches, so that measuring alone was left out.
+    pub joined: bool,
+}
+
 /// A loaded model.
 pub struct Model {
     pub(crate) device: Device,
@@ -152,7 +178,7 @@ pub struct Model {
     available: Vec<String>,
     chosen: BTreeMap<String, BTreeMap<String, String>>,
     tier: String,
-    lost: Option<String>,
+    lost: Option<Loss>,
 }
 
 impl std::fmt::Debug for Model {
@@ -207,7 +233,7 @@ impl Model {
             loop {
                 let error = match Self::load_tier(device, artifact, &tier, &options, progress) {
                     Ok(model) => return Ok(Model { lost, ..model }),
-                    Err(error) if options.ask_less(&error) => error,
+                    Err(error) if options.ask_less(&error, Offered::by(&tier)) => error,
                     Err(error) => return Err(error),
                 };
                 // What the device was lost for says more than that there is no other.
@@ -215,7 +241,10 @@ impl Model {
                     return Err(error);
                 };
                 if let Error::DeviceLost { reason } = error {
-                    lost = Some(reason);
+                    lost = Some(Loss {
+                        reason,
+                        joined: options.join,
+                    });
                 }
                 device = again;
             }
@@ -424,10 +453,10 @@ impl Model {
         variants.any(|v| v.grid.is_some())
     }
 
-    /// Why the device was lost when the model was opened, if that had to be repeated with less;
-    /// see [`Model::open`].
-    pub fn lost_before(&self) -> Option<&str> {
-        self.lost.as_deref()
+    /// How the device was lost when the model was opened, if that had to be repeated with
+    /// less; see [`Model::open`].
+    pub fn loss(&self) -> Option<&Loss> {
+        self.lost.as_ref()
     }
 
     /// By variants of `step`, the kernels that were found to be faster than those of launches
@@ -566,26 +595,36 @@ mod tests {
             cache_dir: Some("cache".into()),
             ..LoadOptions::default()
         };
+        let offered = Offered {
+            ways: true,
+            joined: true,
+        };
         let mut options = all.clone();
-        assert!(!options.ask_less(&of_plan));
+        assert!(!options.ask_less(&of_plan, offered));
         assert_eq!(asked(&options), (true, true));
-        assert!(options.ask_less(&refused));
+        assert!(options.ask_less(&refused, offered));
         assert_eq!(asked(&options), (false, true));
-        assert!(!options.ask_less(&refused));
+        assert!(!options.ask_less(&refused, offered));
 
         let mut options = all.clone();
         for left in [(false, true), (false, false)] {
-            assert!(options.ask_less(&lost));
+            assert!(options.ask_less(&lost, offered));
             assert_eq!(asked(&options), left);
         }
-        assert!(!options.ask_less(&lost));
+        assert!(!options.ask_less(&lost, offered));
 
+        // Where a tier has nothing of the kind there is nothing to leave out.
+        let plain = Offered {
+            ways: false,
+            joined: false,
+        };
+        assert!(!all.clone().ask_less(&lost, plain));
         // Without a folder nothing is measured.
         let mut options = LoadOptions {
             cache_dir: None,
             ..all
         };
-        assert!(!options.ask_less(&refused));
-        assert!(options.ask_less(&lost) && !options.join);
+        assert!(!options.ask_less(&refused, offered));
+        assert!(options.ask_less(&lost, offered) && !options.join);
     }
 }

@@ -407,15 +407,16 @@ fn matrices_of_other_sizes() {
                 assert!(right, "{tier}");
             }
         }
-        for (body, way) in [
+        let scalars = ["linear_coop.", "attention_coop."].map(|body| (body, ".scalars"));
+        let wanted = [
             ("linear_coop.", ""),
             ("linear_coop.", ".large"),
             ("linear_coop.", ".parts"),
             ("attention_coop.", ""),
             ("attention_coop.", ".parts"),
-            ("linear_coop.", if by_scalars { "" } else { ".scalars" }),
-            ("attention_coop.", if by_scalars { "" } else { ".scalars" }),
-        ] {
+        ];
+        let scalars = scalars.into_iter().filter(|_| !by_scalars);
+        for (body, way) in wanted.into_iter().chain(scalars) {
             let mut all = seen.iter();
             let found = all.any(|kernel| kernel.starts_with(body) && kernel.contains(way));
             assert!(found, "{tier}: no `{body}*{way}` among {seen:#?}");

@@ -258,5 +258,5 @@ fn a_kept_way_that_is_refused_by_now_is_left() {
     assert_eq!((trials, chosen(&model)), (0, vec![]));
     let (plain, _) = load(&artifact, &options());
     assert_eq!(logits(&model), logits(&plain));
-    assert_eq!(model.lost_before(), None);
+    assert_eq!(model.loss(), None);
 }
