@@ -20,7 +20,9 @@ use common::{
 };
 use kiln_codegen::{CompileOptions, Compiled};
 use kiln_emulator::{Fault, On, Program, RunError};
-use kiln_ir::interp::{HostTensor, Interpreter};
+use kiln_ir::interp::{HostTensor, Interpreter, zero_states};
+use kiln_ir::plan::ModelInfo;
+use kiln_ir::text::parse;
 use kiln_ir::{Bindings, Packing};
 use kiln_models::registry::EntryOptions;
 use proptest::prelude::*;
@@ -420,6 +422,86 @@ fn matrices_of_other_sizes() {
             let mut all = seen.iter();
             let found = all.any(|kernel| kernel.starts_with(body) && kernel.contains(way));
             assert!(found, "{tier}: no `{body}*{way}` among {seen:#?}");
+        }
+    }
+}
+
+/// States that attention reads by heads, written and read by all else that may be: elements
+/// that are appended by a copy, probabilities, and outputs that are copies of them.
+#[test]
+fn states_by_heads() {
+    for (heads, width) in [(2, 8), (3, 4), (2, 6), (1, 8)] {
+        let row = heads * width;
+        let spec = format!("{{heads={heads}, kv_heads={heads}, scale=0.3, causal=true}}");
+        let text = format!(
+            r#"graph step {{
+              symbol batch <= 2
+              symbol seq <= 5
+              symbol past <= 11
+              %0 = input "q" : f32[batch, seq, {row}]
+              %1 = input "new" : f32[batch, seq, {row}]
+              %2 = state "keys" : f32[batch, past, {row}]
+              %3 = concat %2, %1 {{axis=1}} : f32[batch, past + seq, {row}]
+              %4 = exp %1 : f32[batch, seq, {row}]
+              %5 = state "values" : f32[batch, past, {row}]
+              %6 = concat %5, %4 {{axis=1}} : f32[batch, past + seq, {row}]
+              %7 = attention %0, %3, %6 {spec} : f32[batch, seq, {row}]
+              %8 = attention_probs %0, %3 {spec} : f32[batch, {heads}, seq, past + seq]
+              output "y" = %7
+              output "probs" = %8
+              output "all" = %6
+              output "new" = %4
+              state "keys" = %3
+              state "values" = %6
+            }}"#
+        );
+        let graph = parse(&text).unwrap();
+        let tiers = TIERS.map(str::to_owned).to_vec();
+        let options = CompileOptions {
+            tiers: Some(tiers),
+            ..CompileOptions::default()
+        };
+        let info = ModelInfo {
+            max_context: 16,
+            ..ModelInfo::of("states")
+        };
+        let graphs = std::slice::from_ref(&graph);
+        let compiled = kiln_codegen::lower(graphs, graphs, info, &options).unwrap();
+        let params: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        let interpreter = Interpreter::<f64>::new(&graph, &params).unwrap();
+        for tier in TIERS {
+            let weight = |_: &str| panic!("there are none");
+            let program = Program::new(&compiled.plan, &compiled.kernels, apart(tier), weight);
+            let mut program = program.unwrap();
+            let sizes = |seq: u64, past: u64| {
+                let sizes = [("batch", 2), ("seq", seq), ("past", past)].into_iter();
+                sizes.fold(Bindings::new(), |all, (name, size)| all.with(name, size))
+            };
+            let session = program.session("step", &sizes(5, 11), 16).unwrap();
+            let mut states = zero_states(&graph, &sizes(5, 0)).unwrap();
+            for (seq, past) in [(5, 0), (1, 5), (3, 6)] {
+                let count = 2 * seq * row;
+                let values = |by: f32| (0..count).map(move |i| (by * i as f32).sin());
+                let given: Vec<(&str, Vec<f32>)> = [("q", 0.7), ("new", 1.3)]
+                    .map(|(name, by)| (name, values(by).collect()))
+                    .to_vec();
+                let shape = [2, seq as usize, row as usize];
+                let wide = given.iter().map(|(name, x)| {
+                    let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+                    ((*name).to_owned(), HostTensor::f(shape, x))
+                });
+                let wanted = interpreter.run(&wide.collect(), &mut states).unwrap();
+                let words: Vec<(&str, &[u32])> = given
+                    .iter()
+                    .map(|(name, x)| (*name, bytemuck::cast_slice(x)))
+                    .collect();
+                let found = program.run(&session, &words, &sizes(seq, past)).unwrap();
+                for (name, words) in found {
+                    let label = format!("{heads} of {width} on {tier}: {name} behind {past}");
+                    let found: Vec<f32> = bytemuck::cast_vec(words);
+                    assert_close(&label, &found, wanted[&name].as_f().unwrap(), F32);
+                }
+            }
         }
     }
 }
