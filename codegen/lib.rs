@@ -51,6 +51,7 @@ mod parts;
 mod place;
 mod plan;
 mod row_norm;
+mod states;
 mod table;
 mod tier;
 mod tile;

@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_ir::plan::{CONTEXT, PAST};
-use kiln_ir::{DType, Dim, Graph, Op, Symbol, TensorType, ValueId};
+use kiln_ir::plan::PAST;
+use kiln_ir::{DType, Dim, Graph, Op, Symbol, ValueId};
 
 use crate::error::CodegenError;
+use crate::states::{State, capacity_shape};
 use crate::view::{Base, View};
 use crate::weights::Weights;
 
@@ -74,48 +75,6 @@ pub(crate) struct Placement {
     pub appended: BTreeSet<ValueId>,
     /// Outputs that have to be copied, and to which buffer.
     pub copies: Vec<(ValueId, usize)>,
-}
-
-/// A buffer that outlives a run, of all graphs that have it.
-#[derive(Clone, Debug)]
-pub(crate) struct State {
-    pub name: String,
-    /// Its type before a run.
-    pub ty: TensorType,
-    /// The panels that its rows are kept in, if they are; see [`Panels`](crate::view::Panels).
-    pub panels: Option<u64>,
-}
-
-/// What each op that reads a state makes of its rows: heads of a width, each walked through
-/// by itself, or none. `users` are those of the graph's values.
-pub(crate) fn heads_of_state(
-    graph: &Graph,
-    users: &[Vec<ValueId>],
-    (id, state): (ValueId, &str),
-) -> Vec<Option<u64>> {
-    let set = graph.states().iter().find(|(name, _)| name == state);
-    let value = set.map_or(id, |(_, after)| *after);
-    let shape = &graph.ty(value).shape;
-    let width = |user: &ValueId| {
-        let (Op::Attention(spec) | Op::AttentionProbs(spec)) = &graph.value(*user).op else {
-            return None;
-        };
-        let [_, _, row] = shape.as_slice() else {
-            return None;
-        };
-        Some(row.as_const()? / spec.kv_heads as u64)
-    };
-    users[value.index()].iter().map(width).collect()
-}
-
-/// The shape of a state's buffer: growing axes have the capacity.
-pub(crate) fn capacity_shape(shape: &[Dim]) -> Vec<Dim> {
-    let past = Symbol::new(PAST);
-    let context = Dim::symbol(CONTEXT);
-    shape
-        .iter()
-        .map(|d| d.substitute(&past, &context))
-        .collect()
 }
 
 /// Whether a kernel of its own computes the op.

@@ -6,7 +6,7 @@ use kiln_ir::plan::{
     Access, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
     StateBuffer, Stream, Variant,
 };
-use kiln_ir::{Bindings, DType, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
+use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
 use crate::error::CodegenError;
 use crate::halves::halve_states;
@@ -16,7 +16,8 @@ use crate::kernel;
 use crate::kernels::Kernels;
 use crate::lower::{Lowered, Lowering, Offer, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
-use crate::place::{Local, Placement, Role, State, capacity_shape, heads_of_state, place};
+use crate::place::{Local, Placement, Role, place};
+use crate::states::{State, bytes_of_state, keeps_halves, states};
 use crate::tier::{Shape, Tier};
 use crate::trust;
 use crate::view::Base;
@@ -113,60 +114,6 @@ fn required_limits(binding_limit: u64) -> impl Iterator<Item = (String, u64)> {
     let buffer = (binding_limit > DEFAULT_BUFFER_LIMIT).then_some("max_buffer_size");
     let names = binding.into_iter().chain(buffer);
     names.map(move |name| (name.to_owned(), binding_limit))
-}
-
-/// The states of all graphs.
-fn states(graphs: &[Graph]) -> Result<Vec<State>, CodegenError> {
-    let mut out: Vec<State> = Vec::new();
-    let mut heads: BTreeMap<&str, Vec<Option<u64>>> = BTreeMap::new();
-    for graph in graphs {
-        let users = graph.users();
-        for (id, value) in graph.iter() {
-            let Op::State { name, ty } = &value.op else {
-                continue;
-            };
-            let own = heads_of_state(graph, &users, (id, name));
-            heads.entry(name).or_default().extend(own);
-            match out.iter().find(|s| s.name == *name) {
-                None => out.push(State {
-                    name: name.clone(),
-                    ty: ty.clone(),
-                    panels: None,
-                }),
-                Some(known) if known.ty != *ty => {
-                    return Err(CodegenError::Conflict {
-                        what: "state",
-                        name: name.clone(),
-                        found: ty.to_string(),
-                        other: known.ty.to_string(),
-                    });
-                }
-                Some(_) => {}
-            }
-        }
-    }
-    // It lies in one way for all that read it. What can't be loaded by fours in panels can
-    // be in rows.
-    for state in &mut out {
-        let row = state.ty.last().as_const();
-        if let Some([first, others @ ..]) = heads.get(state.name.as_str()).map(Vec::as_slice)
-            && others.iter().all(|head| head == first)
-        {
-            state.panels = first.filter(|head| head.is_multiple_of(4) && row != Some(*head));
-        }
-    }
-    Ok(out)
-}
-
-/// Whether states, which have to be reals for that, are kept in f16.
-fn keeps_halves(tier: Tier, states: &[State]) -> bool {
-    let are_reals = states.iter().all(|s| s.ty.dtype == DType::F32);
-    tier.halves_states() && are_reals && !states.is_empty()
-}
-
-/// A state's bytes at a session's capacity, with elements as they are in the graph.
-fn bytes_of_state(ty: &TensorType) -> Dim {
-    &Dim::product(&capacity_shape(&ty.shape)) * &Dim::constant(ty.dtype.device_bytes())
 }
 
 /// The members of the uniform block.
@@ -691,48 +638,4 @@ fn locals(launch: &kernel::Launch) -> Vec<usize> {
             _ => None,
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A state of two heads that attention reads, and `other` besides.
-    fn graph(name: &str, kv_heads: u64, other: &str) -> Graph {
-        let text = format!(
-            "graph {name} {{\n  symbol batch <= 2\n  symbol seq <= 4\n  symbol past <= 3\n  \
-             %0 = input \"q\" : f32[batch, seq, 8]\n  %1 = input \"k\" : f32[batch, seq, 8]\n  \
-             %2 = state \"keys\" : f32[batch, past, 8]\n  \
-             %3 = concat %2, %1 {{axis=1}} : f32[batch, past + seq, 8]\n  \
-             %4 = attention %0, %3, %3 {{heads={kv_heads}, kv_heads={kv_heads}, scale=0.5, causal=true}} : f32[batch, seq, 8]\n\
-             {other}  output \"y\" = %4\n  state \"keys\" = %3\n}}\n"
-        );
-        kiln_ir::text::parse(&text).unwrap()
-    }
-
-    #[test]
-    fn a_state_is_in_panels_where_attention_alone_reads_it_in_every_graph() {
-        let panels = |graphs: &[Graph]| {
-            let states = states(graphs).unwrap();
-            assert_eq!(states.len(), 1);
-            states[0].panels
-        };
-        let [plain, again] = ["a", "b"].map(|name| graph(name, 2, ""));
-        assert_eq!(panels(&[plain.clone(), again]), Some(4));
-        let by_others = "  %5 = exp %3 : f32[batch, past + seq, 8]\n  output \"z\" = %5\n";
-        let read = graph("c", 2, by_others);
-        assert_eq!(panels(std::slice::from_ref(&read)), None);
-        assert_eq!(panels(&[plain.clone(), read.clone()]), None);
-        assert_eq!(panels(&[read, plain.clone()]), None);
-        // Other heads, those that are not read by fours, and one that is the whole row.
-        assert_eq!(panels(&[plain.clone(), graph("d", 1, "")]), None);
-        assert_eq!(panels(&[graph("e", 4, "")]), None);
-        assert_eq!(panels(&[graph("f", 1, "")]), None);
-        // Who appends alone does not mind.
-        let text = plain
-            .to_string()
-            .replace("attention %0, %3, %3", "attention %0, %1, %1");
-        let appends = kiln_ir::text::parse(&text.replace("graph a", "graph g")).unwrap();
-        assert_eq!(panels(&[appends, plain]), Some(4));
-    }
 }
