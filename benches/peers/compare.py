@@ -7,6 +7,7 @@ apart tells how quiet the machine was.
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,15 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import kiln_bench
 import peer
+import processes
+from comparison import Comparison
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+# Seconds that no import takes.
+IMPORTED = 120.0
 
 
 class Peer(NamedTuple):
@@ -26,38 +32,45 @@ class Peer(NamedTuple):
     modules: list[str]
     # By what the machine has: the peer's devices.
     devices: dict[str, list[str]]
+    # How many modes it has, unless flags name them.
+    modes: int
     install: str
 
 
 BURN = HERE / "burn" / "target" / "release" / "peer-burn"
+PIP = f"pip install -r {HERE / 'requirements.txt'}, or requirements-cuda.txt on an NVIDIA GPU"
 PEERS = [
     Peer(
         "pytorch",
         "pytorch.py",
         ["torch", "transformers"],
         {"gpu": ["cuda"], "cpu": ["cpu"]},
-        "pip install torch transformers",
+        3,
+        PIP,
     ),
     Peer(
         "onnxruntime",
         "onnx_runtime.py",
         ["onnxruntime", "onnx"],
         {"gpu": ["cuda"], "cpu": ["cpu"]},
-        "pip install onnx onnxruntime (or onnxruntime-gpu)",
+        1,
+        PIP,
     ),
     Peer(
         "iree",
         "iree_runtime.py",
         ["iree.compiler", "iree.runtime", "iree.turbine"],
         {"gpu": ["vulkan"], "cpu": ["vulkan", "cpu"]},
-        "pip install torch iree-base-compiler iree-base-runtime iree-turbine",
+        2,
+        PIP,
     ),
     Peer(
         "llama.cpp",
         "llama_cpp.py",
         ["gguf"],
         {"gpu": ["vulkan"], "cpu": ["lavapipe"]},
-        "pip install gguf, and llama-bench built with -DGGML_VULKAN=ON, named by --flags",
+        1,
+        f"{PIP}; and llama-bench built with -DGGML_VULKAN=ON, named by --flags 'llama.cpp=--llama PATH'",
     ),
     # A program, not a script.
     Peer(
@@ -65,33 +78,53 @@ PEERS = [
         "",
         [],
         {"gpu": ["gpu"], "cpu": ["cpu"]},
+        2,
         f"cargo build --release --manifest-path {HERE / 'burn' / 'Cargo.toml'}",
     ),
 ]
+SCRIPTS = [p.name for p in PEERS if p.script]
 
 
-def numbers(values: list[int]) -> str:
-    return ",".join(map(str, values))
-
-
-def named(text: str) -> tuple[str, str]:
+def named(text: str, names: list[str]) -> tuple[str, str]:
     name, _, value = text.partition("=")
-    if name not in [p.name for p in PEERS] or not value:
-        raise argparse.ArgumentTypeError(f"`{text}` is not PEER=VALUE, PEER one of {[p.name for p in PEERS]}")
+    if name not in names or not value:
+        raise argparse.ArgumentTypeError(f"`{text}` is not PEER=VALUE, PEER one of {', '.join(names)}")
     return name, value
 
 
+def named_python(text: str) -> tuple[str, str]:
+    name, value = named(text, SCRIPTS)
+    if not (found := shutil.which(value)):
+        raise argparse.ArgumentTypeError(f"no program `{value}`")
+    # It is run from other folders. A link is kept: an environment is found by it.
+    return name, os.path.abspath(found)
+
+
+def named_flags(text: str) -> tuple[str, list[str]]:
+    name, value = named(text, [p.name for p in PEERS])
+    try:
+        return name, shlex.split(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"`{value}`: {error}") from error
+
+
 def arguments():
-    parser = peer.arguments(__doc__.splitlines()[0], ["gpu", "cpu"], ["f16", "f32"])
+    # kiln has all sizes but the one for trying a script out.
+    sizes = [size for size in peer.SIZES if size != "tiny"]
+    parser = peer.arguments(__doc__.splitlines()[0], ["gpu", "cpu"], ["f16", "f32"], sizes)
     add = parser.add_argument
     add("--peers", **peer.some_of([p.name for p in PEERS]))
     add("--kiln", default=str(ROOT / "target" / "release" / "kiln"), metavar="PROGRAM")
     add("--kiln-dtype", choices=["f32", "f16", "q8", "q4"], help="where it is not --dtype")
-    add("--kiln-device", metavar="DEVICE", help="as `kiln devices` lists them")
+    add(
+        "--kiln-device",
+        metavar="DEVICE",
+        help="as `kiln devices` lists them, in place of the first that --device allows",
+    )
     add("--burn", default=str(BURN), metavar="PROGRAM")
     add(
         "--python",
-        type=named,
+        type=named_python,
         action="append",
         default=[],
         metavar="PEER=PROGRAM",
@@ -99,126 +132,90 @@ def arguments():
     )
     add(
         "--flags",
-        type=named,
+        type=named_flags,
         action="append",
         default=[],
         metavar="PEER=FLAGS",
-        help="more for a peer's script, such as pytorch='--modes graph'",
+        help="more for a peer's script, such as pytorch='--modes graph'; may be repeated",
     )
-    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="after which a peer is stopped")
+    add(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="after which a program is stopped; --budget for each of its modes, and once more, by default",
+    )
     args = parser.parse_args()
-    args.python, args.flags = dict(args.python), dict(args.flags)
+    args.python = dict(args.python)
+    args.flags = {
+        p.name: [flag for name, more in args.flags if name == p.name for flag in more] for p in PEERS
+    }
     return args
 
 
-def kiln(args) -> dict:
-    """Milliseconds by (what, batch, length), beside kiln's own words on itself."""
-    lengths = sorted({*args.prompts, *args.contexts})
-    command = [args.kiln, "bench", "--random-weights", args.size, "--dtype", args.kiln_dtype or args.dtype]
-    command += [
-        "--lengths",
-        numbers(lengths),
-        "--batches",
-        numbers(args.batches),
-        "--steps",
-        str(args.steps),
-        "--json",
-    ]
-    command += ["--device", args.kiln_device] if args.kiln_device else []
-    peer.remark(" ".join(command))
-    done = subprocess.run(command, stdout=subprocess.PIPE)
-    if done.returncode:
-        raise SystemExit("kiln failed; its message is above")
-    report = json.loads(done.stdout)
-    times = {}
-    for case in report["cases"]:
-        for what, asked in (("prefill", args.prompts), ("decode", args.contexts)):
-            if case["length"] in asked and case[f"{what}_ms"] is not None:
-                times[what, case["batch"], case["length"]] = case[f"{what}_ms"]
-    about = {key: report[key] for key in ("model", "dtype", "device", "driver", "tier", "joined", "skipped")}
-    return {"about": about, "times": times}
+def timeout(args, modes: int) -> float:
+    """The seconds that a program may take. The last case of a mode may begin when its
+    budget is all but used, and starting takes time too."""
+    return args.timeout or (modes + 1) * args.budget
+
+
+def modes(one: Peer, args) -> int:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--modes")
+    chosen = parser.parse_known_args(args.flags[one.name])[0].modes
+    return len(chosen.split(",")) if chosen else one.modes
 
 
 def missing(one: Peer, args) -> str | None:
     """Why a peer cannot run here."""
     if not one.script:
         return None if shutil.which(args.burn) else f"no program `{args.burn}`"
+    command = [args.python.get(one.name, sys.executable), "-c", f"import {', '.join(one.modules)}"]
+    try:
+        # Beside the scripts, so that a script's name that hides a package is noticed.
+        done = processes.run(command, IMPORTED, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    lines = done.stdout.decode(errors="replace").strip().splitlines()
+    return None if done.returncode == 0 else (lines or ["no reason given"])[-1]
+
+
+def run(one: Peer, device: str, args, folder: str) -> tuple[dict | None, str | None]:
+    """A peer's report, if there is any, and why it is not whole."""
     python = args.python.get(one.name, sys.executable)
-    # Beside the scripts, so that a script's name that hides a package is noticed.
-    done = subprocess.run(
-        [python, "-c", f"import {', '.join(one.modules)}"], cwd=HERE, stderr=subprocess.PIPE, text=True
-    )
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-
-
-def run(one: Peer, device: str, args, folder: str) -> dict:
-    """A peer's report; raises where it has none."""
-    program = (
-        [args.python.get(one.name, sys.executable), str(HERE / one.script)] if one.script else [args.burn]
-    )
-    out = os.path.join(folder, "report.json")
-    Path(out).unlink(missing_ok=True)
-    command = [
-        *program,
-        "--size",
-        args.size,
-        "--dtype",
-        args.dtype,
-        "--device",
-        device,
-        "--steps",
-        str(args.steps),
-    ]
+    program = [python, str(HERE / one.script)] if one.script else [args.burn]
+    out = Path(folder) / f"{one.name} {device}.json"
+    # What all have in common comes last, so that no flag makes it differ.
+    command = [*program, *args.flags[one.name]]
+    command += ["--size", args.size, "--dtype", args.dtype, "--device", device, "--steps", str(args.steps)]
     for name in ("prompts", "contexts", "batches"):
-        # An empty list is no argument to every parser.
-        command += [f"--{name}={numbers(getattr(args, name))}"]
-    command += ["--seconds", str(args.seconds), "--budget", str(args.budget), "--json", out]
-    command += args.flags.get(one.name, "").split()
-    done = subprocess.run(command, timeout=args.timeout, stdout=sys.stderr)
-    if done.returncode or not os.path.exists(out):
-        raise RuntimeError(f"ended with status {done.returncode} and no report; its messages are above")
-    return json.loads(Path(out).read_text(encoding="utf-8"))
+        # `=`, for an empty list is no argument to every parser.
+        command += [f"--{name}={peer.joined(getattr(args, name))}"]
+    command += ["--seconds", str(args.seconds), "--budget", str(args.budget), "--json", str(out)]
+    limit, reason = timeout(args, modes(one, args)), None
+    try:
+        status = processes.run(command, limit, stdout=sys.stderr).returncode
+        if status:
+            reason = f"ended with status {status}; its messages are above"
+    except OSError as error:
+        reason = f"did not start: {error}"
+    except subprocess.TimeoutExpired:
+        reason = f"stopped after {limit:.0f} s, the --timeout"
+    if not out.exists():
+        return None, reason or "wrote no report"
+    report = json.loads(out.read_text(encoding="utf-8")) | {"name": f"{one.name} {device}"}
+    return report, reason or (None if report["complete"] else "ended before its last case")
 
 
-def table(result: dict) -> str:
-    header = ["", "batch", "tokens", "peer", "mode", "ms", "tokens/s", "kiln ms", "kiln / peer"]
-    lines = [header]
-    for row in result["rows"]:
-        place = [row["what"], str(row["batch"]), str(row["length"])]
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        ours = "-" if row["kiln_ms"] is None else f"{row['kiln_ms']:.2f}"
-        lines.append(
-            [*place, row["peer"], row["mode"], f"{row['ms']:.2f}", f"{row['tokens_per_s']:.1f}", ours, ratio]
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    left = {0, 3, 4}
-
-    def cell(i: int, text: str) -> str:
-        return text.ljust(widths[i]) if i in left else text.rjust(widths[i])
-
-    return "\n".join("  ".join(cell(i, text) for i, text in enumerate(line)).rstrip() for line in lines)
-
-
-def text(result: dict) -> str:
-    about = result["kiln"]
-    parts = [
-        f"{about['model']}: kiln in {about['dtype']} on {about['device']}, tier {about['tier']};"
-        f" peers in {result['dtype']}",
-        f"driver {about['driver']}",
-        f"kiln's two runs are up to {result['kiln_spread']:.0%} apart",
-        "`kiln / peer` is tokens/s over tokens/s: above 1 kiln is faster\n",
-        table(result),
-    ]
-    parts += [
-        f"skipped: {s['peer']} {s['mode']} {s['what']} {s['batch']} x {s['length']}: {s['reason']}"
-        for s in result["skipped"]
-    ]
-    parts += [f"no report: {m['peer']}: {m['reason']}; to install: {m['install']}" for m in result["missing"]]
-    return "\n".join(parts)
+def write(args, found: Comparison):
+    if args.json == "-":
+        print(json.dumps(found.as_dict()))
+    elif args.json:
+        peer.replace(args.json, json.dumps(found.as_dict()))
 
 
 def main():
     args = arguments()
+    processes.exit_on_signals()
     if not shutil.which(args.kiln):
         raise SystemExit(
             f"no program `{args.kiln}`; `cargo build --release` makes it, or name one with --kiln"
@@ -227,50 +224,39 @@ def main():
     if load > 1:
         peer.remark(f"the load average is {load:.1f}: other work runs here, and times will be off")
 
-    first = kiln(args)
-    reports, absent = [], []
+    try:
+        kiln_device = args.kiln_device or kiln_bench.adapter(args.kiln, args.device)
+        found = Comparison(args, load, kiln_bench.bench(args, kiln_device, timeout(args, 1)))
+    except kiln_bench.Failed as error:
+        raise SystemExit(str(error)) from error
     with tempfile.TemporaryDirectory() as folder:
         for one in PEERS:
             if one.name not in args.peers:
                 continue
             if reason := missing(one, args):
-                absent.append({"peer": one.name, "reason": reason, "install": one.install})
+                found.missing.append({"peer": one.name, "reason": reason, "install": one.install})
                 continue
             for device in one.devices[args.device]:
-                try:
-                    reports.append(run(one, device, args, folder) | {"name": f"{one.name} {device}"})
-                except (RuntimeError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
-                    absent.append(
-                        {"peer": f"{one.name} {device}", "reason": str(error), "install": one.install}
-                    )
-    last = kiln(args)
-    both = first["times"].keys() & last["times"].keys()
-    ours = {key: (first["times"][key] + last["times"][key]) / 2 for key in both}
-
-    rows = []
-    for report in reports:
-        for case in report["measured"]:
-            mine = ours.get((case["what"], case["batch"], case["length"]))
-            ratio = mine and case["ms"] / mine
-            rows.append({"peer": report["name"]} | case | {"kiln_ms": mine, "ratio": ratio})
-    rows.sort(key=lambda row: (row["what"], row["batch"], row["length"], row["ms"]))
-    result = {
-        "kiln": first["about"],
-        "dtype": args.dtype,
-        "load": load,
-        "kiln_spread": max((abs(first["times"][k] - last["times"][k]) / ours[k] for k in both), default=0.0),
-        "peers": {
-            report["name"]: {"version": report["peer"], "device": report["device"]} for report in reports
-        },
-        "rows": rows,
-        "skipped": [{"peer": report["name"]} | case for report in reports for case in report["skipped"]],
-        "missing": absent,
-    }
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") if args.json != "-" else sys.stdout as file:
-            file.write(json.dumps(result) + "\n")
+                report, reason = run(one, device, args, folder)
+                if report:
+                    found.reports.append(report)
+                about = {"peer": f"{one.name} {device}", "reason": reason}
+                if reason and report:
+                    found.partial.append(about)
+                elif reason:
+                    found.missing.append(about | {"install": None})
+                # What there is, should this program be stopped.
+                if args.json != "-":
+                    write(args, found)
+    try:
+        found.kiln.append(kiln_bench.bench(args, kiln_device, timeout(args, 1)))
+    except kiln_bench.Failed as error:
+        found.failure = str(error)
+    write(args, found)
     if args.json != "-":
-        print(text(result))
+        print(found.text())
+    if found.failure:
+        raise SystemExit(found.failure)
 
 
 if __name__ == "__main__":

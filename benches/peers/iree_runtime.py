@@ -27,6 +27,7 @@ from iree.compiler import version
 from torch import nn
 
 import peer
+import processes
 
 # The flags of iree-compile, and the driver that runs what it makes.
 DEVICES = {
@@ -232,13 +233,16 @@ def main():
         help="for iree-compile, such as --iree-vulkan-target=ampere",
     )
     args = parser.parse_args()
+    processes.exit_on_signals()
     warnings.simplefilter("ignore", FutureWarning)  # iree-turbine's calls of torch
     size = peer.SIZES[args.size]
-    report = peer.Report(f"IREE {version.VERSION}", args.device, args)
+    # The driver's first is the one that `rt.Config` takes.
+    driver = DEVICES[args.device][1]
+    name = next((found["name"] for found in rt.get_driver(driver).query_available_devices()), "no device")
+    report = peer.Report(f"IREE {version.VERSION}", f"{driver}: {name}", args)
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(args, size, peer.weights(size, args.dtype), folder)
         report.run(functools.partial(measure, compiler, args))
-        report.write()
 
 
 if __name__ == "__main__":

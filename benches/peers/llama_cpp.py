@@ -2,12 +2,15 @@
 
 The weights go into a GGUF file. llama-bench knows one sequence at a time, has its KV
 cache in f16, waits for each token and feeds random ones; it gives no logits to check.
+It warms up with a run of its own, and then takes a number of runs, not a time: here
+so many that the last of them, which count, come behind `peer.WARM_UP` seconds of work.
 
 Mode `bench` is the only one.
 """
 
 import functools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -19,6 +22,7 @@ import gguf
 import numpy as np
 
 import peer
+import processes
 
 LAYER = {
     "ln_1": "attn_norm",
@@ -67,10 +71,26 @@ def measure(path: str, args, _mode: str, what: str, batch: int, length: int) -> 
         "prefill": ["-p", str(length), "-n", "0"],
         "decode": ["-p", "0", "-n", str(args.steps), "-d", str(length)],
     }[what]
-    report = bench(args, path, [*work, "-r", str(peer.MIN_RUNS)])
-    seconds = statistics.median(report["samples_ns"]) / 1e9
+    count = 1
+    while True:
+        times = samples(args, path, work, count)
+        counted = runs(args, times[-1])
+        # Not so after the first, nor where an idle GPU's clock made its time longer.
+        if sum(times[:-counted]) >= peer.WARM_UP:
+            break
+        count = math.ceil(1.2 * peer.WARM_UP / times[-1]) + counted
     tokens = args.steps if what == "decode" else 1
-    return seconds / tokens, len(report["samples_ns"])
+    return statistics.median_high(times[-counted:]) / tokens, counted
+
+
+def runs(args, seconds: float) -> int:
+    """How many runs of so many seconds count, by the rule of `peer.repeat`."""
+    return min(peer.MAX_RUNS, max(1, math.ceil(args.seconds / seconds)))
+
+
+def samples(args, path: str, work: list[str], count: int) -> list[float]:
+    """The seconds of each run."""
+    return [ns / 1e9 for ns in bench(args, path, [*work, "-r", str(count)])["samples_ns"]]
 
 
 def bench(args, path: str, work: list[str]) -> dict:
@@ -91,6 +111,7 @@ def main():
     args = parser.parse_args()
     if not shutil.which(args.llama):
         raise SystemExit(f"no program `{args.llama}`; name one with --llama")
+    processes.exit_on_signals()
     size = peer.SIZES[args.size]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "gpt2.gguf")
@@ -98,10 +119,13 @@ def main():
         about = bench(args, path, ["-p", "8", "-n", "0", "-r", "1"])
         if "Vulkan" not in about["backends"]:
             raise SystemExit(f"`{args.llama}` was built without Vulkan: {about['backends']}")
+        if args.device == "lavapipe" and "llvmpipe" not in about["gpu_info"]:
+            raise SystemExit(
+                f"llama.cpp runs on {about['gpu_info']}; set GGML_VK_VISIBLE_DEVICES to lavapipe's number"
+            )
         name = f"llama.cpp {about['build_commit']} (gguf {version('gguf')})"
         report = peer.Report(name, about["gpu_info"], args)
         report.run(functools.partial(measure, path, args))
-        report.write()
 
 
 if __name__ == "__main__":

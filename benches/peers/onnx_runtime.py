@@ -210,7 +210,7 @@ def main():
     args = parser.parse_args()
     if PROVIDERS[args.device] not in onnxruntime.get_available_providers():
         raise SystemExit(
-            f"this ONNX Runtime has no {PROVIDERS[args.device]}; the package onnxruntime-gpu has CUDA's"
+            f"this ONNX Runtime has no {PROVIDERS[args.device]}; requirements-cuda.txt has one with it"
         )
     if hasattr(onnxruntime, "preload_dlls"):
         # CUDA's libraries from PyPI are not on the loader's path.
@@ -221,7 +221,6 @@ def main():
     own = session(size, weights, args)
     check(own, size, weights, args)
     report.run(functools.partial(measure, own, size, args))
-    report.write()
 
 
 if __name__ == "__main__":

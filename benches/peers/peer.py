@@ -2,9 +2,12 @@
 
 A report is one JSON object:
 
-    {"peer": "pytorch 2.11.0", "device": "...", "model": "gpt2", "dtype": "f16",
+    {"peer": "PyTorch 2.11.0", "device": "...", "model": "gpt2", "dtype": "f16",
      "measured": [{"mode", "what", "batch", "length", "ms", "tokens_per_s", "runs"}],
-     "skipped":  [{"mode", "what", "batch", "length", "reason"}]}
+     "skipped":  [{"mode", "what", "batch", "length", "reason"}],
+     "complete": true}
+
+A file is written after each case, and `complete` is false in it until the last.
 
 `what` is `prefill`, the time of a prompt of `length` tokens up to the first new
 token on the host, or `decode`, the time of one further token for every sequence
@@ -14,6 +17,7 @@ when `length` tokens are in the KV cache before the first of `--steps`.
 import argparse
 import itertools
 import json
+import os
 import statistics
 import sys
 import time
@@ -39,13 +43,19 @@ VOCAB = 50257
 CONTEXT = 1024
 EPSILON = 1e-5
 
-# As long as `kiln bench --warm-up` takes by default.
+# What `kiln bench` does as well: seconds of work before anything is timed, and
+# the most runs of a case.
 WARM_UP = 2.0
-MAX_RUNS = 100
-MIN_RUNS = 3
+MAX_RUNS = 5
 
 
-def arguments(description: str, devices: list[str], dtypes: list[str]) -> argparse.ArgumentParser:
+def joined(values: list[int]) -> str:
+    return ",".join(map(str, values))
+
+
+def arguments(
+    description: str, devices: list[str], dtypes: list[str], sizes=SIZES
+) -> argparse.ArgumentParser:
     """The options that every script has; the first of a list is the default."""
 
     def numbers(text: str) -> list[int]:
@@ -53,7 +63,7 @@ def arguments(description: str, devices: list[str], dtypes: list[str]) -> argpar
 
     parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
-    add("--size", choices=SIZES, default="gpt2")
+    add("--size", choices=list(sizes), default="gpt2")
     add("--dtype", choices=dtypes, default=dtypes[0], help="of weights and activations")
     add("--device", choices=devices, default=devices[0])
     add("--prompts", type=numbers, default=[128, 512, 1024], metavar="N,N", help="tokens of a prefill")
@@ -62,7 +72,12 @@ def arguments(description: str, devices: list[str], dtypes: list[str]) -> argpar
     )
     add("--batches", type=numbers, default=[1], metavar="N,N", help="numbers of sequences")
     add("--steps", type=int, default=16, help="decode steps of a run")
-    add("--seconds", type=float, default=2.0, help="after which a measurement starts no further run")
+    add(
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="after which a case starts no further run; 2, the default, is also `kiln bench`'s",
+    )
     add(
         "--budget",
         type=float,
@@ -95,7 +110,8 @@ def remark(text: str):
 
 
 def repeat(work: Callable[[], None], seconds: float, prepare: Callable[[], None] = lambda: None):
-    """The median time of `work` in seconds, and how many runs it is of.
+    """The median time of `work` in seconds, and how many runs it is of: by the rule
+    of `kiln bench`, so that no program has the better of more runs.
 
     `work` returns when its result is on the host; `prepare` runs before it,
     outside the clock.
@@ -116,9 +132,21 @@ def repeat(work: Callable[[], None], seconds: float, prepare: Callable[[], None]
         run()
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < MIN_RUNS or (time.perf_counter() < end and len(times) < MAX_RUNS):
+    while not times or (time.perf_counter() < end and len(times) < MAX_RUNS):
         times.append(run())
-    return statistics.median(times), len(times)
+    return statistics.median_high(times), len(times)
+
+
+def replace(path: str, text: str):
+    """Writes a file so that it is whole whenever this program is stopped."""
+    # A device or a pipe is written to, not replaced.
+    whole = os.path.isfile(path) or not os.path.exists(path)
+    target = os.path.realpath(path) if whole else path
+    part = f"{target}.part" if whole else target
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+    if whole:
+        os.replace(part, target)
 
 
 class Report:
@@ -132,9 +160,9 @@ class Report:
         remark(f"{peer}, {args.size} in {args.dtype} on {device}")
 
     def run(self, measure: Callable[[str, str, int, int], tuple[float, int]]):
-        """Adds all cases of the arguments. `measure` takes mode, what, batch and
-        length; the result is the seconds of one prompt or step and the number of
-        runs. A case that fails stops no other."""
+        """Measures all cases of the arguments, and writes the report. `measure` takes
+        mode, what, batch and length; the result is the seconds of one prompt or step
+        and the number of runs. A case that fails stops no other."""
         args = self.args
         whats = [("decode", length) for length in args.contexts] + [
             ("prefill", length) for length in args.prompts
@@ -142,30 +170,41 @@ class Report:
         for mode in args.modes:
             began = time.perf_counter()
             for batch, (what, length) in itertools.product(args.batches, whats):
-                case = {"mode": mode, "what": what, "batch": batch, "length": length}
-                label = f"  {mode} {what} {batch} x {length}"
-                try:
-                    last = length + (args.steps if what == "decode" else 0)
-                    if last > CONTEXT:
-                        raise ValueError(f"needs {last} positions, the context is {CONTEXT}")
-                    if time.perf_counter() - began > args.budget:
-                        raise TimeoutError(f"the mode has used its --budget of {args.budget:.0f} s")
-                    seconds, runs = measure(mode, what, batch, length)
-                except Exception as error:  # whatever a peer raises is a reason to name
-                    lines = str(error).strip().splitlines() or [""]
-                    reason = f"{type(error).__name__}: {lines[0][:300]}"
-                    self.skipped.append(case | {"reason": reason})
-                    remark(f"{label}: {reason}")
-                    continue
-                rate = batch * (length if what == "prefill" else 1) / seconds
-                self.measured.append(case | {"ms": seconds * 1e3, "tokens_per_s": rate, "runs": runs})
-                remark(f"{label}: {seconds * 1e3:.3f} ms, {rate:.1f} tokens/s, {runs} runs")
+                self.case(measure, began, mode, what, batch, length)
+                if self.to_file():
+                    self.write(complete=False)
+        self.write(complete=True)
 
-    def write(self):
-        text = json.dumps(self.head | {"measured": self.measured, "skipped": self.skipped})
-        if self.args.json and self.args.json != "-":
-            with open(self.args.json, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
+    def case(self, measure, began: float, mode: str, what: str, batch: int, length: int):
+        """Adds a case of a mode that began at a time."""
+        args = self.args
+        case = {"mode": mode, "what": what, "batch": batch, "length": length}
+        label = f"  {mode} {what} {batch} x {length}"
+        try:
+            last = length + (args.steps if what == "decode" else 0)
+            if last > CONTEXT:
+                raise ValueError(f"needs {last} positions, the context is {CONTEXT}")
+            if time.perf_counter() - began > args.budget:
+                raise TimeoutError(f"the mode has used its --budget of {args.budget:.0f} s")
+            seconds, runs = measure(mode, what, batch, length)
+        except Exception as error:  # whatever a peer raises is a reason to name
+            lines = str(error).strip().splitlines() or [""]
+            reason = f"{type(error).__name__}: {lines[0][:300]}"
+            self.skipped.append(case | {"reason": reason})
+            remark(f"{label}: {reason}")
+            return
+        rate = batch * (length if what == "prefill" else 1) / seconds
+        self.measured.append(case | {"ms": seconds * 1e3, "tokens_per_s": rate, "runs": runs})
+        remark(f"{label}: {seconds * 1e3:.3f} ms, {rate:.1f} tokens/s, {runs} runs")
+
+    def to_file(self) -> bool:
+        return self.args.json not in (None, "-")
+
+    def write(self, complete: bool):
+        found = {"measured": self.measured, "skipped": self.skipped, "complete": complete}
+        text = json.dumps(self.head | found)
+        if self.to_file():
+            replace(self.args.json, text)
         else:
             print(text)
 

@@ -333,7 +333,6 @@ def main():
         return min(measure(args, model, variant, what, batch, length) for variant in variants)
 
     report.run(best)
-    report.write()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ use clap::{Parser, ValueEnum};
 use gpt2::{CONTEXT, Gpt2, Size, VOCAB};
 use serde_json::{Value, json};
 
-const MIN_RUNS: usize = 3;
-const MAX_RUNS: usize = 100;
+/// As in `peer.py`: seconds of work before anything is timed, and the most runs of a
+/// case.
+const WARM_UP: f64 = 2.0;
+const MAX_RUNS: usize = 5;
 
 #[derive(Parser)]
 struct Args {
@@ -28,20 +30,20 @@ struct Args {
     #[arg(long, default_value = "gpu")]
     device: Adapter,
     /// Tokens of a prefill
-    #[arg(long, value_delimiter = ',', default_value = "128,512,1024")]
-    prompts: Vec<usize>,
+    #[arg(long, value_parser = numbers, default_value = "128,512,1024")]
+    prompts: Numbers,
     /// Tokens before a decode step
-    #[arg(long, value_delimiter = ',', default_value = "16,512,1000")]
-    contexts: Vec<usize>,
+    #[arg(long, value_parser = numbers, default_value = "16,512,1000")]
+    contexts: Numbers,
     /// Numbers of sequences
-    #[arg(long, value_delimiter = ',', default_value = "1")]
-    batches: Vec<usize>,
+    #[arg(long, value_parser = numbers, default_value = "1")]
+    batches: Numbers,
     /// Decode steps of a run
     #[arg(long, default_value_t = 16)]
     steps: usize,
     #[arg(long, value_delimiter = ',', default_value = "row,col")]
     modes: Vec<Layout>,
-    /// After which a measurement starts no further run
+    /// Seconds after which a case starts no further run
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
     /// Seconds after which a mode starts no further case
@@ -50,6 +52,16 @@ struct Args {
     /// Write the report there; `-` is standard output
     #[arg(long, default_value = "-")]
     json: String,
+}
+
+/// Not the bare vector, which clap would fill with one value an argument.
+#[derive(Clone)]
+struct Numbers(Vec<usize>);
+
+/// From `1,2`; nothing gives an empty list.
+fn numbers(text: &str) -> Result<Numbers, std::num::ParseIntError> {
+    let parts = text.split(',').filter(|part| !part.is_empty());
+    parts.map(str::parse).collect::<Result<_, _>>().map(Numbers)
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -99,15 +111,18 @@ fn ids(batch: usize, seq: usize, device: &Device) -> Tensor<2, Int> {
 }
 
 /// The median seconds of `work`, which ends with its result on the host, and the
-/// number of runs.
+/// number of runs, by the rule of `peer.repeat`.
 fn repeat(seconds: f64, mut work: impl FnMut() -> Duration) -> (f64, usize) {
-    // The first runs compile, and choose among kernels.
+    // The first runs compile, and choose among kernels; and the clock of an idle GPU
+    // is a fraction of what it reaches in seconds.
     work();
+    let warm = Instant::now();
     work();
+    while warm.elapsed().as_secs_f64() < WARM_UP {
+        work();
+    }
     let (clock, mut times) = (Instant::now(), Vec::new());
-    while times.len() < MIN_RUNS
-        || clock.elapsed().as_secs_f64() < seconds && times.len() < MAX_RUNS
-    {
+    while times.is_empty() || clock.elapsed().as_secs_f64() < seconds && times.len() < MAX_RUNS {
         times.push(work().as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
@@ -191,6 +206,19 @@ fn reason(panic: Box<dyn std::any::Any + Send>) -> String {
         .collect()
 }
 
+/// Writes the report so that it is whole whenever this program is stopped.
+fn write(path: &str, report: &Value) -> std::io::Result<()> {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    // A device or a pipe is written to, not replaced.
+    if path.exists() && !path.is_file() {
+        return std::fs::write(path, format!("{report}\n"));
+    }
+    let mut part = path.clone().into_os_string();
+    part.push(".part");
+    std::fs::write(&part, format!("{report}\n"))?;
+    std::fs::rename(part, path)
+}
+
 fn main() -> std::io::Result<()> {
     let args = Args::parse();
     let mut device = Device::wgpu(match args.device {
@@ -211,7 +239,13 @@ fn main() -> std::io::Result<()> {
     let peer = "Burn 0.22, wgpu";
     eprintln!("{peer}, {} in {dtype} on {name}", args.size);
 
-    let (mut measured, mut skipped): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
+    let mut report = json!({
+        "peer": peer, "device": name, "model": args.size, "dtype": dtype,
+        "measured": [], "skipped": [], "complete": false,
+    });
+    let add = |report: &mut Value, list: &str, case: Value| {
+        report[list].as_array_mut().expect("a list").push(case);
+    };
     for mode in &args.modes {
         let (mode, layout) = match mode {
             Layout::Row => ("row", LinearLayout::Row),
@@ -219,9 +253,9 @@ fn main() -> std::io::Result<()> {
         };
         let began = Instant::now();
         let mut model = None;
-        for batch in &args.batches {
-            let decode = args.contexts.iter().map(|c| (What::Decode, c));
-            for (what, length) in decode.chain(args.prompts.iter().map(|p| (What::Prefill, p))) {
+        for batch in &args.batches.0 {
+            let decode = args.contexts.0.iter().map(|c| (What::Decode, c));
+            for (what, length) in decode.chain(args.prompts.0.iter().map(|p| (What::Prefill, p))) {
                 let (name, tokens) = match what {
                     What::Prefill => ("prefill", batch * length),
                     What::Decode => ("decode", *batch),
@@ -252,25 +286,25 @@ fn main() -> std::io::Result<()> {
                         case["ms"] = json!(seconds * 1e3);
                         case["tokens_per_s"] = json!(rate);
                         case["runs"] = json!(runs);
-                        measured.push(case);
+                        add(&mut report, "measured", case);
                     }
                     Err(panic) => {
                         let reason = reason(panic);
                         eprintln!("  {mode} {name} {batch} x {length}: {reason}");
                         case["reason"] = json!(reason);
-                        skipped.push(case);
+                        add(&mut report, "skipped", case);
                     }
+                }
+                if args.json != "-" {
+                    write(&args.json, &report)?;
                 }
             }
         }
     }
-    let report = json!({
-        "peer": peer, "device": name, "model": args.size, "dtype": dtype,
-        "measured": measured, "skipped": skipped,
-    });
+    report["complete"] = json!(true);
     match args.json.as_str() {
         "-" => println!("{report}"),
-        path => std::fs::write(path, format!("{report}\n"))?,
+        path => write(path, &report)?,
     }
     Ok(())
 }
