@@ -402,7 +402,7 @@ impl Attention<'_> {
             (_, true) => {
                 // As many invocations as a head has vec4s at the least.
                 let least = head_dim.div_ceil(4).next_power_of_two();
-                let constants = vec![("WORKGROUP", least.max(128)), ("SPLITS", 1)];
+                let constants = vec![("WORKGROUP", least.max(128))];
                 ("attention_decode", constants)
             }
             (Tier::Coop(matrices), false)
@@ -493,7 +493,8 @@ impl Attention<'_> {
         d.hook(format!(
             "fn store_out(b: u32, i: u32, h: u32, d4: u32, v: vec4<f32>) {{\n{body}}}\n"
         ));
-        if !self.few_queries || self.tier.is_cpu() {
+        // The body that can split a context hands its sums over undivided.
+        if !self.few_queries || !matches!(self.tier, Tier::Coop(_) | Tier::Subgroup) {
             return Ok(());
         }
         d.hook(

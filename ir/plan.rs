@@ -604,7 +604,7 @@ pub struct Launch {
     pub label: String,
     /// The kernel's name.
     pub kernel: String,
-    /// The number of workgroups, flat.
+    /// The number of workgroups, flat; see [`fold`].
     pub workgroups: Dim,
     /// The buffers at bindings 1, 2, ...
     pub bindings: Vec<Binding>,
@@ -617,6 +617,14 @@ pub struct Launch {
     /// some of them, changes results no more than the order of sums does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alternatives: Vec<Alternative>,
+}
+
+/// How a flat count of workgroups is launched where a dimension holds at most `across`: so
+/// many times so many, the second as small as can be and the first no larger than needed.
+/// Kernels return beyond the last that is theirs.
+pub fn fold(workgroups: u64, across: u64) -> [u64; 2] {
+    let down = workgroups.div_ceil(across.max(1)).max(1);
+    [workgroups.div_ceil(down), down]
 }
 
 impl Launch {

@@ -6,9 +6,10 @@
 //! model's own device finds what they made.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fs;
 use std::num::NonZero;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use wgpu::BufferUsages as Usage;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::load::{COMPILER_STACK, Source};
-use crate::pipelines::{Compiled, Compiler};
+use crate::pipelines::{Compiled, Compiler, write_whole};
 use crate::resident::{Form, Resident};
 
 /// Bytes of what stands in for anything that a kernel binds: more than any needs.
@@ -42,8 +43,8 @@ pub(crate) struct How {
 }
 
 /// Has these kernels compiled on devices like `like`, if that fills a cache which does not
-/// have them yet; `done` is told how many are ready, after each. A mark in the folder
-/// `marks`, if there is one, says for later that nothing is left to be done.
+/// have them yet; `done` is told how many are ready, after each. A file in the folder `marks`,
+/// if there is one, says for later which are there.
 ///
 /// Nothing but time depends on it, so the first failure ends it: what is wrong with a
 /// kernel is said where it is loaded.
@@ -58,28 +59,51 @@ pub(crate) fn compile(
     if !like.adapter().is_cpu() || !like.creates_in_parallel() {
         return;
     }
-    let mark = marks.map(|folder| folder.join(mark(like, how, sources)));
-    if mark.as_deref().is_some_and(Path::exists) {
+    let marks = marks.map(|folder| Marks(folder.join(file_of_marks(like, how))));
+    let there = marks.as_ref().map(Marks::read).unwrap_or_default();
+    let is_new = |source: &&Source<'_>| !there.contains(&mark(source));
+    let new: Vec<&Source<'_>> = sources.iter().copied().filter(is_new).collect();
+    if new.is_empty() {
         return;
     }
-    if let (Ok(()), Some(mark)) = (fill(like, how, sources, done), mark) {
-        let folder = mark.parent().map_or(Ok(()), fs::create_dir_all);
-        let _ = folder.and_then(|()| fs::write(mark, []));
+    if let (Ok(()), Some(marks)) = (fill(like, how, &new, done), marks) {
+        marks.add(new.iter().map(|source| mark(source)));
     }
 }
 
-/// The name of the mark for these kernels and this driver.
-fn mark(like: &Device, how: How, sources: &[&Source<'_>]) -> String {
+/// The file that says which kernels a driver's cache has, a line for each.
+struct Marks(PathBuf);
+
+impl Marks {
+    fn read(&self) -> BTreeSet<String> {
+        let text = fs::read_to_string(&self.0).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Adds these to what is there by now. If that fails they are compiled once more.
+    fn add(&self, new: impl Iterator<Item = String>) {
+        let mut all = self.read();
+        all.extend(new);
+        let mut text: String = all.into_iter().collect::<Vec<_>>().join("\n");
+        text.push('\n');
+        write_whole(&self.0, text.as_bytes());
+    }
+}
+
+/// The name of the file for a driver.
+fn file_of_marks(like: &Device, how: How) -> String {
     let info = like.adapter().info();
     let mut hasher = blake3::Hasher::new();
     for text in [&info.name, &info.driver, &info.driver_info] {
         hasher.update(blake3::hash(text.as_bytes()).as_bytes());
     }
     hasher.update(&[u8::from(how.checked)]);
-    for source in sources {
-        hasher.update(blake3::hash(source.text.as_bytes()).as_bytes());
-    }
     format!("{}.ahead", &hasher.finalize().to_hex()[..32])
+}
+
+/// What a kernel is called there.
+fn mark(source: &Source<'_>) -> String {
+    blake3::hash(source.text.as_bytes()).to_hex()[..32].to_owned()
 }
 
 fn fill(

@@ -3,8 +3,9 @@
 //! The compiler checks its plans far more closely; this is what keeps a plan that
 //! was damaged or written by another program from being indexed out of bounds:
 //! every index and kernel name resolves, a launch binds as many buffers as its
-//! kernel has, every kernel's text is there, ports lie in buffers, and a stream's
-//! rows are many and its output exists.
+//! kernel has, every kernel's text is there, ports and states of grids lie in buffers, matrices have
+//! columns, and a stream's rows are many and its output exists. What the texts of kernels do
+//! with what they bind is not looked at: they are trusted as the compiler's.
 
 use kiln_ir::plan::{Binding, Entry, Launch, Plan, Tier};
 
@@ -25,6 +26,12 @@ pub(crate) fn check_plan(plan: &Plan, has_text: impl Fn(&str) -> bool) -> Result
             return Err(Error::plan(format!(
                 "weight `{}` has {} bytes, not a positive multiple of 4",
                 weight.name, weight.bytes
+            )));
+        }
+        if weight.matrix().is_some_and(|matrix| matrix.k() == 0) {
+            return Err(Error::plan(format!(
+                "the matrix `{}` has rows of no elements",
+                weight.name
             )));
         }
     }
@@ -55,6 +62,14 @@ fn check_entry(plan: &Plan, entry: &Entry) -> std::result::Result<(), String> {
             if stream.output >= entry.outputs.len() || stream.rows_per_block == 0 {
                 return Err(format!("variant `{}` has a bad stream", variant.name));
             }
+        }
+        if let Some(grid) = &variant.grid
+            && grid.state >= entry.buffers.len()
+        {
+            return Err(format!(
+                "the grid of variant `{}` has its state in no buffer",
+                variant.name
+            ));
         }
         for variant in variant.each_way() {
             for launch in variant.all_launches() {

@@ -24,12 +24,21 @@ pub(crate) struct Choices {
     pub kernels: BTreeMap<String, BTreeMap<String, String>>,
     /// Whether a variant with barriers across its grid is faster than launches apart.
     pub joined: BTreeMap<String, bool>,
-    /// Variants that are being measured. If there are such when a model is loaded, that
-    /// failed, or was the end of the process, and they are left as they stand.
-    pub trying: BTreeSet<String>,
+    /// How often measuring a variant has begun and not ended: it was the end of the process,
+    /// or another one measures now. A variant that was begun [`MOST_TRIES`] times, or failed,
+    /// is left as it stands.
+    pub tries: BTreeMap<String, u32>,
 }
 
+/// Somebody may well stop a program twice because it takes so long the first time.
+const MOST_TRIES: u32 = 3;
+
 impl Choices {
+    /// Whether a variant is left as it stands, since measuring it is not to be tried again.
+    pub fn has_given_up(&self, variant: &str) -> bool {
+        self.tries.get(variant).is_some_and(|n| *n >= MOST_TRIES)
+    }
+
     /// Adds what others found meanwhile.
     fn extend(&mut self, others: Choices) {
         for (variant, kernels) in others.kernels {
@@ -41,6 +50,7 @@ impl Choices {
         for (variant, joined) in others.joined {
             self.joined.entry(variant).or_insert(joined);
         }
+        self.tries.extend(others.tries);
     }
 }
 
@@ -49,6 +59,8 @@ impl Choices {
 pub(crate) struct ChoiceFile {
     path: PathBuf,
     pub choices: Choices,
+    /// The variants that were measured here.
+    measured: BTreeSet<String>,
 }
 
 impl ChoiceFile {
@@ -66,12 +78,36 @@ impl ChoiceFile {
         let name = format!("{}.choices.json", &hasher.finalize().to_hex()[..32]);
         let path = dir.join(name);
         let choices = read(&path).unwrap_or_default();
-        ChoiceFile { path, choices }
+        ChoiceFile {
+            path,
+            choices,
+            measured: BTreeSet::new(),
+        }
+    }
+
+    /// Notes that a variant is being measured, in case that this is the end of the process.
+    pub fn begin(&mut self, variant: &str) {
+        self.measured.insert(variant.to_owned());
+        *self.choices.tries.entry(variant.to_owned()).or_default() += 1;
+        self.save();
+    }
+
+    /// Notes that it was measured, or may be another time.
+    pub fn end(&mut self, variant: &str) {
+        self.choices.tries.remove(variant);
+        self.save();
+    }
+
+    /// Notes that it is not to be measured again, since that fails.
+    pub fn give_up(&mut self, variant: &str) {
+        self.choices.tries.insert(variant.to_owned(), MOST_TRIES);
+        self.save();
     }
 
     /// Writes them, with what is there by now; whether that could be done.
     pub fn save(&mut self) -> bool {
-        if let Some(others) = read(&self.path) {
+        if let Some(mut others) = read(&self.path) {
+            others.tries.retain(|v, _| !self.measured.contains(v));
             self.choices.extend(others);
         }
         let bytes = serde_json::to_vec_pretty(&self.choices);
@@ -108,7 +144,7 @@ pub(crate) fn settle(tier: &mut Tier, on: &Capabilities, known: Option<&Choices>
         let faster = entry.variants.iter().filter(|v| joined(v) == Some(true));
         let faster: Vec<_> = faster.map(|v| v.bounds.clone()).collect();
         for variant in &mut entry.variants {
-            let is_left = known.is_none_or(|k| k.trying.contains(&variant.name))
+            let is_left = known.is_none_or(|k| k.has_given_up(&variant.name))
                 || variant.grid.is_none() && faster.contains(&variant.bounds);
             let of_variant = known.and_then(|k| k.kernels.get(&variant.name));
             for launch in &mut variant.launches {

@@ -94,7 +94,7 @@ impl<'m> Session<'m> {
                     sampler.read_behind(&mut recorder, &staging, submitted, count);
                     let at = sampler.bytes(count);
                     self.allocation()
-                        .copy_grid_state(&mut recorder, &staging, at);
+                        .copy_grid_state(&mut recorder, &staging, at)?;
                     Result::Ok(recorder.submit())
                 })??;
                 submitted += count;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::DType;
-use kiln_ir::plan::{Access, Binding, Entry, Grid, Launch, Plan, Port, TEXEL_BYTES};
+use kiln_ir::plan::{self, Access, Binding, Entry, Grid, Launch, Plan, Port, TEXEL_BYTES};
 use wgpu::BufferUsages as Usage;
 
 use crate::device::Device;
@@ -412,10 +412,17 @@ impl Allocation {
 
     /// Records the read-back of the state of a grid, if there is one, to
     /// the place `at` of `staging`.
-    pub fn copy_grid_state(&self, recorder: &mut Recorder<'_>, staging: &Staging, at: u64) {
-        if let Some(Ok(buffer)) = self.grid.map(|grid| self.buffer(grid)) {
+    pub fn copy_grid_state(
+        &self,
+        recorder: &mut Recorder<'_>,
+        staging: &Staging,
+        at: u64,
+    ) -> Result<()> {
+        if let Some(grid) = self.grid {
+            let buffer = self.buffer(grid)?;
             staging.copy_to(at, recorder.encoder(), buffer, 0, GRID_STATE_BYTES);
         }
+        Ok(())
     }
 
     /// Puts the uniform block for `values` into the ring; the result is its
@@ -592,21 +599,19 @@ impl<'m> Recorder<'m> {
     }
 }
 
-/// A flat count of workgroups as two dimensions, the second as small as can be
-/// and the first no larger than needed.
+/// A flat count of workgroups as the two dimensions that a device takes.
 fn fold(count: u64, limits: &wgpu::Limits) -> Result<(u32, u32)> {
     let max = u64::from(limits.max_compute_workgroups_per_dimension).max(1);
-    let y = count.div_ceil(max);
-    if y > max {
-        return Err(Error::Limit {
+    match plan::fold(count, max) {
+        [x, y] if y <= max => Ok((x as u32, y as u32)),
+        _ => Err(Error::Limit {
             what: "a launch".to_owned(),
             limit: "max_compute_workgroups_per_dimension",
             wanted: count,
             offered: max * max,
             advice: ADVICE,
-        });
+        }),
     }
-    Ok((count.div_ceil(y) as u32, y as u32))
 }
 
 #[cfg(test)]

@@ -40,7 +40,10 @@
 //! # }
 //! ```
 //!
-//! Nothing in this crate prints or panics; every failure is an [`Error`].
+//! Every failure is an [`Error`], and nothing in this crate prints or panics. wgpu does when
+//! a device is lost while it is waited for: what that unwinds is caught, and becomes
+//! [`Error::DeviceLost`], but the hook for panics has seen it by then, and a program built
+//! with `panic = "abort"` ends.
 
 mod adapter;
 mod ahead;

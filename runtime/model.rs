@@ -9,7 +9,7 @@ use kiln_ir::plan::{Binding, Entry, Launch, Plan, Tier, Variant};
 use crate::adapter::Adapter;
 use crate::ahead;
 use crate::artifact::Artifact;
-use crate::choice::{self, ChoiceFile};
+use crate::choice::{self, ChoiceFile, Choices};
 use crate::device::Device;
 use crate::dims::{SlotDim, Slots};
 use crate::error::{Error, Result};
@@ -176,7 +176,7 @@ pub struct Model {
     pub(crate) entries: BTreeMap<String, Program>,
     /// The entries of its tier, loaded or not.
     available: Vec<String>,
-    chosen: BTreeMap<String, BTreeMap<String, String>>,
+    choices: Choices,
     tier: String,
     lost: Option<Loss>,
 }
@@ -426,12 +426,12 @@ impl Model {
             kernels: pipelines,
             sampler,
             entries,
-            chosen: BTreeMap::new(),
+            choices: Choices::default(),
             lost: None,
             device,
         };
         model.try_out(choices.as_mut(), progress)?;
-        model.chosen = choices.map(|file| file.choices.kernels).unwrap_or_default();
+        model.choices = choices.map(|file| file.choices).unwrap_or_default();
         Ok(model)
     }
 
@@ -463,12 +463,23 @@ impl Model {
     /// as they stand in the plan, by these; see [`LoadOptions::tune`].
     pub fn faster_kernels(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         let variants = self.entries.get(STEP).into_iter().flat_map(|e| &e.variants);
-        let chosen = variants.filter_map(|v| self.chosen.get_key_value(&v.name));
+        let kernels = &self.choices.kernels;
+        let chosen = variants.filter_map(|v| kernels.get_key_value(&v.name));
         let all = chosen.flat_map(|(variant, kernels)| {
             let kernels = kernels.iter();
             kernels.map(move |(usual, way)| (variant.as_str(), usual.as_str(), way.as_str()))
         });
         all.filter(|(_, usual, way)| usual != way)
+    }
+
+    /// The variants of `step` whose launches are done as they stand in the plan since
+    /// measuring other ways failed, or was the end of too many processes. Where that was by
+    /// chance, removing the file that keeps choices in [`LoadOptions::cache_dir`] has it
+    /// tried again.
+    pub fn untuned(&self) -> impl Iterator<Item = &str> {
+        let variants = self.entries.get(STEP).into_iter().flat_map(|e| &e.variants);
+        let names = variants.map(|v| v.name.as_str());
+        names.filter(|name| self.choices.has_given_up(name))
     }
 
     /// The device it is on.
@@ -582,13 +593,17 @@ mod tests {
         let lost = Error::DeviceLost {
             reason: "a launch took too long".into(),
         };
-        let refused = Error::Untrusted {
-            tier: "coop".into(),
-            adapter: "a card".into(),
-            kernel: "linear_coop".into(),
-            reason: "refused".into(),
+        let refused = Error::Refused {
+            what: "kernel `linear_coop`".into(),
+            message: "too many registers".into(),
         };
-        let of_plan = Error::plan("a broken plan");
+        let others = [
+            Error::plan("a broken plan"),
+            Error::other("no more weights"),
+            Error::OutOfMemory {
+                what: "weights".into(),
+            },
+        ];
         let asked = |options: &LoadOptions| (options.tune, options.join);
 
         let all = LoadOptions {
@@ -600,7 +615,9 @@ mod tests {
             joined: true,
         };
         let mut options = all.clone();
-        assert!(!options.ask_less(&of_plan, offered));
+        for error in others {
+            assert!(!options.ask_less(&error, offered), "{error}");
+        }
         assert_eq!(asked(&options), (true, true));
         assert!(options.ask_less(&refused, offered));
         assert_eq!(asked(&options), (false, true));

@@ -1,7 +1,8 @@
 //! Reading results back while the device computes on.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use wgpu::BufferUsages as Usage;
 
@@ -11,6 +12,11 @@ use crate::exec::Recorder;
 
 /// The most that is read in one piece.
 pub(crate) const PIECE: u64 = 16 << 20;
+
+const WHAT: &str = "a read-back";
+
+/// How long a thread may take to hand over what it was told of another's buffer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A buffer that the host can map.
 pub(crate) struct Staging {
@@ -54,42 +60,46 @@ impl Staging {
         on: Option<wgpu::SubmissionIndex>,
         f: impl FnOnce(&[u8]) -> Result<T>,
     ) -> Result<T> {
-        const WHAT: &str = "a read-back";
-        let outcome = Arc::new(Mutex::new(None));
-        let sink = Arc::clone(&outcome);
+        let out = self.map(device, bytes, on, f);
+        // Also where that failed: the buffer is to be mapped again.
+        self.buffer.unmap();
+        out
+    }
+
+    fn map<T>(
+        &self,
+        device: &Device,
+        bytes: u64,
+        on: Option<wgpu::SubmissionIndex>,
+        f: impl FnOnce(&[u8]) -> Result<T>,
+    ) -> Result<T> {
         let slice = self.buffer.slice(0..bytes);
+        let (sender, receiver) = mpsc::channel();
         device.scoped(WHAT, || {
-            slice.map_async(wgpu::MapMode::Read, move |r| {
-                *sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(r);
+            slice.map_async(wgpu::MapMode::Read, move |outcome| {
+                // Who no longer waits has failed otherwise.
+                let _ = sender.send(outcome);
             });
         })?;
-        let take = || {
-            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
-            outcome.take()
-        };
         device.wait(WHAT, on)?;
-        let mapped = match take() {
-            Some(outcome) => Some(outcome),
-            None => {
-                device.wait(WHAT, None)?;
-                take()
-            }
-        };
+        let mut outcome = receiver.try_recv().ok();
+        if outcome.is_none() {
+            device.wait(WHAT, None)?;
+            // Another thread that waits may be about to say it.
+            outcome = receiver.recv_timeout(PATIENCE).ok();
+        }
         let refused = |message: String| Error::Refused {
             what: WHAT.to_owned(),
             message,
         };
-        match mapped {
+        match outcome {
             Some(Ok(())) => {}
             Some(Err(e)) => return Err(refused(e.to_string())),
             None => return Err(refused("the buffer was not mapped".to_owned())),
         }
         let view = slice.get_mapped_range();
         let view = view.map_err(|e| refused(e.to_string()))?;
-        let out = f(&view);
-        drop(view);
-        self.buffer.unmap();
-        out
+        f(&view)
     }
 }
 

@@ -1,14 +1,14 @@
 //! Running an entry once, with outputs collected or streamed.
 
-use kiln_ir::plan::CONTEXT;
-use kiln_ir::{Bindings, DType};
+use kiln_ir::plan::{CONTEXT, PAST};
+use kiln_ir::{Bindings, DType, Symbol};
 
 use crate::dims::Values;
 use crate::error::{Error, Result};
-use crate::exec::{Allocation, Program, Recorder};
+use crate::exec::{Allocation, GRID_STATE_BYTES, Program, Recorder, has_stalled};
 use crate::model::Model;
 use crate::profile::{Profile, Timer};
-use crate::readback::{PIECE, Part, PartSink, ReadQueue};
+use crate::readback::{PIECE, Part, PartSink, ReadQueue, Staging};
 
 /// The entry that maps token ids to logits and hidden states.
 const FORWARD: &str = "forward";
@@ -278,7 +278,11 @@ impl Model {
             }
         }
         let values = self.values(program, bindings)?;
-        let variant = program.variant(&values)?;
+        check_sizes(program, bindings, &values)?;
+        // Workgroups may wait for each other in vain, and only a session computes again what
+        // that loses; but a profile is of what a session runs.
+        let apart = program.variant_of(&values, |v| timer.is_none() && v.grid.is_none());
+        let variant = apart.or_else(|_| program.variant(&values))?;
         let mut allocation = Allocation::new(self, program, &values)?;
         for port in &program.inputs {
             let given = inputs.iter().find(|(n, _)| *n == port.name);
@@ -315,7 +319,28 @@ impl Model {
         let what = format!("the entry `{name}`");
         self.device
             .scoped(&what, || run.all(&mut allocation, &mut give))??;
+        if program.variants[variant].grid.is_some() && self.has_stalled(&allocation)? {
+            return Err(Error::Refused {
+                what,
+                message: "workgroups of a launch waited for each other in vain; load the model \
+                          without joined launches"
+                    .to_owned(),
+            });
+        }
         Ok(run.recorder.into_timer())
+    }
+
+    /// Whether launches that share the state of a grid have failed.
+    fn has_stalled(&self, allocation: &Allocation) -> Result<bool> {
+        let staging = Staging::new(&self.device, GRID_STATE_BYTES)?;
+        let index = self.device.scoped("the state of a grid", || {
+            let mut recorder = Recorder::new(self, None);
+            allocation.copy_grid_state(&mut recorder, &staging, 0)?;
+            Result::Ok(recorder.submit())
+        })??;
+        staging.read(&self.device, GRID_STATE_BYTES, index, |state| {
+            Ok(has_stalled(state))
+        })
     }
 
     pub(crate) fn write_input(
@@ -337,6 +362,44 @@ impl Model {
         self.device.queue.write_buffer(buffer, 0, bytes);
         Ok(())
     }
+}
+
+/// Holds that `bindings` are sizes of the program, and all that it needs: without one of
+/// them an input or output has no elements.
+fn check_sizes(program: &Program, bindings: &Bindings, values: &Values) -> Result<()> {
+    let known = || {
+        let names = program.maxima.keys().map(String::as_str);
+        names.chain([CONTEXT]).collect::<Vec<_>>().join(", ")
+    };
+    let wrong = |name: &str, reason: String| Error::Input {
+        name: name.to_owned(),
+        reason,
+    };
+    for (symbol, _) in bindings.iter() {
+        let name = symbol.name();
+        if name != CONTEXT && !program.maxima.contains_key(name) {
+            let reason = format!("there is no such size; there are {}", known());
+            return Err(wrong(name, reason));
+        }
+    }
+    for port in program.inputs.iter().chain(&program.outputs) {
+        if port.bytes(values)? == 0 {
+            let reason = format!("it has no elements; give all sizes of {}", known());
+            return Err(wrong(&port.name, reason));
+        }
+    }
+    let of = |name: &str| bindings.get(&Symbol::new(name)).unwrap_or(0);
+    let (past, seq) = (of(PAST), of("seq"));
+    if let Some(context) = bindings.get(&Symbol::new(CONTEXT))
+        && past + seq > context
+    {
+        return Err(Error::ContextFull {
+            context,
+            past,
+            wanted: seq,
+        });
+    }
+    Ok(())
 }
 
 /// One run of an entry.

@@ -61,7 +61,8 @@ pub struct SamplingOptions {
     /// probability; 0 drops none.
     pub min_p: f32,
     /// Divides positive logits of tokens that occurred by this, and multiplies
-    /// negative ones; 1 changes nothing.
+    /// negative ones; 1 changes nothing. Those occurred that stand in the prompt, or were
+    /// generated behind it; of a session that is continued not what it had before.
     pub repetition_penalty: f32,
     /// Selects the random numbers.
     pub seed: u64,

@@ -253,7 +253,7 @@ impl<'m> Session<'m> {
         let bytes = self.output_bytes;
         self.staging.copy(recorder.encoder(), output, 0, bytes);
         self.allocation
-            .copy_grid_state(&mut recorder, &self.staging, bytes);
+            .copy_grid_state(&mut recorder, &self.staging, bytes)?;
         let index = recorder.submit();
         let mut out = vec![0f32; (bytes / 4) as usize];
         let read = self.read(&self.staging, bytes, index, |bytes| {

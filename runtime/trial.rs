@@ -118,7 +118,7 @@ impl<'m> Trial<'m> {
                 staging.copy_to(at, recorder.encoder(), results, 0, bytes);
             }
             self.allocation
-                .copy_grid_state(&mut recorder, &self.staging, 2 * bytes);
+                .copy_grid_state(&mut recorder, &self.staging, 2 * bytes)?;
             Result::Ok(recorder.submit())
         })??;
         let all = 2 * bytes + self.allocation.grid_state_bytes();
@@ -160,6 +160,11 @@ impl<'m> Trial<'m> {
         })??;
         timer.map_or(Ok(Profile::default()), |timer| timer.finish(self.model))
     }
+}
+
+/// Whether what failed with this error would again.
+fn is_final(error: &Error) -> bool {
+    trust::is_verdict(error) || matches!(error, Error::DeviceLost { .. })
 }
 
 /// An outcome, or `None` where it says that the driver cannot do what was tried.
@@ -259,17 +264,16 @@ impl Model {
                 continue;
             }
             let name = &program.variants[group.start].name;
-            // In case that this is the end of the process, or of the device.
-            file.choices.trying.insert(name.clone());
-            file.save();
-            let means = match self.measure(program, group.clone()) {
-                Err(error @ Error::DeviceLost { .. }) => return Err(error),
-                // It stays among those that are left as they stand.
-                Err(_) => Means::default(),
-                Ok(means) => {
-                    file.choices.trying.remove(name);
-                    means
-                }
+            file.begin(name);
+            let outcome = self.measure(program, group.clone());
+            match &outcome {
+                Err(error) if is_final(error) => file.give_up(name),
+                _ => file.end(name),
+            }
+            let means = match outcome {
+                // Perhaps less memory is taken by others when it is loaded the next time.
+                Err(Error::OutOfMemory { .. }) => Means::default(),
+                outcome => tried(outcome)?.unwrap_or_default(),
             };
             let least = means.least();
             if !least.is_empty() {

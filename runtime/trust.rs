@@ -69,17 +69,10 @@ fn reason(
     }
 }
 
-/// Whether an error says that a driver cannot do what was tried, and not that nothing
-/// can be tried.
+/// Whether an error says that a driver cannot do what was tried: it refuses that, or offers
+/// less. All others would keep anything else from being done too.
 pub(crate) fn is_verdict(error: &Error) -> bool {
-    !matches!(
-        error,
-        Error::Plan(_)
-            | Error::NoSuchText { .. }
-            | Error::File { .. }
-            | Error::Io { .. }
-            | Error::DeviceLost { .. }
-    )
+    matches!(error, Error::Refused { .. } | Error::Limit { .. })
 }
 
 /// The tier with the entries `names` alone, without the variants whose grids the device

@@ -1,15 +1,13 @@
-// Attention of few queries over a long context: one workgroup a query, head and split of the context.
+// Attention of few queries over a long context: one workgroup a query and head.
 //
-// The keys of a split are taken in blocks of WORKGROUP: each invocation scores one key, the
+// The keys are taken in blocks of WORKGROUP: each invocation scores one key, the
 // workgroup finds the block's maximum and exponentials, then the invocations regroup, D4 to a key's
 // row, each team of D4 walking every TEAMS-th key. The softmax is online from block to block, in
-// f32, with a finite sentinel. Whoever reads the result joins splits; with SPLITS = 1 the hook
-// store_split writes the quotient itself.
+// f32, with a finite sentinel.
 //
-// Constants: HEADS, KV_HEADS, HEAD_DIM (at most 4 * WORKGROUP), SCALE, CAUSAL, SPLITS,
-//            WORKGROUP (a power of two).
-// Hooks: batch, queries, past, kv_len, visible_from, load_q, load_k, load_v, store_split, workgroup_index.
-// Grid: batch * queries * HEADS * SPLITS workgroups.
+// Constants: HEADS, KV_HEADS, HEAD_DIM (at most 4 * WORKGROUP), SCALE, CAUSAL, WORKGROUP (a power of two).
+// Hooks: batch, queries, past, kv_len, visible_from, load_q, load_k, load_v, store_out, workgroup_index.
+// Grid: batch * queries * HEADS workgroups.
 // Workgroup memory: about 24 * WORKGROUP + 4 * HEAD_DIM bytes.
 
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
@@ -28,19 +26,15 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let tile = workgroup_index(workgroup_id, num_workgroups);
-    let split = tile % SPLITS;
-    let h = (tile / SPLITS) % HEADS;
-    let i = (tile / (SPLITS * HEADS)) % queries();
-    let b = tile / (SPLITS * HEADS * queries());
+    let h = tile % HEADS;
+    let i = tile / HEADS % queries();
+    let b = tile / (HEADS * queries());
     if b >= batch() {
         return;
     }
     let kvh = h / (HEADS / KV_HEADS);
-    let from_key = visible_from(b);
-    let to_key = max(from_key, select(kv_len(), min(past() + i + 1u, kv_len()), CAUSAL));
-    let share = (to_key - from_key + SPLITS - 1u) / SPLITS;
-    let begin = min(from_key + split * share, to_key);
-    let end = min(begin + share, to_key);
+    let begin = visible_from(b);
+    let end = max(begin, select(kv_len(), min(past() + i + 1u, kv_len()), CAUSAL));
 
     for (var d = lane; d < D4; d += WORKGROUP) {
         q_row[d] = load_q(b, i, h, d) * SCALE;
@@ -102,6 +96,6 @@ fn main(
         for (var t = 0u; t < TEAMS; t++) {
             sum += team_out[t * D4 + lane];
         }
-        store_split(b, i, h, split, lane, sum, top, partial[0]);
+        store_out(b, i, h, lane, sum / max(partial[0], 1e-30));
     }
 }

@@ -40,12 +40,15 @@ const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 100, "max_position_
 const DEEP: &str = r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 64,
     "n_inner": 1300, "n_head": 2, "n_layer": 2}"#;
 
-/// A tier with subgroups of 32, if it does not say of how many, its launches apart.
+/// A tier with subgroups of 32, if it does not say of how many, its launches apart, and most
+/// of their grids of two dimensions: no device that tests run on is given as many workgroups
+/// as that takes.
 const fn apart(tier: &str) -> On<'_> {
     On {
         tier,
         join: false,
         subgroup: 32,
+        across: 3,
     }
 }
 
@@ -631,11 +634,13 @@ fn drawn() -> impl Strategy<Value = Drawn> {
     let packing = sample::select(&Packing::ALL);
     let sizes = sample::select(&[4usize, 8, 16, 32, 64]);
     let tiers: Vec<&str> = ALL_TIERS.into_iter().chain(OTHER_MATRICES).collect();
-    let on = (sample::select(tiers), any::<bool>(), sizes);
-    let on = on.prop_map(|(tier, join, subgroup)| On {
+    let across = sample::select(&[2, 7, u64::MAX]);
+    let on = (sample::select(tiers), any::<bool>(), sizes, across);
+    let on = on.prop_map(|(tier, join, subgroup, across)| On {
         tier,
         join,
         subgroup,
+        across,
     });
     let grid = sample::select(&[1u32, 2, 8]);
     let way = 0usize..=4;

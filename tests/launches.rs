@@ -217,3 +217,47 @@ fn large_steps_take_shorter_pieces() {
         assert_eq!((most("batch"), most("seq")), (8, pieces), "{name}");
     }
 }
+
+/// What launches say that they compute and move is what people reckon for GPT-2: profiles
+/// hold it against a device's ceilings, and submissions are cut by it.
+#[test]
+fn launches_say_what_a_step_computes_and_moves() {
+    const WIDTH: u64 = 768;
+    const LAYERS: u64 = 12;
+    let weights = 12 * LAYERS * WIDTH * WIDTH;
+    let head = WIDTH * 50257;
+    let plan = plan("gpt2", Packing::F16);
+    for (seq, past) in [(1, 15), (1, 1000), (512, 0)] {
+        let sizes = Bindings::new()
+            .with("batch", 1)
+            .with("seq", seq)
+            .with("past", past)
+            .with(CONTEXT, plan.model.max_context)
+            .with(BLOCK, 0);
+        // Scores and sums of values, for all keys, seen or not.
+        let attention = LAYERS * 4 * WIDTH * seq * (past + seq);
+        let flops = 2 * (weights * seq + head) + attention;
+        // Weights are read once, and so are keys and values, at least in f16.
+        let bytes = 2 * (weights + head) + LAYERS * 2 * WIDTH * (past + seq) * 2;
+        let steps = variants(&plan).filter(|(_, entry, _, _)| *entry == "step");
+        for (tier, _, _, variant) in steps.filter(|(.., v)| v.takes(&sizes).unwrap()) {
+            let at = format!("{seq} behind {past}, {} of {}", variant.name, tier.name);
+            let sum = |of: fn(&Launch) -> &kiln_ir::Dim| -> f64 {
+                let launches = launches(variant).into_iter();
+                let each = launches.map(|l| of(l).eval(&sizes).unwrap());
+                each.sum::<u64>() as f64
+            };
+            // Of a prompt's last layer most rows are wanted by nobody.
+            let least = if seq == 1 { 1.0 } else { 0.9 };
+            let found = sum(|l| &l.flops) / flops as f64;
+            assert!(
+                (least..1.02).contains(&found),
+                "{at}: {found} of the operations"
+            );
+            // Rows go from launch to launch, and keys and values may be of f32.
+            let most = if seq == 1 { 1.3 } else { 4.0 };
+            let found = sum(|l| &l.bytes) / bytes as f64;
+            assert!((1.0..most).contains(&found), "{at}: {found} of the bytes");
+        }
+    }
+}

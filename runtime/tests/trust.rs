@@ -6,10 +6,12 @@ mod common;
 use std::fs;
 
 use common::*;
+use kiln_ir::Bindings;
 use kiln_ir::plan::{Access, Binding, Buffer, Check, Grid, Kernel, Plan, Requirements, Tier};
 use kiln_runtime::generate::{GenerateOptions, generate};
 use kiln_runtime::sampling::SamplingOptions;
-use kiln_runtime::{Artifact, LoadOptions, Model, Session};
+
+use kiln_runtime::{Artifact, LoadOptions, Model, RunOptions, Session};
 
 const WORDS: u64 = 64;
 
@@ -283,6 +285,13 @@ fn a_grid_that_stalls_later_is_left() {
     assert!(joins && logits != expected);
     let failing = unchecked("select(0.0, 9.0, id.x == 7u)", "true").unwrap();
     assert_eq!(steps(&failing), (expected, false));
+    // Outside of sessions too, where nobody would compute it again.
+    let alone = |model: &Model| {
+        let sizes = Bindings::new().with("batch", 1).with("seq", 1);
+        let inputs: [(&str, &[u8]); 2] = [("ids", &[1, 0, 0, 0]), ("start", &[0; 4])];
+        model.run_collect("step", &inputs, &sizes, &RunOptions::default())
+    };
+    assert_eq!(alone(&failing).unwrap(), alone(&plain).unwrap());
 
     // Tokens that are chosen on the device: the barriers fail at every place of a burst
     // and behind it, with tokens drawn and the history minded, and in a batch of which

@@ -77,8 +77,8 @@ fn store_out(b: u32, i: u32, h: u32, d4: u32, v: vec4<f32>) {
     }
 }
 
-// attention_decode hands over its sums, not yet divided. Unsplit, this is the end of it; a split
-// kernel writes v, top and total to a buffer instead.
+// attention_decode_subgroup hands over its sums, not yet divided. Unsplit, this is the end of it; a
+// split kernel writes v, top and total to a buffer instead.
 const SPLITS: u32 = 1u;
 
 fn store_split(b: u32, i: u32, h: u32, split: u32, d4: u32, v: vec4<f32>, top: f32, total: f32) {

@@ -41,14 +41,13 @@ impl Ran {
     }
 }
 
-/// The program, kept off every network.
+/// The program, kept off every network and off what the user's own runs have measured.
 fn command<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     command.args(args).env("HF_HUB_OFFLINE", "1");
-    command.env(
-        "HF_HOME",
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-hub"),
-    );
+    command.env("HF_HOME", scratch.join("no-hub"));
+    command.env("XDG_CACHE_HOME", scratch.join("cache"));
     command.stdin(Stdio::null());
     command
 }

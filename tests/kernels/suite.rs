@@ -113,6 +113,7 @@ impl Suite {
                 tier,
                 join: false,
                 subgroup: 32,
+                across: 5,
             };
             let program = Program::new(&compiled.plan, &compiled.kernels, on, weight);
             let mut program = program.unwrap();

@@ -53,6 +53,8 @@ pub struct Program<'a> {
     images: BTreeMap<usize, Buffer>,
     /// Whether variants are run whose launches do the work of several.
     join: bool,
+    /// The most workgroups across a grid.
+    across: u64,
     /// The kernels that have been launched, and those of their barriers that were reached,
     /// by where they begin in the text.
     pub launched: BTreeMap<String, BTreeSet<usize>>,
@@ -67,6 +69,9 @@ pub struct On<'t> {
     pub join: bool,
     /// Invocations in a subgroup, where the tier does not say how many.
     pub subgroup: usize,
+    /// The most workgroups across a grid: where there are more it has two dimensions, but
+    /// for launches that do the work of several, whose workgroups are few.
+    pub across: u64,
 }
 
 /// The buffers of an entry point, and states, at a capacity.
@@ -127,6 +132,7 @@ impl<'a> Program<'a> {
             weights,
             images,
             join: on.join,
+            across: on.across,
             launched: BTreeMap::new(),
         })
     }
@@ -159,8 +165,8 @@ impl<'a> Program<'a> {
             let kernel = self.plan.kernels.get(&check.kernel);
             let bindings = vec![buffer; kernel.map_or(0, |k| k.bindings.len())];
             let none = vec![0; self.plan.uniforms.len()];
-            let workgroups = check.workgroups as usize;
-            self.start("a check", &check.kernel, workgroups, &none, &bindings)?;
+            let grid = [u64::from(check.workgroups), 1];
+            self.start("a check", &check.kernel, grid, &none, &bindings)?;
             passed &= self.device.words(buffer).iter().all(|word| *word == 1);
         }
         Ok(passed)
@@ -246,8 +252,9 @@ impl<'a> Program<'a> {
         }
         let variant =
             chosen.ok_or_else(|| RunError::Missing("variant for these sizes".to_owned()))?;
+        let across = variant.grid.as_ref().map_or(self.across, |_| u64::MAX);
         for launch in &variant.launches {
-            self.launch(session, launch, &sizes)?;
+            self.launch(session, launch, across, &sizes)?;
         }
         if let Some(grid) = &variant.grid
             && self.device.words(session.buffers[grid.state])[1] != 0
@@ -266,7 +273,7 @@ impl<'a> Program<'a> {
                 for block in (0..rows).step_by(stream.rows_per_block as usize) {
                     let at = sizes.clone().with(BLOCK, block);
                     for launch in &stream.launches {
-                        self.launch(session, launch, &at)?;
+                        self.launch(session, launch, self.across, &at)?;
                     }
                     let count = stream.rows_per_block.min(rows - block) as usize;
                     words.extend_from_slice(&self.device.words(buffer)[..count * row]);
@@ -283,6 +290,7 @@ impl<'a> Program<'a> {
         &mut self,
         session: &Session,
         launch: &'a Launch,
+        across: u64,
         sizes: &Bindings,
     ) -> Result<(), RunError> {
         let value = |name: &String| sizes.get(&kiln_ir::Symbol::new(name)).unwrap_or(0) as u32;
@@ -297,21 +305,15 @@ impl<'a> Program<'a> {
                 Binding::Buffer(index) => session.buffers[index],
             });
         let bindings: Vec<Buffer> = bindings.collect();
-        let workgroups = launch.workgroups.eval(sizes)? as usize;
-        self.start(
-            &launch.label,
-            &launch.kernel,
-            workgroups,
-            &uniforms,
-            &bindings,
-        )
+        let grid = plan::fold(launch.workgroups.eval(sizes)?, across);
+        self.start(&launch.label, &launch.kernel, grid, &uniforms, &bindings)
     }
 
     fn start(
         &mut self,
         label: &str,
         name: &'a str,
-        workgroups: usize,
+        [x, y]: [u64; 2],
         uniforms: &[u32],
         bindings: &[Buffer],
     ) -> Result<(), RunError> {
@@ -331,7 +333,7 @@ impl<'a> Program<'a> {
         };
         let barriers = self
             .device
-            .launch(kernel, [workgroups, 1, 1], uniforms, bindings);
+            .launch(kernel, [x as usize, y as usize, 1], uniforms, bindings);
         let known = self.launched.entry(name.to_owned()).or_default();
         known.extend(barriers.map_err(failed)?);
         Ok(())
