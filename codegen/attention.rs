@@ -22,6 +22,9 @@ pub(crate) const COOP: &str = "attention_coop";
 /// waits long for others.
 const TILES_A_PROCESSOR: u64 = 4;
 
+/// The largest heads: four elements for each of the invocations that any device has.
+const MOST_HEAD_DIM: u64 = 1024;
+
 /// The body for many queries on a CPU driver.
 const FOR_MANY: &str = "attention_software_prefill";
 
@@ -198,6 +201,10 @@ impl Attention<'_> {
     pub fn lower(&self, out: &mut Lowered) -> Result<Launch, CodegenError> {
         let source = self.source;
         let on = self.operands()?;
+        if on.head_dim > MOST_HEAD_DIM {
+            let reason = format!("heads have at most {MOST_HEAD_DIM} elements");
+            return Err(source.unsupported(self.id, &reason));
+        }
         let body = self.kernel(&on);
         let usual = self.way(&on, &body, None, out)?;
         let mut others = Vec::new();

@@ -32,6 +32,31 @@ pub enum CodegenError {
         /// In another.
         other: String,
     },
+    /// A name that cannot be used.
+    #[error("{what} `{name}` cannot be compiled: {reason}")]
+    Name {
+        /// Graph, symbol or parameter.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// A launch would bind more than devices have to let it.
+    #[error(
+        "`{label}` of entry `{entry}` takes {found} buffers in one launch, where devices need let \
+         it bind {most}; make some of what it reads an output, so that it is computed before"
+    )]
+    TooManyBuffers {
+        /// The entry.
+        entry: String,
+        /// The launch.
+        label: String,
+        /// What it would bind.
+        found: usize,
+        /// What it may.
+        most: u64,
+    },
     /// A buffer would not fit a binding at the symbols' maxima.
     #[error(
         "buffer `{buffer}` of entry `{entry}` takes {bytes} bytes at the symbols' maxima, over the \

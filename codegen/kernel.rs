@@ -453,7 +453,8 @@ impl Draft {
 
 /// The uniform block, with these members.
 pub(crate) fn uniforms(symbols: &[String]) -> String {
-    let members: Vec<String> = symbols.iter().map(|s| format!("    {s}: u32,\n")).collect();
+    let member = |symbol: &String| format!("    {}: u32,\n", wgsl::member(symbol));
+    let members: Vec<String> = symbols.iter().map(member).collect();
     format!(
         "struct Symbols {{\n{}}}\n\n@group(0) @binding(0) var<uniform> sym: Symbols;\n",
         members.concat()

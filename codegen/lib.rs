@@ -46,6 +46,7 @@ mod lanes;
 mod linear;
 mod lower;
 mod memory;
+mod names;
 mod packed;
 mod parts;
 mod place;
@@ -164,6 +165,7 @@ pub fn lower(
     options: &CompileOptions,
 ) -> Result<Compiled, CodegenError> {
     let tiers = tiers(options)?;
+    names::check(optimised)?;
     // The sampler's kernels are the runtime's, not the plan's.
     let archetypes = kiln_shaders::BODIES.iter().map(|(name, _)| *name);
     let archetypes: Vec<&str> = archetypes.filter(|n| !n.starts_with("sample_")).collect();
@@ -186,6 +188,7 @@ pub fn lower(
         });
     }
     let made = plan::make(optimised, model, options, &tiers)?;
+    check_bindings(&made.plan)?;
     kiln_ir::plan::verify::verify(&made.plan)?;
     let graphs = sources
         .iter()
@@ -197,6 +200,33 @@ pub fn lower(
     };
     compiled.check_kernels()?;
     Ok(compiled)
+}
+
+/// Holds that no launch binds more buffers than a tier's devices let it. What does is a graph's,
+/// not the generator's: an op of so many operands, or results.
+fn check_bindings(plan: &Plan) -> Result<(), CodegenError> {
+    let tiers = plan.tiers.iter();
+    let entries = tiers.flat_map(|tier| tier.entries.iter().map(move |entry| (tier, entry)));
+    for (tier, (name, entry)) in entries {
+        let most = tier.requires.limits.get(join::BUFFERS_LIMIT);
+        let most = most.copied().unwrap_or(STORAGE_BUFFERS);
+        // Variants with a grid say themselves what they need.
+        let variants = entry.variants.iter().filter(|v| v.grid.is_none());
+        for launch in variants.flat_map(|v| v.all_launches()) {
+            let kernel = plan.kernels.get(&launch.kernel);
+            let buffers = kernel.into_iter().flat_map(|k| &k.bindings);
+            let found = buffers.filter(|b| !b.is_image()).count();
+            if found as u64 > most {
+                return Err(CodegenError::TooManyBuffers {
+                    entry: name.clone(),
+                    label: launch.label.clone(),
+                    found,
+                    most,
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn tiers(options: &CompileOptions) -> Result<Vec<Tier>, CodegenError> {
@@ -221,6 +251,9 @@ fn tiers(options: &CompileOptions) -> Result<Vec<Tier>, CodegenError> {
     all.retain(|t| names.iter().any(|n| n == t.name()));
     Ok(all)
 }
+
+/// Storage buffers that any device lets a kernel bind, by WebGPU's default limits.
+const STORAGE_BUFFERS: u64 = 8;
 
 /// A compiled model, without its weights' bytes.
 #[derive(Clone, Debug, PartialEq)]

@@ -473,10 +473,13 @@ impl Linear<'_> {
                     let Some(x) = operands.next() else {
                         return Err(source.unsupported(self.id, "a step has no operand"));
                     };
-                    let operand = match source.vector_of(self.id, *x) {
+                    let whole = source.shape(self.id);
+                    // One number for all columns is no vector of them.
+                    let is_vector = whole.last() == source.shape(*x).last();
+                    let vector = source.vector_of(self.id, *x).filter(|_| is_vector);
+                    let operand = match vector {
                         Some((base, offset)) => vector_load(base, offset, last, four, d),
                         None => {
-                            let whole = source.shape(self.id);
                             let at = source.broadcast(*x, &At::row(row, last, whole), whole);
                             match four {
                                 true => source.vector4(*x, &at, d)?,
@@ -584,10 +587,23 @@ pub(crate) fn norm_vector(
     k: u64,
     d: &mut Draft,
 ) -> Result<String, CodegenError> {
-    let Some((base, offset)) = source.vector_of(id, x) else {
-        return Err(source.unsupported(id, "a norm's gain and bias must be parameters"));
+    if k == 0 {
+        return Err(source.unsupported(id, "the normalised axis has no elements"));
+    }
+    if let Some((base, offset)) = source.vector_of(id, x) {
+        // Vectors are padded to whole fours, not to whole groups.
+        let last = format!("min(k4, {}u)", k.div_ceil(4) - 1);
+        return Ok(vector_load(base, offset, &last, true, d));
+    }
+    let Some(view) = source.view(x) else {
+        return Err(source.unsupported(id, "a norm's gain or bias lies in no buffer"));
     };
-    // Vectors are padded to whole fours, not to whole groups.
-    let last = format!("min(k4, {}u)", k.div_ceil(4) - 1);
-    Ok(vector_load(base, offset, &last, true, d))
+    // Computed by the graph: of any length, in a buffer of any order.
+    let name = d.read("vector", view.base, Element::F32);
+    let element = |i: u32| {
+        let last = format!("min(k4 * 4u + {i}u, {}u)", k - 1);
+        format!("{name}[{}]", view.address(&[last], 1))
+    };
+    let elements: Vec<String> = (0..4).map(element).collect();
+    Ok(format!("vec4<f32>({})", elements.join(", ")))
 }

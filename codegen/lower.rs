@@ -12,7 +12,7 @@ use crate::generic;
 use crate::join::{self, GridSize};
 use crate::kernel::{Element, Launch};
 use crate::linear::{Blocked, Linear};
-use crate::place::{Local, Placement, Role, describe};
+use crate::place::{Local, Placement, Role, describe, is_wide_concat};
 use crate::plan::BATCH;
 use crate::row_norm::RowNorm;
 use crate::tier::{Shape, Tier};
@@ -376,6 +376,26 @@ impl<'a> Lowering<'a> {
                     *new,
                     &place,
                 )?])
+            }
+            Op::Concat { axis } if is_wide_concat(&value.op, value.inputs.len()) => {
+                let mut launches = Vec::new();
+                let mut start = Dim::constant(0);
+                for x in &value.inputs {
+                    let end = &start + &source.shape(*x)[*axis];
+                    let slice = Op::Slice {
+                        axis: *axis,
+                        start,
+                        end: end.clone(),
+                    };
+                    let place = source.view(id).and_then(|whole| whole.apply(&slice));
+                    let Some(place) = place else {
+                        return Err(source.unsupported(id, "an operand has no place in it"));
+                    };
+                    let workgroup = self.workgroup(id);
+                    launches.push(generic::pointwise(source, workgroup, *x, &place)?);
+                    start = end;
+                }
+                Ok(launches)
             }
             _ if let Some(parts) = source.placement.parts.get(&id) => {
                 Ok(vec![generic::pointwise_parts(

@@ -22,6 +22,10 @@ const INLINE_BUFFERS: usize = 6;
 /// The same for an expression inside a kernel that binds operands beside it.
 const OPERAND_BUFFERS: usize = 2;
 
+/// The most ops that an expression has which is evaluated in place. Texts grow with it, by
+/// twice where an operand stands in it twice, and compilers nest only so deep.
+const INLINE_OPS: usize = 64;
+
 /// A buffer before memory planning.
 #[derive(Clone, Debug)]
 pub(crate) struct Local {
@@ -100,10 +104,28 @@ fn writes_parts(op: &Op) -> bool {
 fn wants_view(op: &Op, operand: usize) -> bool {
     match op {
         Op::Linear { .. } | Op::Normalize(_) => operand == 0,
-        Op::Attention(_) => operand < 3,
-        Op::AttentionProbs(_) => operand < 2,
+        // Behind queries, keys and values the first key that is seen.
+        Op::Attention(_) => operand < 4,
+        Op::AttentionProbs(_) => operand < 3,
         _ => false,
     }
+}
+
+/// Operands that a kernel reads through a [`View`] unless they are parameters: a norm's gain
+/// and bias.
+fn wants_vector(op: &Op, operand: usize) -> bool {
+    match op {
+        Op::Linear {
+            norm: Some(norm), ..
+        } => (2..2 + norm.operands()).contains(&operand),
+        Op::Normalize(_) => operand > 0,
+        _ => false,
+    }
+}
+
+/// Whether an op puts so many values side by side that each has a launch of its own.
+pub(crate) fn is_wide_concat(op: &Op, operands: usize) -> bool {
+    matches!(op, Op::Concat { .. }) && operands > INLINE_BUFFERS
 }
 
 /// Whether evaluating the op again for another user costs next to nothing.
@@ -141,6 +163,7 @@ pub(crate) fn place(
             copies: Vec::new(),
         },
         reads: vec![BTreeSet::new(); graph.arena_len()],
+        sizes: vec![0; graph.arena_len()],
     };
     placer.states()?;
     for (id, _) in graph.iter() {
@@ -157,8 +180,9 @@ struct Placer<'g> {
     users: Vec<Vec<ValueId>>,
     counts: Vec<usize>,
     out: Placement,
-    /// For values evaluated in place: the buffers that takes.
+    /// For values evaluated in place: the buffers that takes, and the ops.
     reads: Vec<BTreeSet<Base>>,
+    sizes: Vec<usize>,
 }
 
 impl Placer<'_> {
@@ -231,11 +255,12 @@ impl Placer<'_> {
             };
             // Written by whatever computes the new elements, if that is its
             // only use; else by a copy.
+            let op = &self.graph.value(*new).op;
+            let is_computed = !matches!(op, Op::Input { .. } | Op::State { .. });
             let direct = self.counts[new.index()] == 1
                 && (self.is_part(*new)
-                    || matches!(self.graph.value(*new).op, Op::Linear { .. })
-                    || (!has_kernel(&self.graph.value(*new).op)
-                        && !is_cheap(&self.graph.value(*new).op)));
+                    || matches!(op, Op::Linear { .. })
+                    || (is_computed && !has_kernel(op) && !is_cheap(op)));
             if direct {
                 self.out.views[new.index()] = whole.apply(&appended);
             } else {
@@ -297,13 +322,24 @@ impl Placer<'_> {
                 self.set_contiguous(id, local);
                 return;
             }
-            Op::State { .. } | Op::Param { .. } => return,
+            Op::State { .. } => return,
+            Op::Param { .. } => {
+                // Where a kernel takes it as rows, they are a copy.
+                if self.is_wanted(id, wants_view) {
+                    self.materialise(id);
+                }
+                return;
+            }
             _ => {}
         }
         if self.out.views[id.index()].is_some() {
             // A state's new elements, or the state with them.
             let is_append = self.graph.states().iter().any(|(_, v)| *v == id);
             if (is_append && self.out.appended.contains(&id)) || (!is_append && !self.is_part(id)) {
+                match has_kernel(&value.op) {
+                    true => self.materialise_kernel_operands(id),
+                    false => self.materialise_operands(id, INLINE_BUFFERS),
+                }
                 self.out.materialised.push(id);
             }
             return;
@@ -330,19 +366,34 @@ impl Placer<'_> {
             self.out.views[id.index()] = Some(view);
             return;
         }
-        let required = self.users[id.index()].iter().any(|user| {
-            let user = self.graph.value(*user);
-            let mut operands = user.inputs.iter().enumerate();
-            operands.any(|(i, x)| *x == id && wants_view(&user.op, i))
+        let required = self.is_wanted(id, |op, operand| {
+            wants_view(op, operand) || wants_vector(op, operand)
         });
         let shared = self.counts[id.index()] > 1 && !is_cheap(&value.op);
-        if required || shared {
-            self.materialise_operands(id, INLINE_BUFFERS);
+        self.materialise_operands(id, INLINE_BUFFERS);
+        let takes_many = is_wide_concat(&value.op, value.inputs.len());
+        if required || shared || takes_many || self.size(id) > INLINE_OPS {
             self.materialise(id);
             return;
         }
-        self.materialise_operands(id, INLINE_BUFFERS);
         self.reads[id.index()] = self.operand_reads(id);
+        self.sizes[id.index()] = self.size(id);
+    }
+
+    /// Whether `wants` is true of a use of a value.
+    fn is_wanted(&self, id: ValueId, wants: impl Fn(&Op, usize) -> bool) -> bool {
+        self.users[id.index()].iter().any(|user| {
+            let user = self.graph.value(*user);
+            let mut operands = user.inputs.iter().enumerate();
+            operands.any(|(i, x)| *x == id && wants(&user.op, i))
+        })
+    }
+
+    /// The ops of which evaluating a value takes, each as often as it is evaluated.
+    fn size(&self, id: ValueId) -> usize {
+        let operands = self.graph.value(id).inputs.iter();
+        let sizes = operands.map(|x| self.sizes[x.index()]);
+        sizes.fold(1, usize::saturating_add)
     }
 
     fn any_direct(&self, ranges: &[(u64, u64, ValueId)]) -> bool {

@@ -163,7 +163,8 @@ struct Join {
 
 impl Placed {
     /// Places the values. Where a buffer would not fit a binding, the longest piece
-    /// of a session's prompt, or else the largest batch, is halved until all do.
+    /// of a session's prompt, or the largest batch if that makes it no smaller, is halved
+    /// until all do.
     fn new(
         graph: &Graph,
         states: &[State],
@@ -183,7 +184,7 @@ impl Placed {
                 }
             }
             let found = too_large(&graph, &placement, states, &maxima, limit)?;
-            let Some((buffer, bytes)) = found else {
+            let Some((buffer, size)) = found else {
                 return Ok(Placed {
                     graph,
                     states: states.to_vec(),
@@ -197,11 +198,16 @@ impl Placed {
                 true => &[BATCH],
                 false => &[SEQ, BATCH],
             };
-            let larger = |name: &&str| {
+            let bytes = size.eval(&maxima)?;
+            let helps = |name: &&str| {
                 let mut symbols = graph.symbols.iter();
-                symbols.position(|s| s.name == Symbol::new(name) && s.max > 1)
+                let symbol = symbols.position(|s| s.name == Symbol::new(name) && s.max > 1)?;
+                let halved = maxima.clone().with(name, graph.symbols[symbol].max / 2);
+                size.eval(&halved)
+                    .is_ok_and(|less| less < bytes)
+                    .then_some(symbol)
             };
-            match names.iter().find_map(larger) {
+            match names.iter().find_map(helps) {
                 Some(symbol) => graph.symbols[symbol].max /= 2,
                 None => {
                     return Err(CodegenError::TooLarge {
@@ -609,10 +615,10 @@ fn too_large(
     states: &[State],
     maxima: &Bindings,
     limit: u64,
-) -> Result<Option<(String, u64)>, CodegenError> {
+) -> Result<Option<(String, Dim)>, CodegenError> {
     for local in &placement.locals {
-        let size = bytes(local).eval(maxima)?;
-        if size > limit {
+        let size = bytes(local);
+        if size.eval(maxima)? > limit {
             return Ok(Some((local.name.clone(), size)));
         }
     }
@@ -621,8 +627,8 @@ fn too_large(
         ops.any(|op| matches!(op, Op::State { name, .. } if name == state))
     };
     for state in states.iter().filter(|s| reads(&s.name)) {
-        let size = bytes_of_state(&state.ty).eval(maxima)?;
-        if size > limit {
+        let size = bytes_of_state(&state.ty);
+        if size.eval(maxima)? > limit {
             return Ok(Some((state.name.clone(), size)));
         }
     }

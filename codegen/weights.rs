@@ -64,15 +64,21 @@ pub(crate) struct Weights {
     pub parameters: u64,
 }
 
+/// What the name of the buffer of a matrix's scales ends with.
+pub(crate) const SCALES: &str = ".scales";
+
 /// The parameters of one axis that `id` takes as operands, in order.
 pub(crate) fn vector_operands(graph: &Graph, id: ValueId) -> Vec<String> {
     let operands = graph.value(id).inputs.iter();
-    operands
-        .filter_map(|x| match &graph.value(*x).op {
-            Op::Param { name, ty } if ty.rank() <= 1 => Some(name.clone()),
-            _ => None,
-        })
-        .collect()
+    operands.filter_map(|x| vector_param(graph, *x)).collect()
+}
+
+/// The name of a parameter of one axis at most.
+fn vector_param(graph: &Graph, id: ValueId) -> Option<String> {
+    match &graph.value(id).op {
+        Op::Param { name, ty } if ty.rank() <= 1 => Some(name.clone()),
+        _ => None,
+    }
 }
 
 /// Plans the parameters of all `graphs` for linear weights in `packing`, in buffers
@@ -114,6 +120,14 @@ pub(crate) fn plan(
                 true => vec![names],
                 false => names.into_iter().map(|n| vec![n]).collect(),
             };
+            // What is one number for all columns is read by itself, and so are outputs.
+            let alone = value
+                .inputs
+                .iter()
+                .filter(|x| graph.ty(**x).elements().is_one());
+            let outputs = graph.outputs().iter().map(|(_, x)| x).filter(|x| **x == id);
+            let alone = alone.chain(outputs).filter_map(|x| vector_param(graph, *x));
+            let new = new.into_iter().chain(alone.map(|n| vec![n]));
             for group in new {
                 if !group.is_empty() && !groups.contains(&group) {
                     groups.push(group);
@@ -248,7 +262,7 @@ impl Weights {
                 format!(".part{}", parts.len())
             };
             let mut push = |scales: bool, bytes: usize| {
-                let kind = if scales { ".scales" } else { "" };
+                let kind = if scales { SCALES } else { "" };
                 self.buffers.push(WeightBuffer {
                     name: format!("{name}{suffix}{kind}"),
                     bytes: (bytes as u64).next_multiple_of(16).max(16),

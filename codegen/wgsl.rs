@@ -53,7 +53,17 @@ fn atom(atom: &Atom) -> String {
 
 /// A symbol, read from the uniform block.
 pub(crate) fn symbol(symbol: &Symbol) -> String {
-    format!("sym.{symbol}")
+    format!("sym.{}", member(symbol.name()))
+}
+
+/// What a symbol is called in the uniform block: its name, unless WGSL has another use for
+/// that.
+pub(crate) fn member(symbol: &str) -> String {
+    let is_reserved = naga::keywords::wgsl::RESERVED.contains(&symbol);
+    match is_reserved || symbol == "_" || symbol.starts_with("__") {
+        true => format!("symbol_{symbol}"),
+        false => symbol.to_owned(),
+    }
 }
 
 /// A constant as a WGSL literal.
@@ -316,6 +326,7 @@ mod tests {
         let text = |s: &str| dim(&s.parse().unwrap());
         assert_eq!(text("7"), "7u");
         assert_eq!(text("seq"), "sym.seq");
+        assert_eq!(text("new"), "sym.symbol_new");
         assert_eq!(text("past + seq"), "(sym.past + sym.seq)");
         assert_eq!(text("seq - 1"), "(sym.seq - 1u)");
         assert_eq!(text("-past + seq"), "(sym.seq - sym.past)");

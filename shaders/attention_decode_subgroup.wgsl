@@ -66,8 +66,10 @@ fn main(
     let end = min(begin + share, to_key);
 
     let lane = subgroup_lane % 4u;
-    let teams = subgroups * (subgroup_size / 4u);
-    let team = subgroup * (subgroup_size / 4u) + subgroup_lane / 4u;
+    // A subgroup may be larger than the workgroup, whose invocations it then has alone.
+    let width = min(subgroup_size, WORKGROUP);
+    let teams = subgroups * (width / 4u);
+    let team = subgroup * (width / 4u) + subgroup_lane / 4u;
     var q: array<vec4<f32>, PARTS>;
     for (var p = 0u; p < PARTS; p++) {
         if p * 4u + lane < D4 {
@@ -117,7 +119,7 @@ fn main(
         }
     }
 
-    for (var mask = 4u; mask < subgroup_size; mask *= 2u) {
+    for (var mask = 4u; mask < width; mask *= 2u) {
         var other: Partial;
         other.top = subgroupShuffleXor(own.top, mask);
         other.total = subgroupShuffleXor(own.total, mask);

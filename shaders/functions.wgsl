@@ -60,11 +60,14 @@ fn silu4(x: vec4<f32>) -> vec4<f32> {
     return x / (1.0 + exp(min(-x, vec4<f32>(80.0))));
 }
 
-// WGSL's pow takes no negative base; a whole exponent allows one.
+// WGSL's pow takes no negative base; a whole exponent allows one, and with others the power is no
+// number. Its bits come from a variable, since no constant may be such.
 fn safe_pow(a: f32, b: f32) -> f32 {
-    let magnitude = pow(abs(a), b);
+    var none = 0x7fc00000u;
+    let magnitude = select(pow(abs(a), b), 1.0, b == 0.0);
     let odd = floor(b * 0.5) * 2.0 != b;
-    return select(magnitude, -magnitude, a < 0.0 && odd);
+    let power = select(magnitude, -magnitude, a < 0.0 && odd);
+    return select(power, bitcast<f32>(none), a < 0.0 && floor(b) != b);
 }
 
 // The upper 32 of a product's 64 bits.

@@ -433,7 +433,14 @@ fn matrices_of_other_sizes() {
 /// that are appended by a copy, probabilities, and outputs that are copies of them.
 #[test]
 fn states_by_heads() {
-    for (heads, width) in [(2, 8), (3, 4), (2, 6), (1, 8)] {
+    // An input that nothing else reads is appended by a copy too.
+    for (heads, width, read) in [
+        (2, 8, "%1"),
+        (3, 4, "%1"),
+        (2, 6, "%1"),
+        (1, 8, "%1"),
+        (2, 8, "%0"),
+    ] {
         let row = heads * width;
         let spec = format!("{{heads={heads}, kv_heads={heads}, scale=0.3, causal=true}}");
         let text = format!(
@@ -445,7 +452,7 @@ fn states_by_heads() {
               %1 = input "new" : f32[batch, seq, {row}]
               %2 = state "keys" : f32[batch, past, {row}]
               %3 = concat %2, %1 {{axis=1}} : f32[batch, past + seq, {row}]
-              %4 = exp %1 : f32[batch, seq, {row}]
+              %4 = exp {read} : f32[batch, seq, {row}]
               %5 = state "values" : f32[batch, past, {row}]
               %6 = concat %5, %4 {{axis=1}} : f32[batch, past + seq, {row}]
               %7 = attention %0, %3, %6 {spec} : f32[batch, seq, {row}]

@@ -13,5 +13,6 @@ mod attention;
 mod generic;
 mod linear;
 mod matrices;
+mod seldom;
 mod suite;
 mod widths;

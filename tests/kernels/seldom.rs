@@ -1,0 +1,240 @@
+//! What graphs may be and those of models seldom are.
+
+use kiln_codegen::{CodegenError, CompileOptions, lower};
+use kiln_ir::plan::ModelInfo;
+use kiln_ir::text::parse;
+use kiln_ir::{Bindings, Graph, Packing};
+
+use crate::common::TIERS;
+use crate::suite::Suite;
+
+/// A graph called `name` over the symbol `n`, by its lines.
+fn graph(name: &str, lines: &str) -> Graph {
+    parse(&format!("graph {name} {{\n  symbol n <= 9\n{lines}\n}}")).unwrap()
+}
+
+fn suite(packing: Packing, graphs: impl IntoIterator<Item = Graph>) -> Suite {
+    let mut suite = Suite::new(packing);
+    for graph in graphs {
+        suite.add(graph, [1, 5, 9].map(|n| Bindings::new().with("n", n)));
+    }
+    suite
+}
+
+/// Where kernels for linear layers and norms take parameters as a rule.
+const OPERANDS: [(&str, &str); 8] = [
+    (
+        "gain_that_is_computed",
+        r#"%0 = input "x" : f32[n, 8]
+        %1 = param "gain" : f32[8]
+        %2 = const {f32=1.0}
+        %3 = add %1, %2
+        %4 = rms_norm %0, %3 {eps=1e-5}
+        output "y" = %4"#,
+    ),
+    (
+        "gain_that_is_given",
+        r#"%0 = input "x" : f32[n, 7]
+        %1 = input "gain" : f32[7]
+        %2 = param "bias" : f32[7]
+        %3 = layer_norm %0, %1, %2 {eps=1e-5}
+        output "y" = %3"#,
+    ),
+    (
+        "gain_of_a_linear_layers_norm",
+        r#"%0 = input "x" : f32[n, 8]
+        %1 = param "w" : f32[12, 8]
+        %2 = param "gain" : f32[8]
+        %3 = neg %2
+        %4 = linear %0, %1, %3 {rms_norm=1e-5}
+        output "y" = %4"#,
+    ),
+    (
+        "rows_that_are_a_parameter",
+        r#"%0 = param "queries" : f32[4, 8]
+        %1 = param "v" : f32[12, 8]
+        %2 = linear %0, %1
+        %3 = input "x" : f32[n]
+        output "x" = %3
+        output "y" = %2"#,
+    ),
+    (
+        "normalised_rows_of_a_parameter",
+        r#"%0 = param "rows" : f32[4, 8]
+        %1 = param "own" : f32[8]
+        %2 = rms_norm %0, %1 {eps=1e-5}
+        %3 = input "x" : f32[n]
+        output "x" = %3
+        output "y" = %2"#,
+    ),
+    (
+        "one_factor_for_all_columns",
+        r#"%0 = input "x" : f32[n, 8]
+        %1 = param "u" : f32[12, 8]
+        %2 = param "factor" : f32[1]
+        %3 = linear %0, %1, %2 {then=[mul]}
+        output "y" = %3"#,
+    ),
+    (
+        "one_number_added_to_all",
+        r#"%0 = input "x" : f32[n, 8]
+        %1 = param "t" : f32[12, 8]
+        %2 = param "offset" : f32[]
+        %3 = linear %0, %1, %2 {then=[add]}
+        output "y" = %3"#,
+    ),
+    (
+        "a_parameter_given_out",
+        r#"%0 = param "out" : f32[11]
+        %1 = input "x" : f32[n]
+        output "x" = %1
+        output "y" = %0"#,
+    ),
+];
+
+#[test]
+fn operands_of_any_origin() {
+    for packing in [Packing::F32, Packing::Q8] {
+        suite(packing, OPERANDS.map(|(name, lines)| graph(name, lines))).run(&TIERS);
+    }
+}
+
+#[test]
+fn where_what_is_seen_begins_is_computed() {
+    let lines = r#"%0 = input "q" : f32[n, 3, 8]
+        %1 = input "k" : f32[n, 3, 8]
+        %2 = input "len" : i32[n]
+        %3 = const {i32=2}
+        %4 = min %2, %3
+        %5 = attention %0, %1, %1, %4 {heads=2, kv_heads=2, scale=0.3, causal=false}
+        output "y" = %5"#;
+    suite(Packing::F32, [graph("begins", lines)]).run(&TIERS);
+}
+
+/// More values side by side than a kernel binds buffers.
+#[test]
+fn wide_concatenations() {
+    let inputs = |axes: &str| {
+        let input = |i| format!("%{i} = input \"x{i}\" : f32[{axes}]");
+        (0..10).map(input).collect::<Vec<_>>().join("\n  ")
+    };
+    let all: Vec<String> = (0..10).map(|i| format!("%{i}")).collect();
+    let concat = |axes: &str, axis: u32| {
+        format!(
+            "{}\n  %10 = concat {} {{axis={axis}}}\n  %11 = neg %10\n  output \"y\" = %10\n  \
+             output \"z\" = %11",
+            inputs(axes),
+            all.join(", ")
+        )
+    };
+    let graphs = [
+        graph("rows", &concat("n, 4", 0)),
+        graph("columns", &concat("n, 3", 1)),
+    ];
+    suite(Packing::F32, graphs).run(&TIERS);
+}
+
+/// An expression of any length, and one that stands in itself twice at every step.
+#[test]
+fn long_expressions() {
+    let mut chain = r#"%0 = input "x" : f32[n, 4]"#.to_owned();
+    let mut twice = r#"%0 = input "x" : f32[n, 4, 4]"#.to_owned();
+    for at in 1..=300 {
+        chain.push_str(&format!("\n  %{at} = sin %{}", at - 1));
+    }
+    for at in (1..=48).step_by(2) {
+        let (before, next) = (at - 1, at + 1);
+        twice.push_str(&format!(
+            "\n  %{at} = transpose %{before} {{perm=[0, 2, 1]}}\n  %{next} = add %{at}, %{at}"
+        ));
+    }
+    let graphs = [
+        graph("chain", &format!("{chain}\n  output \"y\" = %300")),
+        graph("twice", &format!("{twice}\n  output \"y\" = %48")),
+    ];
+    suite(Packing::F32, graphs).run(&["base"]);
+}
+
+/// Words that mean something in WGSL, and powers that are no numbers.
+#[test]
+fn names_and_numbers() {
+    let words = ["new", "target", "loop", "_"].map(|word| {
+        let text = format!(
+            "graph of_{word} {{\n  symbol {word} <= 9\n  %0 = input \"x\" : f32[{word}]\n  \
+             %1 = neg %0\n  output \"y\" = %1\n}}"
+        );
+        (parse(&text).unwrap(), word)
+    });
+    let mut all = Suite::new(Packing::F32);
+    for (graph, word) in words {
+        all.add(graph, [Bindings::new().with(word, 5)]);
+    }
+    let powers = r#"%0 = input "x" : f32[n, 4]
+        %1 = const {f32=0.0}
+        %2 = pow %0, %1
+        %3 = mul %0, %1
+        %4 = pow %3, %3
+        %5 = const {f32=3.0}
+        %6 = pow %0, %5
+        output "one" = %2
+        output "one_of_zero" = %4
+        output "cubes" = %6"#;
+    all.add(graph("powers", powers), [Bindings::new().with("n", 9)]);
+    all.run(&TIERS);
+}
+
+#[test]
+fn what_cannot_be_compiled_is_named() {
+    let error = |graphs: &[Graph]| -> CodegenError {
+        let options = CompileOptions::default();
+        lower(graphs, graphs, ModelInfo::of("test"), &options).unwrap_err()
+    };
+    let plain = || graph("twins", "%0 = input \"x\" : f32[n]\n  output \"y\" = %0");
+    assert_eq!(
+        error(&[plain(), plain()]).to_string(),
+        "graph `twins` cannot be compiled: another one has this name; each is an entry point"
+    );
+    let context = "graph g {\n  symbol context <= 9\n  %0 = input \"x\" : f32[context]\n  \
+                   output \"y\" = %0\n}";
+    assert_eq!(
+        error(&[parse(context).unwrap()]).to_string(),
+        "symbol `context` cannot be compiled: kiln has a size of its own by that name; take \
+         another one"
+    );
+    let scales = r#"%0 = input "x" : f32[n, 8]
+        %1 = param "w" : f32[8, 8]
+        %2 = param "w.scales" : f32[8]
+        %3 = linear %0, %1, %2 {then=[add]}
+        output "y" = %3"#;
+    assert_eq!(
+        error(&[graph("g", scales)]).to_string(),
+        "parameter `w.scales` cannot be compiled: that is what the scales of another parameter \
+         are called"
+    );
+    let factors = r#"%0 = input "x" : f32[n, 4]
+        %1 = param "w" : f32[4, 4]
+        %2 = input "a" : f32[n, 4]
+        %3 = input "b" : f32[n, 4]
+        %4 = mul %2, %3
+        %5 = input "c" : f32[n, 4]
+        %6 = input "d" : f32[n, 4]
+        %7 = mul %5, %6
+        %8 = input "e" : f32[n, 4]
+        %9 = input "f" : f32[n, 4]
+        %10 = mul %8, %9
+        %11 = linear %0, %1, %4, %7, %10 {then=[add, add, add]}
+        output "y" = %11"#;
+    assert_eq!(
+        error(&[graph("g", factors)]).to_string(),
+        "`y` of entry `g` takes 9 buffers in one launch, where devices need let it bind 8; make \
+         some of what it reads an output, so that it is computed before"
+    );
+    let heads = r#"%0 = input "q" : f32[n, 2, 2048]
+        %1 = attention %0, %0, %0 {heads=1, kv_heads=1, scale=0.3, causal=false}
+        output "y" = %1"#;
+    let error = error(&[graph("g", heads)]).to_string();
+    assert!(
+        error.ends_with("heads have at most 1024 elements"),
+        "{error}"
+    );
+}
