@@ -22,7 +22,8 @@ use crate::stages::{INPUT, Printer, Stages};
 /// The folder holds kernels in WGSL, packed weights, the launch plan and the
 /// tokenizer; copy it to any machine and `kiln run` it there. Compiling needs no
 /// GPU. The folder is written whole or not at all, and the same input gives the
-/// same bytes.
+/// same bytes. A compiled folder of the same name is replaced; any other, and one
+/// to which files were added, is left alone.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -34,7 +35,7 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The folder to write
+    /// The folder to write. A compiled model that is there is replaced
     #[arg(short, long, value_name = "OUT.kiln")]
     output: PathBuf,
 
@@ -83,7 +84,8 @@ struct Times {
 
 pub fn run(args: &Args) -> Result {
     let emit = emissions(&args.emit)?;
-    check_output(&args.output)?;
+    // What stands in the way of writing is told before the work is done.
+    Compiled::check_output(&args.output)?;
     let mut times = Times::default();
 
     let clock = Instant::now();
@@ -169,18 +171,6 @@ fn write(args: &Args, loaded: &Loaded, compiled: &Compiled) -> Result {
         Err(_) if interrupt::requested() => Err(Failure::Interrupted),
         written => Ok(written?),
     }
-}
-
-/// What stands in the way of writing is told before the work is done.
-fn check_output(output: &Path) -> Result {
-    if !output.exists() || output.join("plan.json").exists() {
-        return Ok(());
-    }
-    Err(Failure::failed(format!(
-        "`{}` exists and is no compiled model, so it is not overwritten; choose another name or \
-         remove it",
-        output.display()
-    )))
 }
 
 /// The pairs of target and folder after `--emit`.

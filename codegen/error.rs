@@ -133,18 +133,38 @@ pub enum CodegenError {
         expected: u64,
     },
     /// A file could not be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write `{}`: {source}", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// Something that is no artifact stands where one should be written.
-    #[error("{} exists and is no compiled artifact; choose another name or remove it", path.display())]
+    /// What stands where an artifact should be written may not be replaced.
+    #[error(
+        "`{}` exists and {what}, so it is not replaced; choose another name, or move or remove \
+         what is there",
+        path.display()
+    )]
     Occupied {
         /// The file or folder.
         path: PathBuf,
+        /// What is in the way.
+        what: String,
+    },
+    /// An artifact could be moved out of the way, but neither replaced nor moved back.
+    #[error(
+        "cannot put the new folder at `{}`: {source}; the one that was there is now `{}`",
+        path.display(),
+        old.display()
+    )]
+    Displaced {
+        /// Where the new artifact should be.
+        path: PathBuf,
+        /// Where the old one is.
+        old: PathBuf,
+        /// Why it could not be replaced.
+        source: std::io::Error,
     },
     /// The plan has no weight buffer of this name.
     #[error("the plan has no weight `{name}`")]

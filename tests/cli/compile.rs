@@ -133,7 +133,7 @@ fn what_is_no_compiled_model_is_not_overwritten() {
     std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();
     let message = kiln(["compile", "demo", "-o", folder.path().to_str().unwrap()]).fails(1);
     assert!(
-        message.contains("exists and is no compiled model"),
+        message.contains("exists and is not a compiled model"),
         "{message}"
     );
     let below = folder.path().join("letter.txt/out.kiln");
@@ -157,6 +157,63 @@ fn a_compiled_model_may_be_compiled_over() {
         1,
         "nothing else is left"
     );
+}
+
+/// A folder survives being the output of a compilation as it is, which names `part`.
+fn is_left_alone(out: &Path, part: &str) {
+    let before = files(out);
+    let fixture = Fixture::gpt2("base");
+    let message = kiln(["compile", fixture.path(), "-o", out.to_str().unwrap()]).fails(1);
+    assert!(message.contains(part), "`{part}`: {message}");
+    assert!(message.contains("it is not replaced"), "{message}");
+    assert_eq!(files(out), before);
+}
+
+#[test]
+fn another_programs_plan_is_not_compiled_over() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("plan.json"), "{\"files\": {}}").unwrap();
+    std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();
+    is_left_alone(folder.path(), "is not a compiled model");
+}
+
+#[test]
+fn what_was_added_to_a_compiled_model_is_not_compiled_over() {
+    let (_folder, out, _) = compiled(&[Fixture::gpt2("base").path()]);
+    std::fs::write(out.join("kernels/own.wgsl"), "fn f() {}").unwrap();
+    is_left_alone(&out, "also holds `kernels/own.wgsl`");
+    std::fs::write(out.join("notes.txt"), "dear").unwrap();
+    is_left_alone(&out, "also holds `kernels/own.wgsl` and 1 more");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_link_to_a_compiled_model_stays_a_link() {
+    let fixture = Fixture::gpt2("base");
+    let (folder, out, _) = compiled(&[fixture.path()]);
+    let link = folder.path().join("link.kiln");
+    std::os::unix::fs::symlink(&out, &link).unwrap();
+    let args = ["compile", fixture.path(), "--dtype", "f16", "-o"];
+    let args = args.into_iter().chain([link.to_str().unwrap()]);
+    kiln(args).ok();
+    assert!(link.is_symlink());
+    let plan = std::fs::read_to_string(out.join("plan.json")).unwrap();
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["model"]["weight_dtype"], "f16");
+}
+
+/// The weights' file, and the folder, are for whoever may read what is beside them.
+#[test]
+#[cfg(unix)]
+fn what_is_compiled_has_the_usual_modes() {
+    let (folder, out, _) = compiled(&[Fixture::gpt2("base").path()]);
+    let usual = folder.path().join("usual");
+    std::fs::create_dir(&usual).unwrap();
+    assert_eq!(mode(&out), mode(&usual));
+    std::fs::write(usual.join("file"), "").unwrap();
+    for file in ["weights.safetensors", "plan.json", "tiers/base.json"] {
+        assert_eq!(mode(&out.join(file)), mode(&usual.join("file")), "{file}");
+    }
 }
 
 #[test]

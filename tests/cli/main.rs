@@ -71,6 +71,13 @@ fn kiln_line(line: &str) -> Ran {
     kiln(line.split(' '))
 }
 
+/// Who may read, write and run a file.
+#[cfg(unix)]
+fn mode(path: &Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
 /// The last line of an answer, as JSON.
 fn last_line(out: &str) -> Value {
     serde_json::from_str(out.lines().last().unwrap()).unwrap()
