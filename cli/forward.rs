@@ -12,6 +12,7 @@ use crate::device::{DeviceArgs, Target};
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
+use crate::out_file::parse_path;
 use crate::output::remark;
 use crate::progress::Bar;
 use crate::run::{Ids, encode, no_tokenizer, parse_ids};
@@ -50,7 +51,7 @@ pub struct Args {
     prompt: Vec<String>,
 
     /// The file to write
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = parse_path)]
     output: PathBuf,
 
     /// Write each layer's attention probabilities too

@@ -22,7 +22,8 @@ use kiln_ir::plan::{ModelInfo, Plan};
 use kiln_passes::optimize;
 use serde::Serialize;
 
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
+use crate::out_file::OutFile;
 use crate::output::warn;
 use crate::stages::INPUT;
 use lowered::Lowered;
@@ -76,9 +77,9 @@ struct Data {
 
 /// Writes the page about `subject` to `file`.
 pub fn write(file: &Path, subject: Subject) -> Result {
-    let page = page(subject)?;
-    std::fs::write(file, page)
-        .map_err(|e| Failure::because(format!("cannot write `{}`", file.display()), e))
+    let mut file = OutFile::create(file)?;
+    file.write(page(subject)?.as_bytes())?;
+    file.finish()
 }
 
 fn page(subject: Subject) -> Result<String> {

@@ -12,6 +12,7 @@ use kiln_passes::{Changed, Pass, optimize_with, pipeline};
 use crate::failure::{Failure, Result};
 use crate::html::{self, Subject};
 use crate::model::{ModelArgs, Opened};
+use crate::out_file::parse_path;
 use crate::output::print;
 use crate::stages::{INPUT, Printer, Stages, pass_name, pass_names};
 
@@ -55,7 +56,8 @@ pub struct Args {
 
     /// Write a page that shows every entry point's graph at every stage, the
     /// launches with their kernels, and the memory plan; it needs no network
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["after", "print_after", "diff", "pass"])]
+    #[arg(long, value_name = "FILE", value_parser = parse_path)]
+    #[arg(conflicts_with_all = ["after", "print_after", "diff", "pass"])]
     html: Option<PathBuf>,
 
     /// List the passes, in the order in which they run

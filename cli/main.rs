@@ -11,6 +11,7 @@ mod interpreter;
 mod interrupt;
 mod ir;
 mod model;
+mod out_file;
 mod output;
 mod progress;
 mod run;
