@@ -21,7 +21,7 @@ pub enum CodegenError {
         reason: String,
     },
     /// The graphs of one model disagree.
-    #[error("entry points disagree about {what} `{name}`: {found} and {other}")]
+    #[error("the model's entry points disagree about {what} `{name}`: {found} and {other}")]
     Conflict {
         /// Parameter, state or symbol.
         what: &'static str,
@@ -75,7 +75,8 @@ pub enum CodegenError {
     },
     /// Arrivals at a barrier are counted modulo 2^32.
     #[error(
-        "a grid has {found} workgroups, but their number must be a power of two, or 0 for none"
+        "a grid of {found} workgroups is not possible: the number must be a power of two, or 0 for \
+         no grids"
     )]
     Grid {
         /// The number.
@@ -173,7 +174,7 @@ pub enum CodegenError {
         name: String,
     },
     /// There is no tier of this name.
-    #[error("there is no tier `{name}`; there are {available}")]
+    #[error("there is no tier `{name}`; for these weights there are {available}")]
     NoSuchTier {
         /// The name.
         name: String,
@@ -194,7 +195,7 @@ pub enum CodegenError {
         second: String,
     },
     /// A body was given for an archetype that kiln does not have.
-    #[error("there is no kernel archetype `{name}`; there are {available}")]
+    #[error("there is no kernel archetype `{name}`; the archetypes are {available}")]
     NoSuchBody {
         /// The name.
         name: String,
@@ -202,7 +203,7 @@ pub enum CodegenError {
         available: String,
     },
     /// The plan breaks an invariant: a bug in the generator.
-    #[error("the plan is not valid, which is a bug in kiln:\n{0}")]
+    #[error("this is a bug in kiln: {0}")]
     Plan(#[from] kiln_ir::plan::verify::PlanErrors),
     /// A pass failed.
     #[error(transparent)]
