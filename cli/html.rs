@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kiln_codegen::{CompileOptions, lower};
-use kiln_ir::Graph;
 use kiln_ir::plan::{ModelInfo, Plan};
+use kiln_ir::{Graph, Packing};
 use kiln_passes::optimize;
 use serde::Serialize;
 
@@ -57,7 +57,9 @@ pub struct Subject {
     pub graphs: Vec<Graph>,
     /// What is known of the model.
     pub model: ModelInfo,
-    /// Its plan and kernels (by path), if it is compiled already.
+    /// How weights are stored, if it is not compiled already.
+    pub packing: Packing,
+    /// Its plan and kernels (by path), if it is.
     pub compiled: Option<(Plan, BTreeMap<String, String>)>,
 }
 
@@ -115,7 +117,10 @@ fn data(subject: Subject) -> Result<Data> {
             &subject.graphs,
             &optimised,
             subject.model.clone(),
-            &CompileOptions::default(),
+            &CompileOptions {
+                packing: subject.packing,
+                ..CompileOptions::default()
+            },
         )
         .map(|c| (c.plan, c.kernels)),
     };

@@ -19,6 +19,7 @@ mod stages;
 mod stop_text;
 mod table;
 mod units;
+mod values;
 
 use std::process::ExitCode;
 use std::time::Instant;

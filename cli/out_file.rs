@@ -45,6 +45,16 @@ impl OutFile {
         })
     }
 
+    /// Whether a file can be begun, as far as that can be told without a trace.
+    pub fn check(path: &Path) -> Result {
+        let checked = match place(path) {
+            Ok(Some(place)) => beside(&place).map(drop),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        checked.map_err(|e| cannot_write(path, e))
+    }
+
     /// Makes room for so many bytes, where a file has a size.
     pub fn reserve(&mut self, bytes: u64) -> Result {
         match &self.file {
@@ -93,17 +103,24 @@ fn cannot_write(path: &Path, error: io::Error) -> Failure {
 }
 
 fn begin(path: &Path) -> io::Result<Kind> {
-    match fs::metadata(path) {
-        Ok(there) if there.is_dir() => Err(io::Error::other("it is a folder")),
-        Ok(there) if !there.is_file() => {
+    match place(path)? {
+        None => {
             let file = OpenOptions::new().write(true).open(path)?;
             Ok(Kind::Straight(file))
         }
-        _ => {
-            let place = without_links(path)?;
+        Some(place) => {
             let file = beside(&place)?;
             Ok(Kind::Beside { file, place })
         }
+    }
+}
+
+/// Where a file is to be put; `None` for what is written to as it stands.
+fn place(path: &Path) -> io::Result<Option<PathBuf>> {
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => Err(io::Error::other("it is a folder")),
+        Ok(there) if !there.is_file() => Ok(None),
+        _ => without_links(path).map(Some),
     }
 }
 

@@ -162,7 +162,13 @@ fn a_pipe_is_written_to() {
     use std::os::unix::fs::FileTypeExt;
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
     let mut child = forward_command(&pipe).spawn().unwrap();
     let bytes = std::fs::read(&pipe).unwrap();
     assert!(child.wait().unwrap().success());
@@ -176,8 +182,16 @@ fn a_pipe_is_written_to() {
 fn standard_output_can_be_the_file() {
     let base = Fixture::gpt2("base");
     for device in ["cpu", "0"] {
-        let args = ["forward", base.path(), "--tokens", "1,2;3,4", "--attentions"];
-        let args = args.into_iter().chain(["-o", "/dev/stdout", "--device", device]);
+        let args = [
+            "forward",
+            base.path(),
+            "--tokens",
+            "1,2;3,4",
+            "--attentions",
+        ];
+        let args = args
+            .into_iter()
+            .chain(["-o", "/dev/stdout", "--device", device]);
         let output = command(args).output().unwrap();
         assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
         assert!(is_safetensors(&output.stdout), "{device}");

@@ -71,6 +71,15 @@ fn kiln_line(line: &str) -> Ran {
     kiln(line.split(' '))
 }
 
+/// No driver can be found in there.
+#[cfg(target_os = "linux")]
+fn without_drivers(args: &str) -> Command {
+    let mut command = command(args.split(' '));
+    command.env("VK_DRIVER_FILES", "/nonexistent");
+    command.env("__EGL_VENDOR_LIBRARY_FILENAMES", "/nonexistent");
+    command
+}
+
 /// Who may read, write and run a file.
 #[cfg(unix)]
 fn mode(path: &Path) -> u32 {
