@@ -87,9 +87,9 @@ pub enum Error {
     },
     /// No adapter at all.
     #[error(
-        "no graphics adapter was found; install your GPU's Vulkan driver, or a software driver (on \
-         Debian and Ubuntu: `apt-get install mesa-vulkan-drivers`), or use `--device cpu`, which \
-         needs none and is slow"
+        "no graphics adapter was found. Install a driver: your GPU's Vulkan driver, or a software \
+         one (on Debian and Ubuntu: `apt-get install mesa-vulkan-drivers`). Or use `--device cpu`, \
+         which needs none and is slow"
     )]
     NoAdapter,
     /// No adapter fits the selector.
