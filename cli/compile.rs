@@ -7,23 +7,33 @@ use std::time::{Duration, Instant};
 
 use kiln_codegen::{CompileOptions, Compiled, DEFAULT_GRID, Target, compile};
 use kiln_ir::{Graph, Packing};
-use kiln_models::registry::EntryOptions;
+use kiln_models::registry::{EntryOptions, ModelError};
 use kiln_models::source::Loaded;
 
 use crate::failure::{Failure, Result};
 use crate::interrupt::{self, Interruptible};
-use crate::model::{DtypeArgs, ModelArgs};
+use crate::model::{DtypeArgs, ModelArgs, check_tier};
 use crate::output::print;
 use crate::progress::Bar;
 use crate::stages::{INPUT, Printer, Stages};
+use crate::values::{grid, size};
+
+/// What is compiled already is not compiled again.
+const MODEL: &str = "`demo` (built in), a folder in the Hugging Face layout, or a hub id such as \
+    `openai-community/gpt2`";
+
+/// No weights have a type yet.
+const DTYPE: &str = "Type in which the large weights are stored. Default: f32";
 
 /// Compile a checkpoint into a folder that runs by itself
 ///
 /// The folder holds kernels in WGSL, packed weights, the launch plan and the
 /// tokenizer; copy it to any machine and `kiln run` it there. Compiling needs no
 /// GPU. The folder is written whole or not at all, and the same input gives the
-/// same bytes.
+/// same bytes. A compiled folder of the same name is replaced; any other, and one
+/// to which files were added, is left alone.
 #[derive(clap::Args, Debug)]
+#[command(mut_arg("model", |model| model.help(MODEL)), mut_arg("dtype", |dtype| dtype.help(DTYPE)))]
 #[command(after_help = "\
 Examples:
   kiln compile path/to/gpt2 -o gpt2.kiln
@@ -34,39 +44,42 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The folder to write
+    /// The folder to write. A compiled model that is there is replaced
     #[arg(short, long, value_name = "OUT.kiln")]
     output: PathBuf,
 
     #[command(flatten)]
     dtype: DtypeArgs,
 
-    /// Longest context, in tokens: prompt and continuation together. Default: the
-    /// model's own
-    #[arg(long, value_name = "N")]
+    /// Longest context in tokens, prompt and continuation together. Default: the
+    /// model's own, or 4096 where that is longer
+    #[arg(long, value_name = "N", value_parser = size, allow_negative_numbers = true)]
     max_context: Option<u64>,
 
-    /// Most sequences at a time
-    #[arg(long, value_name = "N", default_value_t = EntryOptions::default().max_batch)]
+    /// Most sequences in a batch
+    #[arg(long, value_name = "N", value_parser = size, allow_negative_numbers = true)]
+    #[arg(default_value_t = EntryOptions::default().max_batch)]
     max_batch: u64,
 
-    /// Compile kernels only for this tier; may be given several times. Default: all but
-    /// `coop-lavapipe` and `coop-lavapipe-scalars`; in f32 none that begin with `coop`
+    /// Compile kernels only for this tier (`kiln run --help` lists them); may be given
+    /// several times. Default: all of them, but for f32 weights none that begin with
+    /// `coop`
     #[arg(long, value_name = "NAME")]
     tier: Vec<String>,
 
-    /// Workgroups of the launches that run a whole layer for a single token, a power
-    /// of two: no more than the device runs at once. 0 for no such launches
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_GRID)]
+    /// Workgroups of a whole-layer launch: a power of two, at most what the device
+    /// can run at once; 0 disables such launches
+    #[arg(long, value_name = "N", value_parser = grid, allow_negative_numbers = true)]
+    #[arg(default_value_t = DEFAULT_GRID)]
     grid: u32,
 
-    /// Write each kernel translated to `spirv`, `msl` or `hlsl` too, into DIR; may
-    /// be given several times. Those that WebGPU cannot run are in `spirv` alone
+    /// Also write each kernel translated to `spirv`, `msl` or `hlsl` into DIR; may be
+    /// given several times. Kernels that WebGPU cannot run are written only as SPIR-V
     #[arg(long, num_args = 2, value_names = ["TARGET", "DIR"])]
     emit: Vec<String>,
 
-    /// Print each entry's graph after this pass, or after each one that changes
-    /// it; `input` is the graph as built
+    /// Print the graph of each entry point after this pass, or with `all` after each
+    /// one that changes it; `input` is the graph as built
     #[arg(long, value_name = "PASS|all", value_parser = Stages::parse)]
     print_after: Option<Stages>,
 }
@@ -83,7 +96,11 @@ struct Times {
 
 pub fn run(args: &Args) -> Result {
     let emit = emissions(&args.emit)?;
-    check_output(&args.output)?;
+    for tier in &args.tier {
+        check_tier(tier, args.dtype.dtype.unwrap_or(Packing::F32))?;
+    }
+    // What stands in the way of writing is told before the work is done.
+    Compiled::check_output(&args.output)?;
     let mut times = Times::default();
 
     let clock = Instant::now();
@@ -98,7 +115,7 @@ pub fn run(args: &Args) -> Result {
     };
     let mut graphs = Vec::new();
     for entry in loaded.model.entries() {
-        graphs.push(loaded.model.graph(entry, &options)?);
+        graphs.push(loaded.model.graph(entry, &options).map_err(wrong_option)?);
     }
     times.build = clock.elapsed();
 
@@ -147,8 +164,28 @@ fn lower(
     )?;
     times.passes = passes;
     times.kernels = begin.elapsed().saturating_sub(passes);
-    printer.map_or(Ok(()), Printer::finish)?;
-    Ok(compiled)
+    match printer.map_or(Ok(()), Printer::finish) {
+        // Whoever read the graphs has seen enough; the model is still to be written.
+        Ok(()) | Err(Failure::Closed) => Ok(compiled),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// A size that the model cannot have is told by the option that sets it.
+fn wrong_option(error: ModelError) -> Failure {
+    match error {
+        ModelError::Option {
+            option,
+            found,
+            most: Some(most),
+        } => {
+            let option = option.replace('_', "-");
+            Failure::usage(format!(
+                "`--{option} {found}`: this model takes 1 to {most}"
+            ))
+        }
+        other => other.into(),
+    }
 }
 
 fn write(args: &Args, loaded: &Loaded, compiled: &Compiled) -> Result {
@@ -171,18 +208,6 @@ fn write(args: &Args, loaded: &Loaded, compiled: &Compiled) -> Result {
     }
 }
 
-/// What stands in the way of writing is told before the work is done.
-fn check_output(output: &Path) -> Result {
-    if !output.exists() || output.join("plan.json").exists() {
-        return Ok(());
-    }
-    Err(Failure::failed(format!(
-        "`{}` exists and is no compiled model, so it is not overwritten; choose another name or \
-         remove it",
-        output.display()
-    )))
-}
-
 /// The pairs of target and folder after `--emit`.
 fn emissions(values: &[String]) -> Result<Vec<(Target, &Path)>> {
     let pairs = values
@@ -190,7 +215,7 @@ fn emissions(values: &[String]) -> Result<Vec<(Target, &Path)>> {
         .map(|pair| match Target::from_name(&pair[0]) {
             Some(target) => Ok((target, Path::new(&pair[1]))),
             None => Err(Failure::usage(format!(
-                "`--emit {}`: the targets are spirv, msl and hlsl",
+                "`--emit {}` is not possible; the targets are spirv, msl and hlsl",
                 pair[0]
             ))),
         });

@@ -1,5 +1,6 @@
 //! What a model runs on: an adapter, or the interpreter.
 
+use clap::builder::NonEmptyStringValueParser;
 use kiln_runtime::{Adapter, Artifact, Error, LoadOptions, Loss, Model, Session};
 
 use crate::failure::{Failure, Result};
@@ -13,25 +14,26 @@ pub const CPU: &str = "cpu";
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
-    /// Adapter to run on: its number or a part of its name as `kiln devices`
-    /// lists them, or `cpu` for the reference interpreter, which needs no driver
-    /// and is slow. Default: the most capable adapter
-    #[arg(long, value_name = "N|NAME|cpu")]
+    /// Device to run on: its number or a part of its name, as `kiln devices` lists
+    /// them, or `cpu` for the reference interpreter, which needs no driver and is
+    /// slow. Default: the most capable adapter
+    #[arg(long, value_name = "N|NAME|cpu", value_parser = NonEmptyStringValueParser::new())]
     pub device: Option<String>,
 
-    /// Set of kernels to use: `coop`, `coop-wave64` or `coop-8x8`, by the cooperative
-    /// matrices of the adapter, `subgroup`, `base`, and for adapters that are a CPU
-    /// `software-subgroup` or `software`. Default: the best that the adapter can run
-    #[arg(long, value_name = "NAME")]
+    /// Set of kernels to use: `base` (any adapter), `subgroup` (subgroup operations);
+    /// with weights in f16, q8 or q4 `coop`, `coop-wave64` or `coop-8x8` (the
+    /// cooperative matrices of NVIDIA, AMD and Apple GPUs); on software drivers
+    /// `software` or `software-subgroup`. Default: the best that the adapter can run
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub tier: Option<String>,
 
-    /// Never run several kernels of a layer in one launch, which is faster for single
-    /// tokens but, on a GPU, more than drivers promise
+    /// Launch every kernel separately: running a layer in one launch is faster for
+    /// single tokens but, on a GPU, relies on behaviour that drivers do not guarantee
     #[arg(long)]
     pub no_join: bool,
 
-    /// Do not measure which of several kernels for the same is the fastest, as is done the
-    /// first time that a model is loaded on a device and kept for later; take the usual one
+    /// Use the default kernels instead of timing the alternatives (done the first
+    /// time a model is loaded on a device, then kept)
     #[arg(long)]
     pub no_tune: bool,
 }
@@ -48,24 +50,51 @@ impl DeviceArgs {
     /// The target that the arguments name. Without any adapter and any wish it is
     /// the interpreter, with a warning.
     pub fn select(&self) -> Result<Target> {
-        if self.device.as_deref() == Some(CPU) {
+        if self.names_interpreter() {
             return self.interpreter();
         }
-        match Adapter::select(self.device.as_deref()) {
+        match self.find() {
             Ok(adapter) => Ok(Target::Adapter(Box::new(adapter))),
             Err(Error::NoAdapter) if self.device.is_none() => {
-                warn(NO_DRIVER);
+                warn(format_args!(
+                    "{NO_ADAPTER}, so the slow reference interpreter runs; {GET_DRIVER}"
+                ));
                 self.interpreter()
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(unless_there(error)),
         }
+    }
+
+    /// The adapter that the arguments name, for what the interpreter cannot do.
+    pub fn adapter(&self, what: &str) -> Result<Adapter> {
+        if self.names_interpreter() {
+            return Err(Failure::failed(format!(
+                "{what} an adapter, which the reference interpreter is not; `kiln devices` lists \
+                 the adapters"
+            )));
+        }
+        self.find().map_err(|error| match error {
+            Error::NoAdapter => {
+                Failure::failed(format!("{what} an adapter, and {NO_ADAPTER}; {GET_DRIVER}"))
+            }
+            error => unless_there(error),
+        })
+    }
+
+    fn find(&self) -> std::result::Result<Adapter, Error> {
+        Adapter::select(self.device.as_deref())
+    }
+
+    fn names_interpreter(&self) -> bool {
+        let name = self.device.as_deref().map(str::trim);
+        name.is_some_and(|name| name.eq_ignore_ascii_case(CPU))
     }
 
     fn interpreter(&self) -> Result<Target> {
         match &self.tier {
             None => Ok(Target::Interpreter),
             Some(tier) => Err(Failure::usage(format!(
-                "`--tier {tier}` chooses an adapter's kernels; the interpreter, which runs here, has none"
+                "`--tier {tier}` chooses kernels for an adapter, and the reference interpreter runs none"
             ))),
         }
     }
@@ -92,16 +121,16 @@ impl DeviceArgs {
         let model = Model::open(adapter, artifact, options, &mut |p| bars.set(p))?;
         drop(bars);
         if let Some(Loss { reason, joined }) = model.loss() {
-            let (less, flags) = match joined {
-                true => ("measuring", "`--no-tune` begins"),
+            let (without, flags) = match joined {
+                true => ("timing kernels", "`--no-tune` does"),
                 false => (
-                    "measuring or launches of several kernels",
-                    "`--no-tune --no-join` begin",
+                    "timing kernels or running several in one launch",
+                    "`--no-tune --no-join` do",
                 ),
             };
-            warn(format!(
-                "the device was lost ({reason}) when the model was loaded, so that was repeated \
-                 without {less}; {flags} with that"
+            warn(format_args!(
+                "the device was lost ({reason}) while the model was being loaded, so it was loaded \
+                 again without {without}, as {flags} from the start"
             ));
         }
         Ok(model)
@@ -112,13 +141,25 @@ impl DeviceArgs {
 pub fn warn_of_separate_launches(model: &Model, session: &Session<'_>) {
     if model.joins() && !session.joins() {
         warn(
-            "a launch of several kernels failed, so each kernel became a launch; `--no-join` \
-             begins with that, and other work on the device may be the reason",
+            "a launch of several kernels failed, perhaps because of other work on the device, so \
+             every kernel was launched separately from then on, as `--no-join` does from the start",
         );
     }
 }
 
-/// How to get a driver, in one line.
-pub const NO_DRIVER: &str = "no graphics adapter was found, so the slow reference interpreter runs; \
-    for a driver, install your GPU's Vulkan driver, or the software one (on Debian and Ubuntu: \
-    `apt-get install mesa-vulkan-drivers`)";
+/// That an adapter is not among those there are, and that the interpreter always is.
+fn unless_there(error: Error) -> Failure {
+    match error {
+        Error::NoSuchAdapter { .. } => {
+            Failure::failed(format!("{error}; {CPU}: the reference interpreter"))
+        }
+        error => error.into(),
+    }
+}
+
+/// What there is not.
+pub const NO_ADAPTER: &str = "no graphics adapter was found";
+
+/// How to get one.
+pub const GET_DRIVER: &str = "install your GPU's Vulkan driver, or a software driver (on Debian \
+    and Ubuntu: `apt-get install mesa-vulkan-drivers`)";

@@ -3,18 +3,17 @@
 use kiln_runtime::Adapter;
 use serde_json::json;
 
-use crate::device::{CPU, NO_DRIVER};
+use crate::device::{CPU, GET_DRIVER, NO_ADAPTER};
 use crate::failure::Result;
 use crate::output::{print, print_line, warn};
 use crate::table::Table;
 use crate::units::bytes;
 
-/// List what models can run on
+/// List the devices that models can run on
 ///
-/// Each adapter has a number, which `--device` takes; a part of its name or
-/// back end (`nvidia`, `vulkan`, `gl:llvmpipe`) will do as well. The first is the
-/// one that runs by default. `cpu` is the reference interpreter: always there,
-/// and slow.
+/// `--device` takes an adapter's number, a part of its name, its back end, or both
+/// (`0`, `nvidia`, `vulkan`, `gl:llvmpipe`). The first adapter is the default. `cpu`
+/// is the reference interpreter, which is always there, and slow.
 #[derive(clap::Args)]
 pub struct Args {
     /// Print one JSON array instead of a table
@@ -73,7 +72,7 @@ pub fn run(args: &Args) -> Result {
         "",
     ]);
     if adapters.is_empty() {
-        warn(NO_DRIVER);
+        warn(format_args!("{NO_ADAPTER}; {GET_DRIVER}"));
     }
     print(table)
 }

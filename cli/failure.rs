@@ -7,10 +7,10 @@ use std::process::ExitCode;
 /// What `--help` says about exit codes; [`Failure::code`] keeps it.
 pub const EXIT_CODES: &str = "\
 Exit codes:
-  0    done
-  1    it failed; the message on standard error says why
+  0    success
+  1    failure; the message on standard error says why
   2    the command line is wrong
-  130  ended by Ctrl-C";
+  130  stopped by Ctrl-C";
 
 /// Why a command ends early.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Failure {
     /// What is printed on standard error, if anything.
     pub fn message(&self) -> Option<String> {
         match self {
-            Failure::Usage(text) => Some(format!("{text}\n\nFor more, try `--help`.")),
+            Failure::Usage(text) => Some(format!("{text}\n\nFor more information, try '--help'.")),
             Failure::Failed(error) => Some(chain(error.as_ref())),
             Failure::Interrupted => Some("interrupted".to_owned()),
             Failure::Closed => None,

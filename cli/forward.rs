@@ -12,6 +12,7 @@ use crate::device::{DeviceArgs, Target};
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
+use crate::out_file::{OutFile, parse_path};
 use crate::output::remark;
 use crate::progress::Bar;
 use crate::run::{Ids, encode, no_tokenizer, parse_ids};
@@ -20,12 +21,11 @@ use safetensors::{Tensor, Writer};
 
 /// Write logits and hidden states to a safetensors file
 ///
-/// One run over whole sequences, without a cache. The file holds, as f32:
-/// `logits [batch, seq, vocab]`, `hidden [batch, seq, embed]` (after the final
-/// norm), and with `--attentions` the probabilities of each layer,
-/// `attentions.0 [batch, heads, seq, seq]` and so on. Sequences of different
-/// lengths are padded at their end; what the file holds at padded positions has
-/// no meaning.
+/// Runs the model once over whole sequences, without a cache. The file holds, as f32:
+/// `logits [batch, seq, vocab]`, `hidden [batch, seq, embed]` (after the final norm),
+/// and with `--attentions` the attention probabilities of each layer, as
+/// `attentions.0 [batch, heads, seq, seq]` and so on. Shorter sequences are padded at
+/// their end; the values at padded positions have no meaning.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -36,24 +36,20 @@ pub struct Args {
     model: ModelArgs,
 
     /// The token ids: `1,2,3`, or several sequences as `1,2,3;4,5,6`
-    #[arg(
-        long,
-        value_name = "IDS",
-        required_unless_present = "prompt",
-        conflicts_with = "prompt"
-    )]
-    #[arg(value_parser = parse_ids, value_delimiter = ';')]
+    #[arg(long, value_name = "IDS", value_parser = parse_ids)]
+    #[arg(required_unless_present = "prompt", conflicts_with = "prompt")]
+    #[arg(value_delimiter = ';', allow_hyphen_values = true)]
     tokens: Vec<Ids>,
 
     /// A text instead of token ids; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Vec<String>,
 
     /// The file to write
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = parse_path)]
     output: PathBuf,
 
-    /// Write each layer's attention probabilities too
+    /// Also write each layer's attention probabilities
     #[arg(long)]
     attentions: bool,
 
@@ -65,6 +61,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result {
+    // What cannot be written is told before the work is done.
+    OutFile::check(&args.output)?;
     let target = args.device.select()?;
     let opened = args.model.open()?;
     let ids = match args.tokens.is_empty() {
@@ -84,6 +82,7 @@ pub fn run(args: &Args) -> Result {
     let (name, batch, dtype) = (args.model.name(), ids.len(), args.dtype.dtype);
     let written = match target {
         Target::Adapter(adapter) => {
+            opened.check_tier(name, dtype, args.device.tier.as_deref())?;
             let artifact = opened.into_artifact(name, &[entry], batch, dtype)?;
             let options = args.device.options(&[entry]);
             let model = args.device.load(&adapter, &artifact, &options)?;
@@ -105,7 +104,7 @@ fn check_length(ids: &[Ids], max: u64) -> Result {
     match too_long {
         None => Ok(()),
         Some(row) => Err(Failure::failed(format!(
-            "sequence {row} has {} tokens, the model takes {max} at most",
+            "sequence {row} has {} tokens, but the model takes {max} at most",
             ids[row].len()
         ))),
     }
@@ -154,7 +153,7 @@ fn on_adapter(
 fn tensor(port: &Port, bindings: &Bindings) -> Result<Tensor> {
     if port.dtype() != DType::F32 {
         return Err(Failure::failed(format!(
-            "the output `{}` is not f32",
+            "the output `{}` is not f32, which is all that the file may hold",
             port.name
         )));
     }

@@ -17,12 +17,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kiln_codegen::{CompileOptions, lower};
-use kiln_ir::Graph;
 use kiln_ir::plan::{ModelInfo, Plan};
+use kiln_ir::{Graph, Packing};
 use kiln_passes::optimize;
 use serde::Serialize;
 
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
+use crate::out_file::OutFile;
 use crate::output::warn;
 use crate::stages::INPUT;
 use lowered::Lowered;
@@ -56,7 +57,9 @@ pub struct Subject {
     pub graphs: Vec<Graph>,
     /// What is known of the model.
     pub model: ModelInfo,
-    /// Its plan and kernels (by path), if it is compiled already.
+    /// How weights are stored, if it is not compiled already.
+    pub packing: Packing,
+    /// Its plan and kernels (by path), if it is.
     pub compiled: Option<(Plan, BTreeMap<String, String>)>,
 }
 
@@ -76,9 +79,9 @@ struct Data {
 
 /// Writes the page about `subject` to `file`.
 pub fn write(file: &Path, subject: Subject) -> Result {
-    let page = page(subject)?;
-    std::fs::write(file, page)
-        .map_err(|e| Failure::because(format!("cannot write `{}`", file.display()), e))
+    let mut file = OutFile::create(file)?;
+    file.write(page(subject)?.as_bytes())?;
+    file.finish()
 }
 
 fn page(subject: Subject) -> Result<String> {
@@ -114,7 +117,10 @@ fn data(subject: Subject) -> Result<Data> {
             &subject.graphs,
             &optimised,
             subject.model.clone(),
-            &CompileOptions::default(),
+            &CompileOptions {
+                packing: subject.packing,
+                ..CompileOptions::default()
+            },
         )
         .map(|c| (c.plan, c.kernels)),
     };

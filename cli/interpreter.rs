@@ -112,7 +112,11 @@ impl Decoder for InterpretedSession<'_> {
 
     fn step(&mut self, ids: &[u32], start: &[u32]) -> std::result::Result<Vec<f32>, Error> {
         if ids.is_empty() || !ids.len().is_multiple_of(self.batch) {
-            let message = format!("{} ids are no batch of {}", ids.len(), self.batch);
+            let message = format!(
+                "{} token ids are not a batch of {} sequences of one length",
+                ids.len(),
+                self.batch
+            );
             return Err(Error::Ids(message));
         }
         let seq = ids.len() / self.batch;
@@ -133,7 +137,7 @@ impl Decoder for InterpretedSession<'_> {
             outputs = self.append(&rows, start).map_err(Error::other)?;
         }
         let logits = outputs.get("logits").and_then(HostTensor::as_f);
-        let logits = logits.ok_or_else(|| Error::other("the model has no logits"))?;
+        let logits = logits.ok_or_else(|| Error::other("the model has no output `logits`"))?;
         Ok(logits.to_vec())
     }
 }

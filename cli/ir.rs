@@ -5,58 +5,67 @@ use std::path::{Path, PathBuf};
 
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::verify::verify;
-use kiln_ir::{Graph, text};
+use kiln_ir::{Graph, Packing, text};
 use kiln_models::registry::EntryOptions;
 use kiln_passes::{Changed, Pass, optimize_with, pipeline};
 
 use crate::failure::{Failure, Result};
 use crate::html::{self, Subject};
-use crate::model::{ModelArgs, Opened};
+use crate::model::{ModelArgs, Opened, check_dtype, dtype_parser};
+use crate::out_file::{OutFile, parse_path};
 use crate::output::print;
 use crate::stages::{INPUT, Printer, Stages, pass_name, pass_names};
 
+/// Graphs of any origin can be shown.
+const MODEL: &str = "`demo` (built in), a folder in the Hugging Face layout, a hub id such as \
+    `openai-community/gpt2`, a compiled `.kiln` folder, or a file of graphs as printed here; \
+    `-` reads graphs from standard input";
+
 /// Print a model's graph, as built or after a pass
 ///
-/// MODEL may also be a file of graphs in this text form, or `-` for standard
-/// input: what is printed here can be edited and fed to any pass. The passes run
-/// in a fixed order, which `--list` prints.
+/// The output can be edited and read back. The passes run in a fixed order, which
+/// `--list` prints.
 #[derive(clap::Args, Debug)]
+#[command(mut_arg("model", |model| model.help(MODEL)))]
 #[command(after_help = "\
 Examples:
   kiln ir demo                             the graph of a step, as built
   kiln ir demo --after fuse_linear         after a pass
   kiln ir demo --entry forward --diff      what each pass changes
   kiln ir demo | kiln ir - --pass cse      one pass on a text
-  kiln ir demo --html demo.html            all of it, to look at")]
+  kiln ir demo --html demo.html            a page that shows all of it")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The entry point to show: `step`, `forward` or `forward_attentions`. Of a
-    /// file: the graph of this name; by default all
+    /// The entry point to show: `step`, `forward` or `forward_attentions`; in a file of
+    /// graphs, the graph of this name. Default: `step`; of a file, and with `--html`, all
     #[arg(long, value_name = "NAME")]
     entry: Option<String>,
 
-    /// Show the graph after this pass; `input` is the graph as built
-    #[arg(long, value_name = "PASS", value_parser = pass_name)]
-    after: Option<String>,
-
-    /// Show the graph after this pass, or after each one that changes it
-    #[arg(long, value_name = "PASS|all", value_parser = Stages::parse, conflicts_with = "after")]
-    print_after: Option<Stages>,
+    /// Show the graph after this pass, or with `all` after each one that changes it;
+    /// `input` is the graph as built
+    #[arg(long, visible_alias = "print-after", value_name = "PASS|all", value_parser = Stages::parse)]
+    after: Option<Stages>,
 
     /// Show what each pass changes, as a unified diff
-    #[arg(long, conflicts_with_all = ["after", "print_after"])]
+    #[arg(long, conflicts_with = "after")]
     diff: bool,
 
-    /// Run only this pass, whose result is shown; may be given several times
-    #[arg(long, value_name = "PASS", value_parser = pass_name, conflicts_with_all = ["after", "print_after"])]
+    /// Run only this pass and show the result; may be given several times
+    #[arg(long, value_name = "PASS", value_parser = pass_name, conflicts_with = "after")]
     pass: Vec<String>,
 
-    /// Write a page that shows every entry point's graph at every stage, the
-    /// launches with their kernels, and the memory plan; it needs no network
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["after", "print_after", "diff", "pass"])]
+    /// Write a page, readable offline, that shows the graph of every entry point after
+    /// each pass, the launches with their kernels, and the memory plan
+    #[arg(long, value_name = "FILE", value_parser = parse_path)]
+    #[arg(conflicts_with_all = ["after", "diff", "pass"])]
     html: Option<PathBuf>,
+
+    /// Type of the weights on the page of `--html`, whose kernels depend on it; graphs
+    /// do not. Default: f32, or what the model was compiled with
+    #[arg(long, value_name = "DTYPE", value_parser = dtype_parser(), requires = "html")]
+    dtype: Option<Packing>,
 
     /// List the passes, in the order in which they run
     #[arg(long, exclusive = true)]
@@ -68,6 +77,7 @@ pub fn run(args: &Args) -> Result {
         return print(pass_names().join("\n") + "\n");
     }
     if let Some(file) = &args.html {
+        OutFile::check(file)?;
         return html::write(file, subject(args)?);
     }
     let passes = passes(args);
@@ -95,8 +105,8 @@ fn stages(args: &Args) -> Option<Stages> {
     if args.diff {
         return Some(Stages::Diff);
     }
-    let after = args.after.clone().filter(|pass| pass != INPUT);
-    args.print_after.clone().or(after.map(Stages::After))
+    let built = Stages::After(INPUT.to_owned());
+    args.after.clone().filter(|stages| *stages != built)
 }
 
 /// The passes to run, up to the last that is shown.
@@ -140,7 +150,9 @@ fn written(args: &Args) -> Result<Option<Vec<Graph>>> {
         read.map_err(|e| Failure::because("cannot read standard input", e))?;
         return parse(args, "standard input", &source).map(Some);
     }
-    if args.model.model.is_some() && Path::new(name).is_file() {
+    // A pipe will do, such as a shell's `<(...)`.
+    let path = Path::new(name);
+    if args.model.model.is_some() && path.exists() && !path.is_dir() {
         let source = std::fs::read_to_string(name);
         let source = source.map_err(|e| Failure::because(format!("cannot read `{name}`"), e))?;
         return parse(args, &format!("`{name}`"), &source).map(Some);
@@ -157,6 +169,7 @@ fn subject(args: &Args) -> Result<Subject> {
         "-" => "graph".to_owned(),
         _ => title.to_string_lossy().into_owned(),
     };
+    let packing = args.dtype.unwrap_or(Packing::F32);
     if let Some(graphs) = written(args)? {
         let maxima = graphs.iter().flat_map(|g| &g.symbols).map(|s| s.max);
         let model = ModelInfo {
@@ -167,6 +180,7 @@ fn subject(args: &Args) -> Result<Subject> {
             title,
             graphs,
             model,
+            packing,
             compiled: None,
         });
     }
@@ -184,10 +198,12 @@ fn subject(args: &Args) -> Result<Subject> {
                 title,
                 graphs: graphs.collect::<std::result::Result<_, _>>()?,
                 model: loaded.info(&options),
+                packing,
                 compiled: None,
             })
         }
         Opened::Artifact(artifact) => {
+            check_dtype(name, artifact.plan(), args.dtype)?;
             let source = artifact.graph_files().map(|file| artifact.text(file));
             let source: String = source.collect::<std::result::Result<_, _>>()?;
             let kernels = artifact.kernel_files();
@@ -197,6 +213,7 @@ fn subject(args: &Args) -> Result<Subject> {
                 title,
                 graphs: parse(args, &format!("`{name}`"), &source)?,
                 model: artifact.plan().model.clone(),
+                packing,
                 compiled: Some((artifact.whole_plan()?, kernels?)),
             })
         }
@@ -206,12 +223,14 @@ fn subject(args: &Args) -> Result<Subject> {
 /// The graphs of a text, or the one that is asked for.
 fn parse(args: &Args, origin: &str, source: &str) -> Result<Vec<Graph>> {
     let parsed = text::parse_all(source);
-    let graphs = parsed.map_err(|e| Failure::because(format!("{origin} is no graph"), e))?;
+    let graphs = parsed.map_err(|e| Failure::because(format!("{origin} is not a graph"), e))?;
+    if graphs.is_empty() {
+        return Err(Failure::failed(format!(
+            "{origin} holds no graph; `kiln ir demo` prints what one looks like"
+        )));
+    }
     for graph in &graphs {
-        let valid = verify(graph);
-        valid.map_err(|e| {
-            Failure::because(format!("{origin}: graph `{}` is not valid", graph.name), e)
-        })?;
+        verify(graph).map_err(|e| Failure::failed(format!("{origin}: {e}")))?;
     }
     let Some(entry) = &args.entry else {
         return Ok(graphs);

@@ -11,6 +11,7 @@ mod interpreter;
 mod interrupt;
 mod ir;
 mod model;
+mod out_file;
 mod output;
 mod progress;
 mod run;
@@ -18,6 +19,7 @@ mod stages;
 mod stop_text;
 mod table;
 mod units;
+mod values;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -6,7 +6,7 @@ use std::path::Path;
 use kiln_codegen::{CompileOptions, compile};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Graph, Packing, text};
-use kiln_models::hub::{Hub, HubError, HubId};
+use kiln_models::hub::{Hub, HubId};
 use kiln_models::registry::{EntryOptions, preset_names};
 use kiln_models::source::{self, Loaded};
 use kiln_models::tokenizer::Tokenizer;
@@ -30,8 +30,8 @@ pub struct ModelArgs {
     #[arg(required_unless_present = "random_weights")]
     pub model: Option<String>,
 
-    /// Take this published size with random weights instead of MODEL; needs no
-    /// checkpoint
+    /// Instead of MODEL, use a published architecture with random weights, which needs
+    /// no checkpoint
     #[arg(long, value_name = "PRESET", conflicts_with = "model", value_parser = preset_parser())]
     pub random_weights: Option<String>,
 }
@@ -43,16 +43,17 @@ fn preset_parser() -> clap::builder::PossibleValuesParser {
 /// How large weights are stored.
 #[derive(clap::Args, Debug)]
 pub struct DtypeArgs {
-    /// Store the large weights in this type; a compiled model keeps the one that
+    /// Type in which the large weights are stored; a compiled model keeps the one that
     /// it was compiled with. Default: f32
     #[arg(long, value_name = "DTYPE", value_parser = dtype_parser())]
     pub dtype: Option<Packing>,
 }
 
-fn dtype_parser() -> impl clap::builder::TypedValueParser<Value = Packing> {
+/// Reads the name of a type of weights.
+pub fn dtype_parser() -> impl clap::builder::TypedValueParser<Value = Packing> {
     use clap::builder::TypedValueParser;
     let names = clap::builder::PossibleValuesParser::new(Packing::ALL.map(Packing::name));
-    names.try_map(|name| Packing::from_name(&name).ok_or("not a dtype"))
+    names.try_map(|name| Packing::from_name(&name).ok_or("not a type of weights"))
 }
 
 /// A model, compiled or not.
@@ -97,12 +98,12 @@ impl ModelArgs {
             Ok(id) if !looks_like_path(name) => id,
             _ => {
                 return Err(Failure::failed(format!(
-                    "there is no folder `{name}`; MODEL is `{DEMO}`, a folder in the Hugging Face layout, \
-                     a compiled `.kiln` folder, or a hub id such as `openai-community/gpt2`"
+                    "there is no folder `{name}`; a model is `{DEMO}`, a folder in the Hugging Face \
+                     layout, a compiled `.kiln` folder, or a hub id such as `openai-community/gpt2`"
                 )));
             }
         };
-        Ok(checkpoint(source::open_folder(&fetch(&id)?)?))
+        Ok(checkpoint(source::open_folder(&fetch(name, &id)?)?))
     }
 
     /// Opens a checkpoint; what is compiled is refused.
@@ -110,7 +111,7 @@ impl ModelArgs {
         match self.open()? {
             Opened::Checkpoint(loaded) => Ok(*loaded),
             Opened::Artifact(_) => Err(Failure::failed(format!(
-                "`{}` is compiled already; {what_for} takes the checkpoint that it was made from",
+                "`{}` is already compiled; {what_for} takes the checkpoint that it was made from",
                 self.name()
             ))),
         }
@@ -130,17 +131,31 @@ fn looks_like_path(name: &str) -> bool {
         || name.ends_with(".kiln")
 }
 
-/// The folder of a model from the hub.
-fn fetch(id: &HubId) -> Result<std::path::PathBuf> {
+/// The folder of a model from the hub. Whatever goes wrong, a mistyped path may be the
+/// reason.
+fn fetch(name: &str, id: &HubId) -> Result<std::path::PathBuf> {
     let bars = FileBars::default();
-    let hub = Hub::from_env()?.with_progress(move |p| bars.set(&p.file, p.done, p.total));
-    hub.fetch(id).map_err(|error| match error {
-        HubError::NotFound { .. } | HubError::NotCached { .. } => Failure::because(
-            format!("`{id}` is no folder here, and the hub does not have it either"),
-            error,
-        ),
-        other => other.into(),
+    let hub = Hub::from_env();
+    let hub = hub.map(|hub| hub.with_progress(move |p| bars.set(&p.file, p.done, p.total)));
+    hub.and_then(|hub| hub.fetch(id)).map_err(|error| {
+        let taken =
+            format!("there is no file or folder `{name}` here, so it was taken as a hub id");
+        Failure::because(taken, error)
     })
+}
+
+/// Refuses tiers that have no kernels for weights of a type.
+pub fn check_tier(tier: &str, packing: Packing) -> Result {
+    match packing {
+        Packing::F32 if is_coop(tier) => Err(Failure::usage(format!(
+            "`--tier {tier}` multiplies matrices of f16, so it needs --dtype f16, q8 or q4"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn is_coop(tier: &str) -> bool {
+    tier.starts_with("coop")
 }
 
 impl Opened {
@@ -157,6 +172,23 @@ impl Opened {
         match self {
             Opened::Artifact(artifact) => artifact.plan().model.clone(),
             Opened::Checkpoint(loaded) => loaded.info(&EntryOptions::default()),
+        }
+    }
+
+    /// Refuses a tier that has no kernels for the model's weights.
+    pub fn check_tier(&self, name: &str, dtype: Option<Packing>, tier: Option<&str>) -> Result {
+        let Some(tier) = tier else {
+            return Ok(());
+        };
+        match self {
+            Opened::Checkpoint(_) => check_tier(tier, dtype.unwrap_or(Packing::F32)),
+            Opened::Artifact(a) if is_coop(tier) && a.plan().model.weight_dtype == "f32" => {
+                Err(Failure::failed(format!(
+                    "`{name}` was compiled with --dtype f32, for which there is no tier `{tier}`; \
+                     compile the checkpoint again with --dtype f16, q8 or q4"
+                )))
+            }
+            Opened::Artifact(_) => Ok(()),
         }
     }
 
@@ -225,7 +257,8 @@ impl Opened {
     }
 }
 
-fn check_dtype(name: &str, plan: &kiln_ir::plan::Plan, wanted: Option<Packing>) -> Result {
+/// Refuses a type of weights that a compiled model does not have.
+pub fn check_dtype(name: &str, plan: &kiln_ir::plan::Plan, wanted: Option<Packing>) -> Result {
     let has = &plan.model.weight_dtype;
     match wanted {
         Some(wanted) if wanted.name() != has => Err(Failure::failed(format!(
@@ -279,7 +312,7 @@ fn interpret_artifact(artifact: Artifact) -> Result<Interpretable> {
     for file in artifact.graph_files() {
         let parsed = text::parse(&artifact.text(file)?);
         let graph: Graph =
-            parsed.map_err(|e| Failure::because(format!("`{file}` cannot be read"), e))?;
+            parsed.map_err(|e| Failure::because(format!("cannot read the graph `{file}`"), e))?;
         graphs.insert(graph.name.clone(), graph);
     }
     Ok(Interpretable {

@@ -3,8 +3,11 @@
 mod printer;
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::ArgGroup;
+use clap::builder::NonEmptyStringValueParser;
 use kiln_models::tokenizer::Tokenizer;
 use kiln_runtime::generate::{Finish, GenerateOptions, Generated, NewToken, Timings, generate};
 use kiln_runtime::sampling::SamplingOptions;
@@ -15,16 +18,19 @@ use crate::device::{DeviceArgs, Target, warn_of_separate_launches};
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
-use crate::output::{print_line, remark};
+use crate::output::{print_line, remark, warn};
 use crate::units::ms;
+use crate::values::{count, number, whole};
 use printer::{Mode, Printer};
 
 /// Continue a text
 ///
-/// The continuation goes to standard output as it is generated. A model that is
-/// not compiled is compiled in memory first. Without sampling options the most
-/// likely token is taken each time, so the same prompt gives the same text.
+/// The continuation goes to standard output as it is generated. A model that is not
+/// compiled is compiled in memory first. By default the most likely token is chosen
+/// each time, so the same prompt gives the same text; `--temperature` makes the choice
+/// random.
 #[derive(clap::Args, Debug)]
+#[command(group = ArgGroup::new("prompts").required(true).args(["prompt", "prompt_file", "tokens"]))]
 #[command(after_help = "\
 Examples:
   kiln run demo --prompt \"Ownership is\"
@@ -35,36 +41,38 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The text to continue. Given several times, the texts are continued
-    /// together, as one batch
-    #[arg(
-        long,
-        value_name = "TEXT",
-        required_unless_present = "tokens",
-        conflicts_with = "tokens"
-    )]
+    /// The text to continue. Several are continued together, as one batch
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Vec<String>,
 
-    /// The token ids to continue, as `1,2,3`; the answer is ids too. Given
-    /// several times, they are continued as one batch
+    /// A file with the text to continue, or `-` for standard input. A line break at
+    /// its end is left out
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+
+    /// The token ids to continue, as `1,2,3`; the answer is ids too. Several sequences,
+    /// as `1,2,3;4,5` or by several such options, are continued as one batch
     #[arg(long, value_name = "IDS", value_parser = parse_ids)]
+    #[arg(value_delimiter = ';', allow_hyphen_values = true)]
     tokens: Vec<Ids>,
 
-    /// End after this many new tokens
+    /// Stop after this many new tokens
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    #[arg(value_parser = count, allow_negative_numbers = true)]
     max_new_tokens: usize,
 
-    /// End before this text; may be given several times
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
 
-    /// Go on after the model's end-of-text token
+    /// Continue after the model's end-of-text token
     #[arg(long)]
     ignore_eos: bool,
 
     /// After the answer, print one line of JSON: `tokens` (the new ids), `text`,
-    /// `finish` and `timings` in milliseconds; with several prompts these are in
-    /// `sequences`
+    /// `finish`, and `timings` in milliseconds; with several prompts, all but the
+    /// timings are in `sequences`
     #[arg(long)]
     json: bool,
 
@@ -82,49 +90,35 @@ pub struct Args {
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Sampling")]
 struct SamplingArgs {
-    /// 0 takes the most likely token; 1 draws by the model's probabilities;
-    /// more is bolder
-    #[arg(
-        long,
-        value_name = "F",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
+    /// 0 chooses the most likely token; 1 draws with the model's probabilities; higher
+    /// values make unlikely tokens more likely
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    #[arg(value_parser = number, allow_negative_numbers = true)]
     temperature: f32,
 
-    /// Draw among the N most likely tokens; 0 is all
+    /// Draw only from the N most likely tokens; 0 draws from all
     #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = count, allow_negative_numbers = true)]
     top_k: usize,
 
-    /// Draw among the most likely tokens that together have this probability
-    #[arg(
-        long,
-        value_name = "F",
-        default_value_t = 1.0,
-        allow_negative_numbers = true
-    )]
+    /// Draw only from the most likely tokens that together have this probability
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    #[arg(value_parser = number, allow_negative_numbers = true)]
     top_p: f32,
 
-    /// Drop tokens less likely than this share of the most likely one
-    #[arg(
-        long,
-        value_name = "F",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
+    /// Draw only from tokens at least this fraction as likely as the most likely one
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    #[arg(value_parser = number, allow_negative_numbers = true)]
     min_p: f32,
 
-    /// Make tokens that occurred less likely, by this factor; 1 changes nothing
-    #[arg(
-        long,
-        value_name = "F",
-        default_value_t = 1.0,
-        allow_negative_numbers = true
-    )]
+    /// Penalise tokens that have already occurred, by this factor; 1 changes nothing
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    #[arg(value_parser = number, allow_negative_numbers = true)]
     repetition_penalty: f32,
 
-    /// Which random numbers to draw; the same seed gives the same text
+    /// Seed of the random number generator; the same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = whole, allow_negative_numbers = true)]
     seed: u64,
 }
 
@@ -143,6 +137,25 @@ impl SamplingArgs {
             Err(error) => Err(Failure::usage(error.to_string())),
         }
     }
+
+    /// Says which options change nothing, where no token is drawn.
+    fn warn_of_unused(&self) {
+        let given = [
+            ("`--top-k`", self.top_k != 0),
+            ("`--top-p`", self.top_p != 1.0),
+            ("`--min-p`", self.min_p != 0.0),
+            ("`--seed`", self.seed != 0),
+        ];
+        let given = given.into_iter().filter(|(_, is_given)| *is_given);
+        let given: Vec<&str> = given.map(|(option, _)| option).collect();
+        if self.temperature == 0.0 && !given.is_empty() {
+            warn(format_args!(
+                "without a `--temperature` above 0 the most likely token is always chosen, so this is \
+                 ignored: {}",
+                given.join(", ")
+            ));
+        }
+    }
 }
 
 /// A sequence of token ids.
@@ -153,18 +166,20 @@ pub fn parse_ids(text: &str) -> std::result::Result<Ids, String> {
     let ids = text.split(',').map(|id| {
         let id = id.trim();
         id.parse::<u32>()
-            .map_err(|_| format!("`{id}` is no token id; ids are numbers, as in `1,2,3`"))
+            .map_err(|_| format!("`{id}` is not a token id; ids are numbers, as in `1,2,3`"))
     });
     ids.collect()
 }
 
 pub fn run(args: &Args, began: Instant) -> Result {
     let sampling = args.sampling.options()?;
+    args.sampling.warn_of_unused();
+    let texts = texts(args)?;
     let target = args.device.select()?;
     let opened = args.model.open()?;
     let tokenizer = opened.tokenizer()?;
     let info = opened.info();
-    let prompts = prompts(args, tokenizer.as_ref())?;
+    let prompts = prompts(args, &texts, tokenizer.as_ref())?;
     let batch = prompts.len();
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
     let context = context(longest, args.max_new_tokens, info.max_context)?;
@@ -180,6 +195,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
     let mut job = Job {
         args,
         tokenizer: tokenizer.as_ref(),
+        texts: &texts,
         prompts: &prompts,
         options,
         began,
@@ -188,6 +204,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
     let (entries, dtype) = (["step"], args.dtype.dtype);
     match target {
         Target::Adapter(adapter) => {
+            opened.check_tier(name, dtype, args.device.tier.as_deref())?;
             let artifact = opened.into_artifact(name, &entries, batch, dtype)?;
             refuse_headless(name, has_logits(&artifact)?)?;
             let load = LoadOptions {
@@ -231,21 +248,47 @@ fn refuse_headless(name: &str, has_logits: bool) -> Result {
     match has_logits {
         true => Ok(()),
         false => Err(Failure::failed(format!(
-            "`{name}` has no head, so it cannot continue a text; `kiln forward` gives its hidden states"
+            "`{name}` has no language-model head, so it cannot continue a text; `kiln forward` writes \
+             its hidden states"
         ))),
     }
 }
 
+/// The prompts as texts; none if they are token ids.
+fn texts(args: &Args) -> Result<Vec<String>> {
+    let Some(file) = &args.prompt_file else {
+        return Ok(args.prompt.clone());
+    };
+    let read = match file.to_str() {
+        Some("-") => std::io::read_to_string(std::io::stdin()),
+        _ => std::fs::read_to_string(file),
+    };
+    let mut text = read.map_err(|e| {
+        let file = file.display();
+        Failure::because(format!("cannot read the prompt from `{file}`"), e)
+    })?;
+    // Editors end a text with a line break that is no part of it.
+    let line = text.strip_suffix('\n');
+    let line = line.map(|l| l.strip_suffix('\r').unwrap_or(l).len());
+    text.truncate(line.unwrap_or(text.len()));
+    Ok(vec![text])
+}
+
 /// The prompts as token ids.
-fn prompts(args: &Args, tokenizer: Option<&Tokenizer>) -> Result<Vec<Ids>> {
+fn prompts(args: &Args, texts: &[String], tokenizer: Option<&Tokenizer>) -> Result<Vec<Ids>> {
+    let name = args.model.name();
     if !args.tokens.is_empty() {
         if !args.stop.is_empty() && tokenizer.is_none() {
-            return Err(no_tokenizer(args.model.name(), "--stop"));
+            return Err(no_tokenizer(name, "--stop"));
         }
         return Ok(args.tokens.clone());
     }
-    let tokenizer = tokenizer.ok_or_else(|| no_tokenizer(args.model.name(), "--prompt"))?;
-    encode(tokenizer, &args.prompt)
+    let option = match args.prompt_file {
+        Some(_) => "--prompt-file",
+        None => "--prompt",
+    };
+    let tokenizer = tokenizer.ok_or_else(|| no_tokenizer(name, option))?;
+    encode(tokenizer, texts)
 }
 
 /// Texts as token ids, none of them empty.
@@ -255,11 +298,11 @@ pub fn encode(tokenizer: &Tokenizer, texts: &[String]) -> Result<Vec<Ids>> {
         let ids = tokenizer.encode(text)?;
         if ids.is_empty() {
             let begin = match tokenizer.eos_id().map(|id| tokenizer.decode(&[id])) {
-                Some(Ok(eos)) => format!(", or `{eos}` for a text from the beginning"),
+                Some(Ok(eos)) => format!(", or `{eos}` to begin a text"),
                 _ => String::new(),
             };
             return Err(Failure::failed(format!(
-                "the prompt `{text}` has no tokens; give some text{begin}"
+                "the prompt `{text}` has no tokens; give it some text{begin}"
             )));
         }
         out.push(ids);
@@ -267,11 +310,11 @@ pub fn encode(tokenizer: &Tokenizer, texts: &[String]) -> Result<Vec<Ids>> {
     Ok(out)
 }
 
-/// That a model cannot do with texts.
+/// That a model cannot work with texts.
 pub fn no_tokenizer(name: &str, option: &str) -> Failure {
     Failure::failed(format!(
-        "`{name}` has no tokenizer, so `{option}` cannot be used; give `--tokens`, or put a \
-         `tokenizer.json` into the checkpoint's folder and compile it again"
+        "`{name}` has no tokenizer, so `{option}` cannot be used; use `--tokens`, or put a \
+         `tokenizer.json` into the checkpoint's folder (and compile it again)"
     ))
 }
 
@@ -280,8 +323,8 @@ pub fn no_tokenizer(name: &str, option: &str) -> Failure {
 fn context(longest: u64, new: usize, max: u64) -> Result<u64> {
     if longest > max {
         return Err(Failure::failed(format!(
-            "the prompt has {longest} tokens, the model takes {max} at most; shorten it, or compile \
-             the model with a larger --max-context if it allows one"
+            "the prompt has {longest} tokens, but the model takes {max} at most; shorten it, or compile \
+             the model with a larger --max-context, if it allows one"
         )));
     }
     Ok(longest.saturating_add(new as u64).min(max).max(1))
@@ -291,6 +334,8 @@ fn context(longest: u64, new: usize, max: u64) -> Result<u64> {
 struct Job<'a> {
     args: &'a Args,
     tokenizer: Option<&'a Tokenizer>,
+    /// None, if the prompts are token ids.
+    texts: &'a [String],
     prompts: &'a [Ids],
     options: GenerateOptions,
     began: Instant,
@@ -299,13 +344,9 @@ struct Job<'a> {
 impl Job<'_> {
     fn run(&mut self, decoder: &mut dyn Decoder, device: &str, tier: Option<&str>) -> Result {
         let load = self.began.elapsed();
-        let mode = match self.args.tokens.is_empty() {
-            true => Mode::Text,
-            false => Mode::Ids,
-        };
-        let labels = match self.args.tokens.is_empty() {
-            true => self.args.prompt.clone(),
-            false => self.prompts.iter().map(|p| join(p)).collect(),
+        let (mode, labels) = match self.texts {
+            [] => (Mode::Ids, self.prompts.iter().map(|p| join(p)).collect()),
+            texts => (Mode::Text, texts.to_vec()),
         };
         let mut printer = Printer::new(mode, &labels, self.tokenizer, &self.args.stop);
         let mut failure = None;
@@ -331,7 +372,7 @@ impl Job<'_> {
         let texts = printer.finish()?;
         interrupt::check()?;
 
-        let speeds = speeds(&timings, self.prompts.len());
+        let speeds = speeds(&timings, &generated);
         remark(format_args!("\n{speeds} on {device}"));
         if self.args.json {
             let mut line = answer(&generated, &texts);
@@ -371,22 +412,64 @@ fn answer(generated: &[Generated], texts: &[printer::Text]) -> Value {
     }
 }
 
-fn speeds(timings: &Timings, batch: usize) -> String {
+/// How fast prompts were read, and tokens made. The first token of each sequence comes
+/// with its prompt, and one that has ended gets no more.
+fn speeds(timings: &Timings, generated: &[Generated]) -> String {
     let per_second = |n: usize, time: Duration| match time.as_secs_f64() {
         s if s > 0.0 => n as f64 / s,
         _ => 0.0,
     };
-    format!(
-        "{} prompt tokens at {:.1}/s, {} steps at {:.1} tokens/s",
+    let later = generated.iter().map(|g| g.tokens.len().saturating_sub(1));
+    let later: usize = later.sum();
+    let mut text = format!(
+        "{} prompt tokens, {:.1} tokens/s",
         timings.prompt_tokens,
-        per_second(timings.prompt_tokens, timings.prefill),
-        timings.decode_steps,
-        per_second(timings.decode_steps * batch, timings.decode),
-    )
+        per_second(timings.prompt_tokens, timings.prefill)
+    );
+    if timings.decode_steps > 0 {
+        let rate = per_second(later, timings.decode);
+        text += &format!(
+            "; {later} tokens in {} steps, {rate:.1} tokens/s",
+            timings.decode_steps
+        );
+    }
+    text
 }
 
 /// Ids as on the command line.
 fn join(ids: &[u32]) -> String {
     let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
     ids.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_that_ended_early_makes_no_tokens() {
+        let generated = |n: usize| Generated {
+            tokens: vec![0; n],
+            finish: Finish::Stop,
+        };
+        let timings = Timings {
+            prefill: Duration::from_secs(2),
+            decode: Duration::from_secs(3),
+            prompt_tokens: 12,
+            decode_steps: 9,
+        };
+        // Ten tokens and four, of which the first came with the prompts.
+        assert_eq!(
+            speeds(&timings, &[generated(10), generated(4), generated(0)]),
+            "12 prompt tokens, 6.0 tokens/s; 12 tokens in 9 steps, 4.0 tokens/s"
+        );
+        let prompt = Timings {
+            decode_steps: 0,
+            ..timings
+        };
+        assert_eq!(
+            speeds(&prompt, &[generated(1)]),
+            "12 prompt tokens, 6.0 tokens/s"
+        );
+    }
 }

@@ -65,6 +65,9 @@ impl Printer {
     /// Takes the graph of `entry` as `pass` left it; `input` is no pass and comes
     /// first.
     pub fn see(&mut self, entry: &str, pass: &str, graph: &Graph, changed: Changed) {
+        if self.failure.is_some() {
+            return;
+        }
         let text = match &self.stages {
             Stages::After(wanted) if wanted != pass => return,
             Stages::All | Stages::Diff if pass != INPUT && !changed.any() => return,
@@ -73,9 +76,7 @@ impl Printer {
             }
             Stages::Diff => self.diff(entry, pass, graph, changed),
         };
-        if self.failure.is_none() {
-            self.failure = print(text).err();
-        }
+        self.failure = print(text).err();
     }
 
     fn diff(&mut self, entry: &str, pass: &str, graph: &Graph, changed: Changed) -> String {

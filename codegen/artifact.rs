@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -24,11 +24,12 @@ pub type WriteProgress<'a> = dyn FnMut(u64, u64) + 'a;
 impl Compiled {
     /// Writes the artifact as a folder, whole or not at all: into a folder beside
     /// `out` first, which then takes its name. An artifact that stands there
-    /// already is replaced; anything else is left alone.
+    /// already is replaced, and stays until the new one is in its place; anything
+    /// else is left alone.
     ///
     /// # Errors
     /// When a parameter cannot be read or has the wrong size, a file cannot be
-    /// written, or `out` exists and is no artifact.
+    /// written, or [`Compiled::check_output`] refuses `out`.
     pub fn write(
         &self,
         out: &Path,
@@ -36,12 +37,10 @@ impl Compiled {
         tokenizer: Option<&str>,
         progress: &mut WriteProgress<'_>,
     ) -> Result<(), CodegenError> {
-        if out.exists() && !out.join(PLAN_FILE).is_file() {
-            return Err(CodegenError::Occupied {
-                path: out.to_owned(),
-            });
-        }
-        let parent = match out.parent() {
+        Self::check_output(out)?;
+        // What a link points to is replaced, not the link.
+        let target = fs::canonicalize(out).unwrap_or_else(|_| out.to_owned());
+        let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
@@ -49,20 +48,42 @@ impl Compiled {
         let new = tempfile::Builder::new().prefix(".kiln-").tempdir_in(parent);
         let new = new.map_err(|e| written(parent, e))?;
         self.write_into(new.path(), params, tokenizer, progress)?;
-        readable(new.path())?;
-
-        // What stood there goes only once the new folder is complete.
-        if out.exists() {
-            let old = tempfile::Builder::new()
-                .prefix(".kiln-old-")
-                .tempdir_in(parent);
-            let old = old.map_err(|e| written(parent, e))?;
-            fs::rename(out, old.path().join("old")).map_err(|e| written(out, e))?;
-        }
-        fs::rename(new.path(), out).map_err(|e| written(out, e))?;
+        // Writing took a while, in which something may have been put there.
+        Self::check_output(out)?;
+        put_in_place(new.path(), &target, parent)?;
         // The folder has another name now; there is nothing left to remove.
         let _ = new.keep();
         Ok(())
+    }
+
+    /// Whether [`Compiled::write`] may write to `out`: nothing is there, or an
+    /// artifact that holds nothing but what its plan lists.
+    ///
+    /// # Errors
+    /// [`CodegenError::Occupied`] names what is in the way.
+    pub fn check_output(out: &Path) -> Result<(), CodegenError> {
+        let occupied = |what: String| CodegenError::Occupied {
+            path: out.to_owned(),
+            what,
+        };
+        if fs::symlink_metadata(out).is_err() {
+            return Ok(());
+        }
+        if !out.exists() {
+            return Err(occupied("is a link to nothing".to_owned()));
+        }
+        let Some(listed) = listed_files(out) else {
+            return Err(occupied("is not a compiled model".to_owned()));
+        };
+        let strange = strange_files(out, &listed).map_err(|e| written(out, e))?;
+        match strange.as_slice() {
+            [] => Ok(()),
+            [first] => Err(occupied(format!("also holds `{first}`"))),
+            [first, others @ ..] => {
+                let others = others.len();
+                Err(occupied(format!("also holds `{first}` and {others} more")))
+            }
+        }
     }
 
     fn write_into(
@@ -127,17 +148,68 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CodegenError> {
     fs::write(path, bytes).map_err(|e| written(path, e))
 }
 
-/// Temporary folders are for their owner alone; an artifact is for whoever may
-/// read what is beside it.
-fn readable(dir: &Path) -> Result<(), CodegenError> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(dir, mode).map_err(|e| written(dir, e))?;
+/// Renames `new` to `out`, both in the folder `parent`. What stood there is moved
+/// aside first, goes only once the new folder is in place, and comes back if that
+/// fails.
+fn put_in_place(new: &Path, out: &Path, parent: &Path) -> Result<(), CodegenError> {
+    if !out.exists() {
+        return fs::rename(new, out).map_err(|e| written(out, e));
     }
-    let _ = dir;
-    Ok(())
+    let aside = tempfile::Builder::new()
+        .prefix(".kiln-old-")
+        .tempdir_in(parent);
+    let aside = aside.map_err(|e| written(parent, e))?;
+    let old = aside.path().join("old");
+    fs::rename(out, &old).map_err(|e| written(out, e))?;
+    let Err(source) = fs::rename(new, out) else {
+        return Ok(());
+    };
+    if fs::rename(&old, out).is_err() {
+        let _ = aside.keep();
+        return Err(CodegenError::Displaced {
+            path: out.to_owned(),
+            old,
+            source,
+        });
+    }
+    Err(written(out, source))
+}
+
+/// The files that the plan in a folder lists, and the plan; `None` if there is no plan
+/// of kiln's. Its format does not matter: artifacts of older versions can be replaced.
+fn listed_files(dir: &Path) -> Option<BTreeSet<String>> {
+    let text = fs::read(dir.join(PLAN_FILE)).ok()?;
+    let plan: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let compiler = plan.get("compiler")?.as_str()?;
+    let files = plan.get("files")?.as_object()?;
+    compiler.starts_with("kiln ").then_some(())?;
+    let listed = files.keys().cloned();
+    Some(listed.chain([PLAN_FILE.to_owned()]).collect())
+}
+
+/// The paths of all files below a folder that are not `listed`, in order. A link counts
+/// as a file, and so does a folder without files.
+fn strange_files(dir: &Path, listed: &BTreeSet<String>) -> std::io::Result<Vec<String>> {
+    let mut strange = Vec::new();
+    let mut folders = vec![(dir.to_owned(), String::new())];
+    while let Some((folder, prefix)) = folders.pop() {
+        let mut is_empty = true;
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            is_empty = false;
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            if entry.file_type()?.is_dir() {
+                folders.push((entry.path(), name + "/"));
+            } else if !listed.contains(&name) {
+                strange.push(name);
+            }
+        }
+        if is_empty {
+            strange.push(prefix);
+        }
+    }
+    strange.sort();
+    Ok(strange)
 }
 
 /// A buffer as a tensor of the weight file, filled when it is written.
@@ -240,11 +312,16 @@ fn write_weights(
         };
         (buffer.name.as_str(), tensor)
     });
+    // safetensors writes a temporary file, which is for its owner alone, and renames
+    // it; an artifact is for whoever may read what is beside it.
+    let usual = fs::File::create(path).and_then(|file| file.metadata());
+    let usual = usual.map_err(|e| written(path, e))?.permissions();
     let done = safetensors::serialize_to_file(tensors, None, path);
     if let Some(error) = writer.state.borrow_mut().error.take() {
         return Err(error);
     }
-    done.map_err(|e| written(path, std::io::Error::other(e)))
+    done.map_err(|e| written(path, std::io::Error::other(e)))?;
+    fs::set_permissions(path, usual).map_err(|e| written(path, e))
 }
 
 /// The element type of a buffer in the file, and its bytes.
@@ -258,5 +335,46 @@ fn stored_as(buffer: &WeightBuffer) -> (Dtype, usize) {
             Packing::Q4 => (Dtype::U8, 1),
         },
         None => (Dtype::U8, 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stood_there_comes_back_if_the_new_folder_cannot_take_its_place() {
+        let parent = tempfile::tempdir().unwrap();
+        let (new, out) = (parent.path().join("new"), parent.path().join("out"));
+        fs::create_dir(&out).unwrap();
+        fs::write(out.join(PLAN_FILE), "old").unwrap();
+        // There is no new folder to rename.
+        let failed = put_in_place(&new, &out, parent.path()).unwrap_err();
+        assert!(matches!(failed, CodegenError::Write { .. }), "{failed}");
+        assert_eq!(fs::read_to_string(out.join(PLAN_FILE)).unwrap(), "old");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+
+        fs::create_dir(&new).unwrap();
+        put_in_place(&new, &out, parent.path()).unwrap();
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_what_a_plan_of_kilns_lists_may_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at(PLAN_FILE), r#"{"files": {"a": ""}}"#).unwrap();
+        assert_eq!(listed_files(dir.path()), None, "any other program's plan");
+        let plan = r#"{"compiler": "kiln 0.0.1", "files": {"kernels/a.wgsl": ""}}"#;
+        fs::write(at(PLAN_FILE), plan).unwrap();
+        let listed = listed_files(dir.path()).unwrap();
+        fs::create_dir(at("kernels")).unwrap();
+        fs::write(at("kernels/a.wgsl"), "").unwrap();
+        assert!(strange_files(dir.path(), &listed).unwrap().is_empty());
+        fs::write(at("kernels/b.wgsl"), "").unwrap();
+        fs::create_dir(at("notes")).unwrap();
+        let strange = strange_files(dir.path(), &listed).unwrap();
+        assert_eq!(strange, ["kernels/b.wgsl", "notes/"]);
     }
 }

@@ -21,7 +21,7 @@ pub enum CodegenError {
         reason: String,
     },
     /// The graphs of one model disagree.
-    #[error("entry points disagree about {what} `{name}`: {found} and {other}")]
+    #[error("the model's entry points disagree about {what} `{name}`: {found} and {other}")]
     Conflict {
         /// Parameter, state or symbol.
         what: &'static str,
@@ -100,7 +100,8 @@ pub enum CodegenError {
     },
     /// Arrivals at a barrier are counted modulo 2^32.
     #[error(
-        "a grid has {found} workgroups, but their number must be a power of two, or 0 for none"
+        "a grid of {found} workgroups is not possible: the number must be a power of two, or 0 for \
+         no grids"
     )]
     Grid {
         /// The number.
@@ -158,18 +159,38 @@ pub enum CodegenError {
         expected: u64,
     },
     /// A file could not be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write `{}`: {source}", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// Something that is no artifact stands where one should be written.
-    #[error("{} exists and is no compiled artifact; choose another name or remove it", path.display())]
+    /// What stands where an artifact should be written may not be replaced.
+    #[error(
+        "`{}` exists and {what}, so it is not replaced; choose another name, or move or remove \
+         what is there",
+        path.display()
+    )]
     Occupied {
         /// The file or folder.
         path: PathBuf,
+        /// What is in the way.
+        what: String,
+    },
+    /// An artifact could be moved out of the way, but neither replaced nor moved back.
+    #[error(
+        "cannot put the new folder at `{}`: {source}; the one that was there is now `{}`",
+        path.display(),
+        old.display()
+    )]
+    Displaced {
+        /// Where the new artifact should be.
+        path: PathBuf,
+        /// Where the old one is.
+        old: PathBuf,
+        /// Why it could not be replaced.
+        source: std::io::Error,
     },
     /// The plan has no weight buffer of this name.
     #[error("the plan has no weight `{name}`")]
@@ -178,7 +199,7 @@ pub enum CodegenError {
         name: String,
     },
     /// There is no tier of this name.
-    #[error("there is no tier `{name}`; there are {available}")]
+    #[error("there is no tier `{name}`; for these weights there are {available}")]
     NoSuchTier {
         /// The name.
         name: String,
@@ -199,7 +220,7 @@ pub enum CodegenError {
         second: String,
     },
     /// A body was given for an archetype that kiln does not have.
-    #[error("there is no kernel archetype `{name}`; there are {available}")]
+    #[error("there is no kernel archetype `{name}`; the archetypes are {available}")]
     NoSuchBody {
         /// The name.
         name: String,
@@ -207,7 +228,7 @@ pub enum CodegenError {
         available: String,
     },
     /// The plan breaks an invariant: a bug in the generator.
-    #[error("the plan is not valid, which is a bug in kiln:\n{0}")]
+    #[error("this is a bug in kiln: {0}")]
     Plan(#[from] kiln_ir::plan::verify::PlanErrors),
     /// A pass failed.
     #[error(transparent)]

@@ -133,18 +133,21 @@ pub fn from_config(text: &str) -> Result<Box<dyn Model>, ConfigError> {
         } else {
             return Err(ConfigError::Missing {
                 key: "model_type".to_owned(),
-                supported: known(|family| family.model_types),
+                supported: format!("kiln supports {}", known(|family| family.model_types)),
             });
         };
     match FAMILIES.iter().find(|family| names(family).contains(&name)) {
         Some(family) => (family.from_config)(text),
-        None => Err(settings.unsupported(key, format!("\"{name}\""), known(names))),
+        None => {
+            let supported = format!("those it does are {}", known(names));
+            Err(settings.unsupported(key, format!("\"{name}\""), supported))
+        }
     }
 }
 
 fn known(names: fn(&Family) -> &[&str]) -> String {
     let names: Vec<&str> = FAMILIES.iter().flat_map(names).copied().collect();
-    format!("those it does are {}", names.join(", "))
+    names.join(", ")
 }
 
 /// The published model of this name, such as `gpt2-medium`.

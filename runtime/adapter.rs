@@ -23,8 +23,9 @@ impl Adapter {
     }
 
     /// The adapter that `selector` names: an index into [`Adapter::list`], a part
-    /// of the adapter's or back end's name in any case (`nvidia`, `llvmpipe`,
-    /// `gl`), or both as `gl:llvmpipe`. Without a selector, the first.
+    /// of the adapter's name or its back end in any case (`nvidia`, `llvmpipe`,
+    /// `gl`), or both as `gl:llvmpipe`. A number beyond the list names an adapter
+    /// that has it as a word: `4090`. Without a selector, the first.
     ///
     /// # Errors
     /// [`Error::NoAdapter`] when there is none at all, [`Error::NoSuchAdapter`]
@@ -37,10 +38,8 @@ impl Adapter {
         if all.is_empty() {
             return Err(Error::NoAdapter);
         }
-        // A number beyond the list may still be a part of a name: `4090`.
-        let index = selector.parse::<usize>().ok();
-        let indexed = index.and_then(|index| all.get(index));
-        let found = indexed.or_else(|| all.iter().find(|a| a.matches(selector)));
+        let names: Vec<_> = all.iter().map(|a| (a.name(), a.backend())).collect();
+        let found = choose(selector, &names).and_then(|index| all.get(index));
         found.cloned().ok_or_else(|| {
             let names = all.iter().enumerate();
             let names: Vec<String> = names.map(|(i, a)| format!("{i}: {a}")).collect();
@@ -60,16 +59,6 @@ impl Adapter {
             sort(&mut found);
         }
         found.into_iter().next().ok_or(Error::NoAdapter)
-    }
-
-    fn matches(&self, selector: &str) -> bool {
-        let selector = selector.to_lowercase();
-        let name = self.info.name.to_lowercase();
-        let backend = self.backend();
-        match selector.split_once(':') {
-            Some((b, rest)) if b == backend => name.contains(rest),
-            _ => selector == backend || name.contains(&selector),
-        }
     }
 
     /// The same adapter, found through an instance of its own, with which it shares nothing
@@ -184,6 +173,32 @@ impl std::fmt::Display for Adapter {
     }
 }
 
+/// Which of the adapters, by their names and back ends, a selector means.
+fn choose(selector: &str, adapters: &[(&str, &str)]) -> Option<usize> {
+    let selector = selector.trim().to_lowercase();
+    if selector.is_empty() {
+        return None;
+    }
+    let number = selector.parse::<usize>().ok();
+    if number.is_some_and(|index| index < adapters.len()) {
+        return number;
+    }
+    adapters.iter().position(|(name, backend)| {
+        let name = name.to_lowercase();
+        match selector.split_once(':') {
+            // A digit of a longer number says nothing.
+            _ if number.is_some() => words(&name).any(|word| word == selector),
+            Some((b, rest)) if b == *backend => name.contains(rest),
+            _ => selector == *backend || name.contains(&selector),
+        }
+    })
+}
+
+fn words(name: &str) -> impl Iterator<Item = &str> {
+    // A version is one word: `15.0.6`.
+    name.split(|c: char| !c.is_alphanumeric() && c != '.')
+}
+
 fn enumerate(backends: Backends) -> Vec<Adapter> {
     if wgpu::Instance::enabled_backend_features().is_empty() {
         return Vec::new();
@@ -221,5 +236,46 @@ fn kind_rank(kind: DeviceType) -> u8 {
         DeviceType::VirtualGpu => 2,
         DeviceType::Other => 3,
         DeviceType::Cpu => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selector_is_an_index_or_a_part_of_a_name() {
+        let adapters = [
+            ("NVIDIA GeForce RTX 4090", "vulkan"),
+            ("llvmpipe (LLVM 15.0.6, 256 bits)", "vulkan"),
+            ("llvmpipe (LLVM 15.0.6, 256 bits)", "gl"),
+        ];
+        let choose = |selector| choose(selector, &adapters);
+        assert_eq!(choose("0"), Some(0));
+        assert_eq!(choose("2"), Some(2));
+        assert_eq!(choose("NVidia"), Some(0));
+        assert_eq!(choose("llvmpipe"), Some(1));
+        assert_eq!(choose("gl"), Some(2));
+        assert_eq!(choose("gl:llvmpipe"), Some(2));
+        assert_eq!(choose("gl:nvidia"), None);
+        assert_eq!(choose("abacus"), None);
+    }
+
+    #[test]
+    fn a_number_beyond_the_list_is_a_whole_word() {
+        let adapters = [
+            ("NVIDIA GeForce RTX 4090 Laptop GPU", "vulkan"),
+            ("llvmpipe (LLVM 15.0.6, 256 bits)", "gl"),
+        ];
+        assert_eq!(choose("4090", &adapters), Some(0));
+        for number in ["4", "5", "6", "15", "90", "409"] {
+            assert_eq!(choose(number, &adapters), None, "{number}");
+        }
+    }
+
+    #[test]
+    fn an_empty_selector_names_nothing() {
+        assert_eq!(choose("", &[("llvmpipe", "gl")]), None);
+        assert_eq!(choose(" ", &[("llvmpipe", "gl")]), None);
     }
 }

@@ -87,9 +87,9 @@ pub enum Error {
     },
     /// No adapter at all.
     #[error(
-        "no graphics adapter was found. Install a driver: on Debian and Ubuntu \
-         `apt-get install mesa-vulkan-drivers` gives a software one; for a GPU, its vendor's Vulkan \
-         driver. `--device cpu` runs without one, slowly"
+        "no graphics adapter was found. Install a driver: your GPU's Vulkan driver, or a software \
+         one (on Debian and Ubuntu: `apt-get install mesa-vulkan-drivers`). Or use `--device cpu`, \
+         which needs none and is slow"
     )]
     NoAdapter,
     /// No adapter fits the selector.
@@ -160,7 +160,7 @@ pub enum Error {
     /// The adapter's driver does not do what a tier relies on.
     #[error(
         "the driver of {adapter} fails the check `{kernel}` of the tier `{tier}`: {reason}; without \
-         --tier another is chosen"
+         --tier, kiln chooses another"
     )]
     Untrusted {
         /// The tier.

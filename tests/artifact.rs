@@ -373,7 +373,8 @@ fn an_artifact_is_written_whole_or_not_at_all() {
     assert_eq!(
         refused,
         format!(
-            "{} exists and is no compiled artifact; choose another name or remove it",
+            "`{}` exists and is not a compiled model, so it is not replaced; choose another name, \
+             or move or remove what is there",
             out.display()
         )
     );

@@ -141,7 +141,10 @@ impl fmt::Display for Report {
             for chosen in &self.faster_kernels {
                 table.row([&chosen.variant, &chosen.kernel, &chosen.usual]);
             }
-            writeln!(f, "kernels that were measured to be faster here:\n{table}")?;
+            writeln!(
+                f,
+                "kernels chosen because they are faster on this device:\n{table}"
+            )?;
         }
         writeln!(f, "launches of a prompt:\n{}", self.prefill)?;
         write!(f, "launches of a decode step:\n{}", self.decode)

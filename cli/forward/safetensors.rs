@@ -1,12 +1,11 @@
 //! A safetensors file of f32 tensors, written piece by piece.
 
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use tempfile::NamedTempFile;
 
 use crate::failure::{Failure, Result};
+use crate::out_file::OutFile;
 
 /// A tensor to come.
 pub struct Tensor {
@@ -16,11 +15,9 @@ pub struct Tensor {
     pub shape: Vec<usize>,
 }
 
-/// Writes beside the file, and renames when all is there: the file is whole or
-/// not there at all.
+/// Writes tensors in pieces, whose places are known beforehand.
 pub struct Writer {
-    path: PathBuf,
-    file: NamedTempFile,
+    file: OutFile,
     /// Where each tensor's bytes begin.
     offsets: Vec<(String, u64)>,
     total: u64,
@@ -29,7 +26,6 @@ pub struct Writer {
 impl Writer {
     /// Begins a file with these tensors.
     pub fn create(path: &Path, tensors: Vec<Tensor>) -> Result<Writer> {
-        let failed = |e| cannot_write(path, e);
         let mut header = Map::new();
         let mut offsets = Vec::new();
         let mut end = 0u64;
@@ -51,17 +47,11 @@ impl Writer {
         for (_, offset) in &mut offsets {
             *offset += data;
         }
-        let folder = match path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        let mut file = NamedTempFile::new_in(folder).map_err(failed)?;
-        file.write_all(&(header.len() as u64).to_le_bytes())
-            .map_err(failed)?;
-        file.write_all(&header).map_err(failed)?;
-        file.as_file().set_len(data + end).map_err(failed)?;
+        let mut file = OutFile::create(path)?;
+        file.write(&(header.len() as u64).to_le_bytes())?;
+        file.write(&header)?;
+        file.reserve(data + end)?;
         Ok(Writer {
-            path: path.to_owned(),
             file,
             offsets,
             total: data + end,
@@ -78,19 +68,12 @@ impl Writer {
         let known = self.offsets.iter().find(|(n, _)| n == name);
         let (_, begin) =
             known.ok_or_else(|| Failure::failed(format!("unexpected output `{name}`")))?;
-        let written = self.file.seek(SeekFrom::Start(begin + offset));
-        let written = written.and_then(|_| self.file.write_all(bytes));
-        written.map_err(|e| cannot_write(&self.path, e))
+        self.file.write_at(begin + offset, bytes)
     }
 
     /// Puts the file in its place; its size.
     pub fn finish(self) -> Result<u64> {
-        let persisted = self.file.persist(&self.path);
-        persisted.map_err(|e| cannot_write(&self.path, e.error))?;
+        self.file.finish()?;
         Ok(self.total)
     }
-}
-
-fn cannot_write(path: &Path, error: std::io::Error) -> Failure {
-    Failure::because(format!("cannot write `{}`", path.display()), error)
 }

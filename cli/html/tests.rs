@@ -20,6 +20,7 @@ fn subject(title: &str, model: &dyn Model) -> Subject {
         title: title.to_owned(),
         graphs: graphs.collect(),
         model: model.info(&options),
+        packing: Packing::F32,
         compiled: None,
     }
 }
@@ -33,6 +34,7 @@ fn written(source: &str) -> Subject {
         title: "written".to_owned(),
         graphs: text::parse_all(source).unwrap(),
         model: ModelInfo::of(""),
+        packing: Packing::F32,
         compiled: None,
     }
 }

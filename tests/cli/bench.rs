@@ -27,6 +27,14 @@ fn a_benchmark_tells_times_launches_and_what_was_left_out() {
 
     let trace: Value = serde_json::from_str(&std::fs::read_to_string(trace).unwrap()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
+    let launches_of = |track| {
+        let of_track = move |e: &&Value| e["ph"] == "X" && e["tid"] == track;
+        let times = |e: &Value| (e["ts"].as_f64().unwrap(), e["dur"].as_f64().unwrap());
+        events.iter().filter(of_track).map(times)
+    };
+    let prompt_ends = launches_of(0).map(|(begin, dur)| begin + dur);
+    let step_begins = launches_of(1).map(|(begin, _)| begin);
+    assert!(step_begins.fold(f64::MAX, f64::min) >= prompt_ends.fold(0.0, f64::max));
     let decode = events.iter().filter(|e| e["ph"] == "X" && e["tid"] == 1);
     assert_eq!(decode.count() as u64, launches);
 }
@@ -44,4 +52,24 @@ fn a_benchmark_prints_tables() {
     ] {
         assert!(text.contains(part), "`{part}`: {text}");
     }
+}
+
+#[test]
+fn what_takes_too_long_is_left_out() {
+    let args =
+        "bench demo --device 0 --lengths 4,8 --batches 1 --steps 1 --limit 0 --warm-up 0 --json";
+    let report: Value = serde_json::from_str(&kiln_line(args).ok()).unwrap();
+    assert_eq!(report["cases"].as_array().unwrap().len(), 1);
+    assert_eq!(report["cases"][0]["runs"], 1);
+    let reason = report["skipped"][0]["reason"].as_str().unwrap();
+    assert!(reason.ends_with(" s, over --limit 0"), "{reason}");
+}
+
+#[test]
+fn a_trace_that_cannot_be_written_is_told_at_once() {
+    let message = kiln_line("bench demo --device 0 --trace /nonexistent/trace.json").fails(1);
+    assert!(
+        message.contains("cannot write `/nonexistent/trace.json`"),
+        "{message}"
+    );
 }

@@ -124,7 +124,7 @@ fn a_compiled_model_is_not_compiled_again() {
         again.to_str().unwrap(),
     ])
     .fails(1);
-    assert!(message.contains("is compiled already"), "{message}");
+    assert!(message.contains("is already compiled"), "{message}");
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn what_is_no_compiled_model_is_not_overwritten() {
     std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();
     let message = kiln(["compile", "demo", "-o", folder.path().to_str().unwrap()]).fails(1);
     assert!(
-        message.contains("exists and is no compiled model"),
+        message.contains("exists and is not a compiled model"),
         "{message}"
     );
     let below = folder.path().join("letter.txt/out.kiln");
@@ -159,6 +159,63 @@ fn a_compiled_model_may_be_compiled_over() {
     );
 }
 
+/// A folder survives being the output of a compilation as it is, which names `part`.
+fn is_left_alone(out: &Path, part: &str) {
+    let before = files(out);
+    let fixture = Fixture::gpt2("base");
+    let message = kiln(["compile", fixture.path(), "-o", out.to_str().unwrap()]).fails(1);
+    assert!(message.contains(part), "`{part}`: {message}");
+    assert!(message.contains("it is not replaced"), "{message}");
+    assert_eq!(files(out), before);
+}
+
+#[test]
+fn another_programs_plan_is_not_compiled_over() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("plan.json"), "{\"files\": {}}").unwrap();
+    std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();
+    is_left_alone(folder.path(), "is not a compiled model");
+}
+
+#[test]
+fn what_was_added_to_a_compiled_model_is_not_compiled_over() {
+    let (_folder, out, _) = compiled(&[Fixture::gpt2("base").path()]);
+    std::fs::write(out.join("kernels/own.wgsl"), "fn f() {}").unwrap();
+    is_left_alone(&out, "also holds `kernels/own.wgsl`");
+    std::fs::write(out.join("notes.txt"), "dear").unwrap();
+    is_left_alone(&out, "also holds `kernels/own.wgsl` and 1 more");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_link_to_a_compiled_model_stays_a_link() {
+    let fixture = Fixture::gpt2("base");
+    let (folder, out, _) = compiled(&[fixture.path()]);
+    let link = folder.path().join("link.kiln");
+    std::os::unix::fs::symlink(&out, &link).unwrap();
+    let args = ["compile", fixture.path(), "--dtype", "f16", "-o"];
+    let args = args.into_iter().chain([link.to_str().unwrap()]);
+    kiln(args).ok();
+    assert!(link.is_symlink());
+    let plan = std::fs::read_to_string(out.join("plan.json")).unwrap();
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["model"]["weight_dtype"], "f16");
+}
+
+/// The weights' file, and the folder, are for whoever may read what is beside them.
+#[test]
+#[cfg(unix)]
+fn what_is_compiled_has_the_usual_modes() {
+    let (folder, out, _) = compiled(&[Fixture::gpt2("base").path()]);
+    let usual = folder.path().join("usual");
+    std::fs::create_dir(&usual).unwrap();
+    assert_eq!(mode(&out), mode(&usual));
+    std::fs::write(usual.join("file"), "").unwrap();
+    for file in ["weights.safetensors", "plan.json", "tiers/base.json"] {
+        assert_eq!(mode(&out.join(file)), mode(&usual.join("file")), "{file}");
+    }
+}
+
 #[test]
 fn a_context_beyond_the_models_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -171,9 +228,9 @@ fn a_context_beyond_the_models_is_refused() {
         "--max-context",
         "300",
     ])
-    .fails(1);
+    .fails(2);
     assert!(
-        message.contains("300") && message.contains("1 to 256"),
+        message.contains("`--max-context 300`: this model takes 1 to 256"),
         "{message}"
     );
     assert!(files(folder.path()).is_empty());
@@ -254,15 +311,6 @@ fn grids_are_as_asked_for() {
     assert_eq!(found, wanted);
     let (_, _, found) = run("1", &["--no-join"]);
     assert_eq!(found, wanted);
-
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("out.kiln");
-    let out = out.to_str().unwrap();
-    let message = kiln(["compile", "demo", "-o", out, "--grid", "96"]).fails(1);
-    assert!(
-        message.contains("96") && message.contains("power of two"),
-        "{message}"
-    );
 }
 
 #[test]
@@ -279,4 +327,36 @@ fn stages_are_printed_as_graphs() {
         "{text}"
     );
     assert_eq!(graphs, 3, "one for each entry: {text}");
+}
+
+/// As with `| head`.
+#[test]
+fn a_reader_that_leaves_does_not_keep_the_model_from_being_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.kiln");
+    let fixture = Fixture::gpt2("base");
+    let args = ["compile", fixture.path(), "--print-after", "all", "-o"];
+    let mut command = command(args.into_iter().chain([out.to_str().unwrap()]));
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    assert!(out.join("plan.json").exists());
+}
+
+#[test]
+fn a_tier_that_a_compiled_model_cannot_have_is_told() {
+    let (_folder, out, _) = compiled(&[Fixture::gpt2("base").path()]);
+    let run = ["run", out.to_str().unwrap(), "--tokens", "1"];
+    let run = run.into_iter().chain(["--device", "0", "--tier", "coop"]);
+    let message = kiln(run).fails(1);
+    assert!(
+        message.contains("compiled with --dtype f32") && message.contains("--dtype f16, q8 or q4"),
+        "{message}"
+    );
 }

@@ -100,3 +100,100 @@ fn a_file_that_cannot_be_written_is_named() {
     );
     assert!(message.contains("because: "), "{message}");
 }
+
+/// `kiln forward` of two tokens on the interpreter, into a file.
+fn forward_into(out: &Path) -> Ran {
+    finish(&mut forward_command(out))
+}
+
+fn forward_command(out: &Path) -> Command {
+    let base = Fixture::gpt2("base");
+    let args = ["forward", base.path(), "--tokens", "1,2", "--device", "cpu"];
+    command(args.into_iter().chain(["-o", out.to_str().unwrap()]))
+}
+
+fn is_safetensors(bytes: &[u8]) -> bool {
+    safetensors::SafeTensors::deserialize(bytes).is_ok()
+}
+
+#[test]
+fn standard_output_goes_by_no_dash() {
+    let message = forward_into(Path::new("-")).fails(2);
+    assert!(message.contains("standard output"), "{message}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_file_has_the_usual_mode_or_that_of_the_one_before() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let [out, usual] = ["out", "usual"].map(|name| folder.path().join(name));
+    std::fs::write(&usual, "").unwrap();
+    forward_into(&out).ok();
+    assert_eq!(mode(&out), mode(&usual));
+    std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o640)).unwrap();
+    forward_into(&out).ok();
+    assert_eq!(mode(&out), 0o640);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_link_is_followed() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    let [link, middle, out] = ["link", "middle", "out"].map(|name| folder.path().join(name));
+    symlink("middle", &link).unwrap();
+    symlink(&out, &middle).unwrap();
+    // The first time the links lead to nothing.
+    for _ in 0..2 {
+        forward_into(&link).ok();
+        assert!(link.is_symlink() && middle.is_symlink() && !out.is_symlink());
+        assert!(is_safetensors(&std::fs::read(&out).unwrap()));
+    }
+    let looped = folder.path().join("looped");
+    symlink("looped", &looped).unwrap();
+    let message = forward_into(&looped).fails(1);
+    assert!(message.contains("cannot write"), "{message}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_pipe_is_written_to() {
+    use std::os::unix::fs::FileTypeExt;
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut child = forward_command(&pipe).spawn().unwrap();
+    let bytes = std::fs::read(&pipe).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(is_safetensors(&bytes));
+    assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+}
+
+/// On an adapter the pieces come as they are read back.
+#[test]
+#[cfg(target_os = "linux")]
+fn standard_output_can_be_the_file() {
+    let base = Fixture::gpt2("base");
+    for device in ["cpu", "0"] {
+        let args = [
+            "forward",
+            base.path(),
+            "--tokens",
+            "1,2;3,4",
+            "--attentions",
+        ];
+        let args = args
+            .into_iter()
+            .chain(["-o", "/dev/stdout", "--device", device]);
+        let output = command(args).output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+        assert!(is_safetensors(&output.stdout), "{device}");
+    }
+}

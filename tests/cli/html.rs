@@ -45,6 +45,12 @@ fn a_compiled_model_has_the_page_of_its_checkpoint() {
 }
 
 #[test]
+fn a_page_shows_the_kernels_of_a_type_of_weights() {
+    let page = page("q8.html", &["demo", "--entry", "step", "--dtype", "q8"]);
+    assert!(page.contains("\"coop\"") && page.contains("q8"));
+}
+
+#[test]
 fn a_page_goes_with_nothing_that_prints() {
     let file = out("not-written.html");
     let message = kiln(["ir", "demo", "--diff", "--html", file.to_str().unwrap()]).fails(2);

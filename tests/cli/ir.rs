@@ -53,7 +53,10 @@ fn a_pass_runs_on_a_text() {
 #[test]
 fn a_text_that_is_no_graph_is_told_where() {
     let message = ir_of("graph f {\n  %0 = frob\n}\n", &[]).fails(1);
-    assert!(message.contains("standard input is no graph"), "{message}");
+    assert!(
+        message.contains("standard input is not a graph"),
+        "{message}"
+    );
     assert!(
         message.contains("frob") && message.contains('2'),
         "{message}"
@@ -61,9 +64,42 @@ fn a_text_that_is_no_graph_is_told_where() {
     let wrong = "graph f {\n  %0 = input \"x\" : f32[4]\n  %1 = add %0, %0 : f32[5]\n  output \"y\" = %1\n}\n";
     let message = ir_of(wrong, &[]).fails(1);
     assert!(
-        message.contains("is not valid") && message.contains("f32[5]"),
+        message.contains("standard input: graph `f` is not valid") && message.contains("f32[5]"),
         "{message}"
     );
+}
+
+#[test]
+fn a_text_without_graphs_is_refused() {
+    let message = ir_of("", &[]).fails(1);
+    assert!(
+        message.contains("standard input holds no graph"),
+        "{message}"
+    );
+    // As after `/dev/null`, or a comment.
+    let message = ir_of("// nothing\n", &["--pass", "dce"]).fails(1);
+    assert!(message.contains("holds no graph"), "{message}");
+}
+
+/// As from a shell's `<(...)`.
+#[test]
+#[cfg(unix)]
+fn a_pipe_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut command = command(["ir", pipe.to_str().unwrap()]);
+    let child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let printed = kiln_line("ir demo").ok();
+    std::fs::write(&pipe, &printed).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), printed);
 }
 
 #[test]
@@ -71,6 +107,8 @@ fn stages_and_differences_show_the_passes_work() {
     let built = kiln_line("ir demo --after input").ok();
     assert_eq!(built, kiln_line("ir demo").ok());
     assert!(!built.contains("= attention "), "{built}");
+    let all = kiln_line("ir demo --after all").ok();
+    assert_eq!(all, kiln_line("ir demo --print-after all").ok());
     let fused = kiln_line("ir demo --after fuse_attention").ok();
     assert!(
         fused.starts_with("// step, after fuse_attention: 5 rewrites\n"),

@@ -70,6 +70,22 @@ fn kiln_line(line: &str) -> Ran {
     kiln(line.split(' '))
 }
 
+/// No driver can be found in there.
+#[cfg(target_os = "linux")]
+fn without_drivers(args: &str) -> Command {
+    let mut command = command(args.split(' '));
+    command.env("VK_DRIVER_FILES", "/nonexistent");
+    command.env("__EGL_VENDOR_LIBRARY_FILENAMES", "/nonexistent");
+    command
+}
+
+/// Who may read, write and run a file.
+#[cfg(unix)]
+fn mode(path: &Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
 /// The last line of an answer, as JSON.
 fn last_line(out: &str) -> Value {
     serde_json::from_str(out.lines().last().unwrap()).unwrap()

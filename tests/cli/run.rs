@@ -168,14 +168,6 @@ fn a_context_that_is_full_ends_the_text() {
     assert_eq!(ids(&line["tokens"]).len(), 256 - 3 + 1);
 }
 
-/// No driver can be found in there.
-fn without_drivers(args: &str) -> Command {
-    let mut command = command(args.split(' '));
-    command.env("VK_DRIVER_FILES", "/nonexistent");
-    command.env("__EGL_VENDOR_LIBRARY_FILENAMES", "/nonexistent");
-    command
-}
-
 #[test]
 #[cfg(target_os = "linux")]
 fn without_an_adapter_the_interpreter_runs_with_a_warning() {
@@ -199,6 +191,60 @@ fn without_an_adapter_the_interpreter_runs_with_a_warning() {
         "run demo --tokens 5,6 -n 8 --device cpu",
     ));
     assert_eq!(quiet.err, "");
+}
+
+/// A prompt of several lines may begin with a hyphen, in the command line or in a file.
+#[test]
+fn texts_may_begin_with_a_hyphen() {
+    let text = "- a list\n- of two";
+    let run = ["run", "demo", "-n", "4", "--device", "cpu", "--stop", "---"];
+    let wanted = kiln(run.into_iter().chain(["--prompt", text])).ok();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    for end in ["", "\n", "\r\n"] {
+        std::fs::write(&file, format!("{text}{end}")).unwrap();
+        let args = ["--prompt-file", file.to_str().unwrap()];
+        assert_eq!(kiln(run.into_iter().chain(args)).ok(), wanted, "{end:?}");
+    }
+    let mut piped = command(run.into_iter().chain(["--prompt-file", "-"]));
+    piped.stdin(std::fs::File::open(&file).unwrap());
+    assert_eq!(finish(&mut piped).ok(), wanted);
+
+    let missing = ["--prompt-file", "/nonexistent/prompt.txt"];
+    let message = kiln(run.into_iter().chain(missing)).fails(1);
+    assert!(
+        message.contains("cannot read the prompt from `/nonexistent/prompt.txt`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn several_sequences_may_be_in_one_option() {
+    let run = "run demo -n 4 --device cpu";
+    let wanted = kiln_line(&format!("{run} --tokens 1,2 --tokens 3,4,5")).ok();
+    assert!(wanted.starts_with("[1] 1,2\n"), "{wanted}");
+    assert_eq!(kiln_line(&format!("{run} --tokens 1,2;3,4,5")).ok(), wanted);
+}
+
+#[test]
+fn options_that_change_nothing_are_told() {
+    let run = "run demo --tokens 5,6 -n 4 --device cpu";
+    let greedy = kiln_line(run);
+    assert_eq!(greedy.err, "");
+    let told = kiln_line(&format!("{run} --top-k 40 --min-p 0.1 --seed 7"));
+    assert!(
+        told.err.starts_with("warning: ") && told.err.contains("`--temperature`"),
+        "{}",
+        told.err
+    );
+    assert!(
+        told.err.contains(": `--top-k`, `--min-p`, `--seed`\n"),
+        "{}",
+        told.err
+    );
+    assert_eq!(told.ok(), greedy.ok());
+    let drawn = kiln_line(&format!("{run} --top-k 40 --temperature 0.5"));
+    assert_eq!(drawn.err, "");
 }
 
 #[test]

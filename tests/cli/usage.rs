@@ -34,7 +34,7 @@ fn a_wrong_command_line_exits_with_2() {
         (
             &["run", "demo", "--tokens", "1,x"],
             2,
-            &["`x` is no token id", "`1,2,3`"],
+            &["`x` is not a token id", "`1,2,3`"],
         ),
         (
             &["run", "demo", "--tokens", "1", "--temperature", "-1"],
@@ -62,6 +62,51 @@ fn a_wrong_command_line_exits_with_2() {
             &["--stop <TEXT>"],
         ),
         (
+            &["run", "demo", "--tokens", "1", "--seed", "-1"],
+            2,
+            &["'-1' for '--seed <N>'", "a whole number, 0 or more"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "-n", "-1"],
+            2,
+            &["'-1' for '--max-new-tokens <N>'", "0 or more"],
+        ),
+        (
+            &["run", "demo", "--tokens", "-1"],
+            2,
+            &["`-1` is not a token id"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "--top-p", "much"],
+            2,
+            &["'much' for '--top-p <F>'", "expected a number"],
+        ),
+        (
+            &["run", "demo", "--tokens", "1", "--device", ""],
+            2,
+            &["'--device <N|NAME|cpu>'"],
+        ),
+        (
+            &["run", "demo", "--prompt", "x", "--prompt-file", "y"],
+            2,
+            &["cannot be used with"],
+        ),
+        (
+            &["bench", "demo", "--warm-up", "nan"],
+            2,
+            &["'nan' for '--warm-up <SECONDS>'", "0 or more"],
+        ),
+        (
+            &["bench", "demo", "--limit", "-1"],
+            2,
+            &["'-1' for '--limit <SECONDS>'", "0 or more"],
+        ),
+        (
+            &["ir", "demo", "--dtype", "q8"],
+            2,
+            &["required", "--html <FILE>"],
+        ),
+        (
             &["run", "demo", "--tokens", "1", "--dtype", "f8"],
             2,
             &["'f8'", "f32, f16, q8, q4"],
@@ -84,6 +129,31 @@ fn a_wrong_command_line_exits_with_2() {
             &["'gpt3'", "gpt2, gpt2-medium, gpt2-large, gpt2-xl"],
         ),
         (&["compile", "demo"], 2, &["--output <OUT.kiln>"]),
+        (
+            &["compile", "demo", "-o", "x.kiln", "--grid", "96"],
+            2,
+            &["'96' for '--grid <N>'", "a power of two up to 32768, or 0"],
+        ),
+        (
+            &["compile", "demo", "-o", "x.kiln", "--grid", "65536"],
+            2,
+            &["'65536' for '--grid <N>'", "up to 32768"],
+        ),
+        (
+            &["compile", "demo", "-o", "x.kiln", "--max-batch", "0"],
+            2,
+            &["'0' for '--max-batch <N>'", "from 1 to 2147483647"],
+        ),
+        (
+            &["compile", "demo", "-o", "x.kiln", "--max-context", "-5"],
+            2,
+            &["'-5' for '--max-context <N>'", "from 1 to 2147483647"],
+        ),
+        (
+            &["compile", "demo", "-o", "x.kiln", "--tier", "coop"],
+            2,
+            &["`--tier coop`", "--dtype f16, q8 or q4"],
+        ),
         (
             &["compile", "demo", "-o", "x.kiln", "--emit", "glsl", "y"],
             2,
@@ -127,7 +197,11 @@ fn what_is_no_model_is_told_by_name() {
         (
             &run("nosuch"),
             1,
-            &["`nosuch` is no folder here", "because: ", "HF_HUB_OFFLINE"],
+            &[
+                "there is no file or folder `nosuch` here, so it was taken as a hub id",
+                "because: ",
+                "HF_HUB_OFFLINE",
+            ],
         ),
         (&run(manifest), 1, &["is a file; a model is a folder"]),
         (&run(empty), 1, &[empty, "config.json"]),
@@ -170,7 +244,7 @@ fn what_a_model_cannot_do_is_told() {
         (
             &["run", base.path(), "--tokens", &long, "--device", "cpu"],
             1,
-            &["the prompt has 25 tokens", "24 at most"],
+            &["the prompt has 25 tokens, but", "24 at most"],
         ),
         (
             &[
@@ -189,17 +263,17 @@ fn what_a_model_cannot_do_is_told() {
         (
             &["run", body.path(), "--tokens", "1", "--device", "cpu"],
             1,
-            &["has no head", "`kiln forward`"],
+            &["has no language-model head", "`kiln forward`"],
         ),
         (
             &["run", body.path(), "--tokens", "1", "--device", "0"],
             1,
-            &["has no head", "`kiln forward`"],
+            &["has no language-model head", "`kiln forward`"],
         ),
         (
             &["run", "demo", "--tokens", "1", "--device", "abacus"],
             1,
-            &["no adapter is called `abacus`", "0: "],
+            &["no adapter is called `abacus`", "0: ", "cpu: "],
         ),
         (
             &[
@@ -207,6 +281,19 @@ fn what_a_model_cannot_do_is_told() {
             ],
             1,
             &["no tier `gold`", "base"],
+        ),
+        (
+            &[
+                "run", "demo", "--tokens", "1", "--device", "0", "--tier", "coop",
+            ],
+            2,
+            &["`--tier coop`", "--dtype f16, q8 or q4"],
+        ),
+        // A number beyond the list is no digit of a name or a version.
+        (
+            &["run", "demo", "--tokens", "1", "--device", "25"],
+            1,
+            &["no adapter is called `25`"],
         ),
         (
             &["bench", "demo", "--device", "cpu"],
@@ -261,4 +348,60 @@ fn devices_lists_adapters_and_the_interpreter() {
         assert!(least <= most);
     }
     assert!(first["cooperative_matrices"].is_array());
+}
+
+#[test]
+fn the_interpreter_is_called_cpu_in_any_case() {
+    let run = "run demo --tokens 5,6 -n 4 --device";
+    let wanted = kiln_line(&format!("{run} cpu")).ok();
+    assert_eq!(kiln_line(&format!("{run} CPU")).ok(), wanted);
+}
+
+#[test]
+fn help_tells_what_each_command_takes() {
+    let compile = kiln_line("compile --help").ok();
+    assert!(!compile.contains("or a compiled"), "{compile}");
+    assert!(!compile.contains("lavapipe"), "{compile}");
+    assert!(compile.contains("is replaced"), "{compile}");
+    let bench = kiln_line("bench --help").ok();
+    assert!(bench.contains("[default: 16,128,512,1000,1024]"), "{bench}");
+    let ir = kiln_line("ir --help").ok();
+    assert!(ir.contains("standard input"), "{ir}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn without_an_adapter_nothing_says_that_the_interpreter_runs() {
+    let listed = finish(&mut without_drivers("devices"));
+    assert!(
+        listed
+            .err
+            .starts_with("warning: no graphics adapter was found;"),
+        "{}",
+        listed.err
+    );
+    assert!(!listed.err.contains("interpreter"), "{}", listed.err);
+    assert!(listed.ok().contains("cpu "));
+    let message = finish(&mut without_drivers("bench demo")).fails(1);
+    assert!(
+        message
+            .starts_with("error: `bench` measures an adapter, and no graphics adapter was found;"),
+        "{message}"
+    );
+    assert!(message.contains("mesa-vulkan-drivers"), "{message}");
+}
+
+#[test]
+fn a_config_without_a_model_type_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+    let weights = "model.safetensors";
+    let there = Fixture::gpt2("base").folder.join(weights);
+    std::fs::copy(there, folder.path().join(weights)).unwrap();
+    let args = ["run", folder.path().to_str().unwrap(), "--tokens", "1"];
+    let message = kiln(args.into_iter().chain(["--device", "cpu"])).fails(1);
+    assert!(
+        message.contains("config.json has no `model_type`; kiln supports gpt2, llama"),
+        "{message}"
+    );
 }
