@@ -133,6 +133,15 @@ impl DeviceArgs {
                  again without {without}, as {flags} from the start"
             ));
         }
+        let untuned: Vec<&str> = model.untuned().collect();
+        if !untuned.is_empty() {
+            warn(format_args!(
+                "timing kernels failed or was interrupted too often, so the usual ones are used \
+                 for some steps ({}); removing the `*.choices.json` files in kiln's cache folder \
+                 makes kiln try again",
+                untuned.join(", ")
+            ));
+        }
         Ok(model)
     }
 }

@@ -4,7 +4,7 @@ mod safetensors;
 
 use std::path::PathBuf;
 
-use kiln_ir::plan::Port;
+use kiln_ir::plan::{ModelInfo, Port};
 use kiln_ir::{Bindings, DType};
 use kiln_runtime::{Artifact, Error, Model, Piece, RunOptions};
 
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result {
             encode(&tokenizer, &args.prompt)?
         }
     };
-    check_length(&ids, opened.info().max_context)?;
+    check_ids(&ids, &opened.info())?;
     let entry = match args.attentions {
         true => "forward_attentions",
         false => "forward",
@@ -99,15 +99,29 @@ pub fn run(args: &Args) -> Result {
     Ok(())
 }
 
-fn check_length(ids: &[Ids], max: u64) -> Result {
-    let too_long = ids.iter().position(|row| row.len() as u64 > max);
-    match too_long {
-        None => Ok(()),
-        Some(row) => Err(Failure::failed(format!(
-            "sequence {row} has {} tokens, but the model takes {max} at most",
-            ids[row].len()
-        ))),
+/// Holds that sequences are no longer than a model's context, and of its vocabulary.
+fn check_ids(ids: &[Ids], model: &ModelInfo) -> Result {
+    let (max, vocab) = (model.max_context, model.vocab_size);
+    for (sequence, row) in ids.iter().enumerate() {
+        if row.len() as u64 > max {
+            return Err(Failure::failed(format!(
+                "sequence {sequence} has {} tokens, but the model takes {max} at most; if it was \
+                 made for more, compile it with a larger --max-context",
+                row.len()
+            )));
+        }
+        if let Some(position) = row.iter().position(|id| u64::from(*id) >= vocab) {
+            let id = row[position];
+            let error = Error::Token {
+                sequence,
+                position,
+                id,
+                vocab,
+            };
+            return Err(error.into());
+        }
     }
+    Ok(())
 }
 
 /// Streams the outputs into the file as they come.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kiln_ir::{DimError, ParamError};
+use kiln_ir::{DimError, Packing, ParamError};
 
 /// An error of the code generator.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +147,22 @@ pub enum CodegenError {
         name: String,
         /// Why.
         source: ParamError,
+    },
+    /// A parameter has a weight that is not to be had in a packing.
+    #[error(
+        "parameter `{name}` has the weight {value}, but {} holds numbers up to {most}; compile with \
+         --dtype f32",
+        packing.name()
+    )]
+    ParamValue {
+        /// Its dotted name.
+        name: String,
+        /// The weight.
+        value: f32,
+        /// The packing.
+        packing: Packing,
+        /// The largest that it holds.
+        most: f32,
     },
     /// A parameter has another number of elements than its type.
     #[error("parameter `{name}` has {found} elements, expected {expected}")]

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_ir::packing::BAND_ROWS;
 use kiln_ir::plan::{WeightBuffer, WeightPart};
 use kiln_ir::{Dim, Graph, Op, Packing, ParamSource, TensorType, ValueId};
+use rayon::prelude::*;
 
 use crate::error::CodegenError;
 use crate::view::Base;
@@ -408,6 +409,17 @@ pub(crate) fn fill(
         let k = part.shape.last().copied().unwrap_or(1) as usize;
         let first = part.first_row as usize * k;
         let rows = &values[first..first + part.rows as usize * k];
+        // A NaN is nothing that a person meant, nor anything that integers can be.
+        let is_held = |v: &&f32| v.abs() <= part.packing.most();
+        let lost = rows.par_iter().find_first(|v| !is_held(v));
+        if let Some(value) = lost.filter(|_| part.packing != Packing::F32) {
+            return Err(CodegenError::ParamValue {
+                name: part.param.clone(),
+                value: *value,
+                packing: part.packing,
+                most: part.packing.most(),
+            });
+        }
         let packed = part.packing.pack(rows, k);
         let (own, other) = match part.scales {
             true => (packed.scales, None),

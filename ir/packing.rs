@@ -90,6 +90,18 @@ impl Packing {
         }
     }
 
+    /// The largest weight that it holds: of a group with a scale, which is an `f16`, the
+    /// largest of what that may be multiplied by.
+    pub fn most(self) -> f32 {
+        let half = f16::MAX.to_f32();
+        match self {
+            Packing::F32 => f32::MAX,
+            Packing::F16 => half,
+            Packing::Q8 => 127.0 * half,
+            Packing::Q4 => 8.0 * half,
+        }
+    }
+
     /// Whether groups have a scale.
     pub const fn has_scales(self) -> bool {
         matches!(self, Packing::Q8 | Packing::Q4)
@@ -206,7 +218,7 @@ impl Packing {
             } else {
                 peak / -8.0
             };
-            let scale = f16::from_f32(full);
+            let scale = scale_of(full);
             *scale_out = scale.to_bits();
             let scale = scale.to_f32();
             let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
@@ -263,6 +275,18 @@ impl Packing {
     }
 }
 
+/// The `f16` that stands for a scale: the nearest, but of what is small for an `f16`, whose
+/// neighbours are far from it, the next away from 0, or the largest weights would be cut off.
+fn scale_of(full: f32) -> f16 {
+    const LEAST_STEP: f32 = 1.0 / (1 << 24) as f32;
+    match full.abs() < f16::MIN_POSITIVE.to_f32() {
+        true => {
+            f16::from_bits((full.abs() / LEAST_STEP).ceil() as u16).copysign(f16::from_f32(full))
+        }
+        false => f16::from_f32(full),
+    }
+}
+
 /// The byte and shift of weight `i` of a `q4` group.
 fn q4_place(i: usize) -> (usize, u32) {
     (i / 8 * 4 + i % 4, if i % 8 < 4 { 0 } else { 4 })
@@ -301,6 +325,40 @@ mod tests {
                     };
                     assert!((a - b).abs() <= most, "{packing:?} {k}: {a} {b} {most}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn small_groups_keep_their_weights() {
+        for packing in [Packing::Q8, Packing::Q4] {
+            for by in [1e-3, 1e-5, 1e-6, 3e-7] {
+                let x: Vec<f32> = values(32).iter().map(|v| v * by).collect();
+                let packed = packing.pack(&x, 32);
+                let y = packing.unpack(&packed.data, &packed.scales, 1, 32);
+                let scale = f16::from_le_bytes([packed.scales[0], packed.scales[1]]).to_f32();
+                // Of what is that small, a step is half of what the peak wants at the most.
+                for (a, b) in x.iter().zip(&y) {
+                    assert!(
+                        (a - b).abs() <= 1.0001 * scale.abs(),
+                        "{packing:?} {by}: {a} {b}"
+                    );
+                }
+                assert!(
+                    scale != 0.0 && scale.abs() <= by.max(6e-8),
+                    "{packing:?} {by}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_weight_is_held() {
+        for packing in Packing::ALL {
+            for most in [packing.most(), -packing.most()] {
+                let packed = packing.pack(&[most; 32], 32);
+                let back = packing.unpack(&packed.data, &packed.scales, 1, 32);
+                assert_eq!(back, [most; 32], "{packing:?}");
             }
         }
     }

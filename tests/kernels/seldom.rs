@@ -1,5 +1,7 @@
 //! What graphs may be and those of models seldom are.
 
+use std::collections::BTreeMap;
+
 use kiln_codegen::{CodegenError, CompileOptions, lower};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::text::parse;
@@ -237,4 +239,40 @@ fn what_cannot_be_compiled_is_named() {
         error.ends_with("heads have at most 1024 elements"),
         "{error}"
     );
+}
+
+/// Weights that f16, or integers with a scale in f16, cannot be.
+#[test]
+fn weights_out_of_range_are_named() {
+    let lines = r#"%0 = input "x" : f32[n, 8]
+        %1 = param "w" : f32[8, 8]
+        %2 = linear %0, %1
+        output "y" = %2"#;
+    let graphs = [graph("g", lines)];
+    for (packing, value, most) in [
+        (Packing::F16, 1e5, "65504"),
+        (Packing::Q8, f32::NAN, "8319008"),
+        (Packing::Q4, -1e6, "524032"),
+    ] {
+        let options = CompileOptions {
+            packing,
+            ..CompileOptions::default()
+        };
+        let compiled = lower(&graphs, &graphs, ModelInfo::of("test"), &options).unwrap();
+        let weights = |last: f32| {
+            let mut weights = vec![0.5f32; 64];
+            weights[63] = last;
+            BTreeMap::from([("w".to_owned(), weights)])
+        };
+        let fill = |last| compiled.weight(&compiled.plan.weights[0].name, &weights(last));
+        assert!(fill(0.25).is_ok());
+        let name = packing.name();
+        assert_eq!(
+            fill(value).unwrap_err().to_string(),
+            format!(
+                "parameter `w` has the weight {value}, but {name} holds numbers up to {most}; \
+                 compile with --dtype f32"
+            )
+        );
+    }
 }
