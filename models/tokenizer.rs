@@ -341,7 +341,12 @@ impl Tokenizer {
     }
 
     /// A decoder that takes one id at a time and gives out text as soon as it
-    /// is whole. Its pieces joined are what [`decode`](Self::decode) gives.
+    /// is whole.
+    ///
+    /// Its pieces joined are what [`decode`](Self::decode) gives, but for one
+    /// case: where a vocabulary has tokens for single bytes (`<0x80>`), a byte
+    /// that fits nowhere turns all bytes beside it into U+FFFD. Characters that
+    /// were given out before it came stay.
     pub fn stream(&self) -> DecodeStream<'_> {
         DecodeStream::new(self)
     }

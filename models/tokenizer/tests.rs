@@ -288,6 +288,146 @@ fn a_decoder_that_looks_at_neighbours_is_streamed_too() {
     assert_eq!(stream.finish().unwrap(), "");
 }
 
+/// A tokenizer in the manner of Llama 2's: spaces are a character of their own,
+/// one is put before a text and taken away again, and what has no token is
+/// spelled in bytes. Ids 3 to 258 are the bytes, [`PIECES`] follow.
+fn byte_fallback() -> Tokenizer {
+    let mut vocab = serde_json::Map::new();
+    let mut add = |token: String| {
+        let id = vocab.len();
+        vocab.insert(token, id.into());
+    };
+    for token in ["<unk>", "<s>", "</s>"] {
+        add(token.to_owned());
+    }
+    for byte in 0..=255u8 {
+        add(format!("<0x{byte:02X}>"));
+    }
+    for piece in PIECES {
+        add(piece.to_owned());
+    }
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>",
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
+            "byte_fallback": true, "ignore_merges": false, "vocab": vocab, "merges": []}
+    });
+    Tokenizer::from_json("m", &json.to_string()).unwrap()
+}
+
+const PIECES: [&str; 7] = ["▁", "▁Hi", "a", "b", "c", "▁d", "e"];
+
+fn piece(text: &str) -> u32 {
+    259 + PIECES.iter().position(|p| *p == text).unwrap() as u32
+}
+
+/// The tokens of the bytes.
+fn spelled(bytes: &[u8]) -> Vec<u32> {
+    bytes.iter().map(|byte| 3 + u32::from(*byte)).collect()
+}
+
+/// What each push gives, and then the end.
+fn pieces_of(mut stream: DecodeStream<'_>, ids: &[u32]) -> Vec<String> {
+    let mut pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+    pieces.push(stream.finish().unwrap());
+    pieces
+}
+
+#[test]
+fn a_stray_byte_does_not_silence_the_stream() {
+    let tokenizer = byte_fallback();
+    let mut ids = vec![piece("▁Hi")];
+    ids.extend(spelled("€".as_bytes()));
+    ids.extend(spelled(&[0x80]));
+    ids.extend(["a", "▁d", "e"].map(piece));
+    assert_eq!(
+        pieces_of(tokenizer.stream(), &ids),
+        ["Hi", "", "", "€", "", "\u{fffd}a", " d", "e", ""]
+    );
+    // The end comes while a byte is held.
+    let cut = &ids[..5];
+    assert_eq!(
+        pieces_of(tokenizer.stream(), cut),
+        ["Hi", "", "", "€", "", "\u{fffd}"]
+    );
+    // Nothing but bytes that fit nowhere.
+    let stray = spelled(&[0x80; 7]);
+    let pieces = pieces_of(tokenizer.stream(), &stray);
+    assert_eq!(pieces.concat(), "\u{fffd}".repeat(7));
+    assert_eq!(pieces[4], "\u{fffd}".repeat(5), "not held for ever");
+}
+
+#[test]
+fn characters_spelled_in_bytes_are_streamed_whole() {
+    let tokenizer = byte_fallback();
+    let text = "a €€😀 d";
+    let ids = tokenizer.encode(text).unwrap();
+    let pieces = pieces_of(tokenizer.stream(), &ids);
+    assert_eq!(pieces.concat(), text);
+    for whole in ["€", "😀"] {
+        assert!(pieces.iter().any(|p| p == whole), "{pieces:?}");
+    }
+}
+
+#[test]
+fn an_id_without_a_token_takes_no_space_away() {
+    let tokenizer = byte_fallback();
+    let ids = [piece("▁Hi"), 5000, piece("▁d")];
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "Hi d");
+    assert_eq!(pieces_of(tokenizer.stream(), &ids), ["Hi", "", " d", ""]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn streamed_bytes_join_to_the_decoded_whole(
+        parts in prop::collection::vec(prop_oneof!["[€😀é\\n ]", "▁|▁Hi|a|b|▁d"], 0..20)
+    ) {
+        let tokenizer = byte_fallback();
+        let mut ids = Vec::new();
+        for text in &parts {
+            match PIECES.contains(&text.as_str()) {
+                true => ids.push(piece(text)),
+                false => ids.extend(spelled(text.as_bytes())),
+            }
+        }
+        let pieces = pieces_of(tokenizer.stream(), &ids);
+        prop_assert_eq!(pieces.concat(), tokenizer.decode(&ids).unwrap());
+    }
+
+    /// Of any ids at all, no piece is lost: what stands in the stream differs
+    /// from the whole in runs of bytes alone, and each of their bytes gives
+    /// something.
+    #[test]
+    fn streams_of_any_ids_go_on(ids in prop::collection::vec(prop_oneof![3u32..259, 259u32..266], 0..40)) {
+        let tokenizer = byte_fallback();
+        let pieces = pieces_of(tokenizer.stream(), &ids);
+        let (text, whole) = (pieces.concat(), tokenizer.decode(&ids).unwrap());
+        let plain = |text: &str| -> String {
+            text.chars().filter(|c| "Hiabcde".contains(*c)).collect()
+        };
+        // Bytes may spell these letters too; without them both must agree.
+        if !ids.iter().any(|id| (3..131).contains(id)) {
+            prop_assert_eq!(plain(&text), plain(&whole));
+        }
+        let mut held = 0;
+        for piece in &pieces[..ids.len()] {
+            held = if piece.is_empty() { held + 1 } else { 0 };
+            // A space at the beginning, and the few that may be held.
+            prop_assert!(held <= 6, "{:?}", pieces);
+        }
+    }
+}
+
 #[test]
 fn every_token_of_gpt2_decodes_to_its_bytes() {
     let tokenizer = shared();
