@@ -109,13 +109,14 @@ impl LlamaConfig {
         let hidden_size = size("hidden_size", 4096)?;
         let num_attention_heads = size("num_attention_heads", 32)?;
         let attention_bias = settings.switch("attention_bias")?.unwrap_or(false);
+        let max_position_embeddings = size(
+            "max_position_embeddings",
+            if is_llama { 2048 } else { 32_768 },
+        )?;
         let config = LlamaConfig {
             variant,
             vocab_size: size("vocab_size", if is_llama { 32_000 } else { 151_936 })?,
-            max_position_embeddings: size(
-                "max_position_embeddings",
-                if is_llama { 2048 } else { 32_768 },
-            )?,
+            max_position_embeddings,
             hidden_size,
             intermediate_size: size("intermediate_size", if is_llama { 11_008 } else { 22_016 })?,
             num_hidden_layers: size("num_hidden_layers", 32)?,
@@ -126,7 +127,7 @@ impl LlamaConfig {
                 .activation("hidden_act")?
                 .unwrap_or(Activation::Silu),
             rms_norm_eps: settings.positive("rms_norm_eps")?.unwrap_or(1e-6),
-            rope: Rope::from_settings(&settings)?,
+            rope: Rope::from_settings(&settings, max_position_embeddings)?,
             qkv_bias: !is_llama || attention_bias,
             o_bias: is_llama && attention_bias,
             mlp_bias: is_llama && settings.switch("mlp_bias")?.unwrap_or(false),

@@ -180,6 +180,59 @@ fn slow_frequencies_are_stretched() {
 }
 
 #[test]
+fn the_older_form_holds_where_there_are_both() {
+    let both = |older: &str| {
+        format!(
+            r#"{{"rope_theta": 100, "rope_scaling": {older},
+                "rope_parameters": {{"rope_type": "default", "rope_theta": 7}}}}"#
+        )
+    };
+    let scaled = read(&both(
+        r#"{"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1, "high_freq_factor": 4,
+            "original_max_position_embeddings": 512}"#,
+    ));
+    assert_eq!(scaled.rope.theta, 100.0);
+    assert_eq!(scaled.rope.scaling.unwrap().factor, 4.0);
+    for absent in ["null", "{}"] {
+        let rope = read(&both(absent)).rope;
+        assert_eq!((rope.theta, rope.scaling), (7.0, None));
+    }
+    assert_eq!(
+        message(&both(r#"{"type": "yarn", "factor": 4.0}"#)),
+        "config.json sets `rope_scaling.type` to \"yarn\", which kiln does not support; those it does are \
+         default and llama3"
+    );
+}
+
+#[test]
+fn the_original_context_is_found_where_transformers_finds_it() {
+    let original = |outside: &str, inside: &str| {
+        let config = read(&format!(
+            r#"{{"max_position_embeddings": 4096, {outside} "rope_scaling": {{"rope_type": "llama3", {inside}
+                "factor": 4.0, "low_freq_factor": 1, "high_freq_factor": 4}}}}"#
+        ));
+        config
+            .rope
+            .scaling
+            .unwrap()
+            .original_max_position_embeddings
+    };
+    let (outside, inside) = (
+        r#""original_max_position_embeddings": 512,"#,
+        r#""original_max_position_embeddings": 1024,"#,
+    );
+    assert_eq!(original(outside, inside), 512.0);
+    assert_eq!(original("", inside), 1024.0);
+    assert_eq!(original("", ""), 4096.0);
+}
+
+#[test]
+fn positions_divided_by_one_are_positions() {
+    let config = read(r#"{"rope_scaling": {"type": "linear", "factor": 1.0}}"#);
+    assert_eq!(config.rope.scaling, None);
+}
+
+#[test]
 fn other_frequencies_are_refused_by_name() {
     assert_eq!(
         message(r#"{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}"#),
