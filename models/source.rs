@@ -55,6 +55,7 @@ impl Loaded {
     pub fn tokenizer(&self) -> Result<&Tokenizer, TokenizerError> {
         self.tokenizer.as_ref().ok_or_else(|| TokenizerError::None {
             origin: self.origin.clone(),
+            family: self.model.family().to_owned(),
             vocab_size: vocab_size(&*self.model),
         })
     }
@@ -74,17 +75,17 @@ impl Loaded {
     }
 
     /// The model whose checkpoint this is, with the tokenizer that `tokenizer`
-    /// finds for its number of tokens.
+    /// finds for its family and number of tokens.
     fn from_checkpoint(
         checkpoint: Checkpoint,
-        tokenizer: impl FnOnce(usize) -> Result<Tokenizer, TokenizerError>,
+        tokenizer: impl FnOnce(&str, usize) -> Result<Tokenizer, TokenizerError>,
     ) -> Result<Self, ModelError> {
         let origin = checkpoint.origin().to_owned();
         let model = from_config(checkpoint.config()).map_err(|reason| ModelError::Config {
             origin: origin.clone(),
             reason,
         })?;
-        let tokenizer = match tokenizer(vocab_size(&*model)) {
+        let tokenizer = match tokenizer(model.family(), vocab_size(&*model)) {
             Ok(tokenizer) => {
                 let info = model.info(&EntryOptions::default());
                 Some(tokenizer.with_eos(info.eos_tokens.first().copied()))
@@ -111,7 +112,9 @@ impl Loaded {
 pub fn open_folder(folder: impl AsRef<Path>) -> Result<Loaded, ModelError> {
     let folder = folder.as_ref();
     let checkpoint = Checkpoint::open(folder)?;
-    Loaded::from_checkpoint(checkpoint, |vocab_size| Tokenizer::open(folder, vocab_size))
+    Loaded::from_checkpoint(checkpoint, |family, vocab_size| {
+        Tokenizer::open(folder, family, vocab_size)
+    })
 }
 
 /// The built-in model: a small GPT-2 that continues a prompt with prose in the
@@ -121,7 +124,7 @@ pub fn open_folder(folder: impl AsRef<Path>) -> Result<Loaded, ModelError> {
 ///
 /// None, unless the program was built from altered files.
 pub fn open_demo() -> Result<Loaded, ModelError> {
-    Loaded::from_checkpoint(demo::checkpoint()?, |_| demo::tokenizer())
+    Loaded::from_checkpoint(demo::checkpoint()?, |_, _| demo::tokenizer())
 }
 
 /// The model of a hub id, fetched where it is not in the hub's cache.

@@ -133,7 +133,7 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
 
 fn open_message(files: &[(&str, &str)], vocab_size: usize) -> String {
     let dir = folder(files);
-    let error = Tokenizer::open(dir.path(), vocab_size).unwrap_err();
+    let error = Tokenizer::open(dir.path(), "gpt2", vocab_size).unwrap_err();
     error
         .to_string()
         .replace(&dir.path().display().to_string(), "DIR")
@@ -142,7 +142,7 @@ fn open_message(files: &[(&str, &str)], vocab_size: usize) -> String {
 #[test]
 fn vocab_and_merges_are_read() {
     let dir = folder(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, MERGES)]);
-    let tokenizer = Tokenizer::open(dir.path(), 6).unwrap();
+    let tokenizer = Tokenizer::open(dir.path(), "gpt2", 6).unwrap();
     assert_eq!(
         tokenizer.encode("ab ab<|endoftext|>ba").unwrap(),
         [3, 4, 5, 1, 0]
@@ -168,7 +168,7 @@ fn added_tokens_keep_their_ids() {
             (MERGES_FILE, MERGES),
             (ADDED_TOKENS_FILE, text),
         ]);
-        Tokenizer::open(dir.path(), 8).map_err(|e| {
+        Tokenizer::open(dir.path(), "gpt2", 8).map_err(|e| {
             e.to_string()
                 .replace(&dir.path().display().to_string(), "DIR")
         })
@@ -185,13 +185,33 @@ fn added_tokens_keep_their_ids() {
 #[test]
 fn gpt2_serves_a_model_of_its_size_that_has_no_tokenizer() {
     let dir = folder(&[]);
-    let tokenizer = Tokenizer::open(dir.path(), GPT2_VOCAB_SIZE).unwrap();
+    let tokenizer = Tokenizer::open(dir.path(), "gpt2", GPT2_VOCAB_SIZE).unwrap();
     assert_eq!(tokenizer.encode("Hello").unwrap(), [15_496]);
     assert_eq!(
         open_message(&[], 100),
         "DIR has neither tokenizer.json nor vocab.json with merges.txt, and its vocabulary of 100 tokens is not \
          GPT-2's of 50257; copy a tokenizer.json into it, or give tokens by number"
     );
+}
+
+#[test]
+fn other_families_have_to_have_a_tokenizer_json() {
+    let dir = folder(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, MERGES)]);
+    let refused = |family, vocab_size| {
+        let error = Tokenizer::open(dir.path(), family, vocab_size).unwrap_err();
+        error
+            .to_string()
+            .replace(&dir.path().display().to_string(), "DIR")
+    };
+    assert_eq!(
+        refused("qwen2", 6),
+        "DIR has no tokenizer.json, and vocab.json with merges.txt is read for gpt2 alone, not for qwen2; \
+         copy a tokenizer.json into it, or give tokens by number"
+    );
+    assert!(refused("llama", GPT2_VOCAB_SIZE).contains("not for llama"));
+    let json = Tokenizer::open(dir.path(), "gpt2", 6).unwrap().to_json();
+    fs::write(dir.path().join(TOKENIZER_FILE), json.unwrap()).unwrap();
+    assert!(Tokenizer::open(dir.path(), "qwen2", 6).is_ok());
 }
 
 #[test]
@@ -233,7 +253,7 @@ fn malformed_files_are_named() {
 #[test]
 fn ids_beyond_the_model_are_refused_when_they_are_met() {
     let dir = folder(&[(VOCAB_FILE, VOCAB), (MERGES_FILE, MERGES)]);
-    let tokenizer = Tokenizer::open(dir.path(), 4).unwrap();
+    let tokenizer = Tokenizer::open(dir.path(), "gpt2", 4).unwrap();
     assert_eq!(tokenizer.eos_id(), None, "the end token has no row");
     assert_eq!(tokenizer.encode("ab").unwrap(), [3]);
     assert_eq!(
