@@ -2,8 +2,8 @@
 //!
 //! A hub id such as `openai-community/gpt2` (or `openai-community/gpt2@v1.0` for
 //! a branch, tag or commit) becomes the path of a folder in the Hugging Face
-//! layout. Only the files that kiln reads are fetched: `config.json`, the
-//! tokenizer's, and the safetensors. The crate hf-hub does the fetching, into
+//! layout. Only the files that kiln reads are fetched: `config.json`,
+//! `generation_config.json`, the tokenizer's, and the safetensors. The crate hf-hub does the fetching, into
 //! the cache that every Hugging Face tool shares, and so the environment
 //! variables are the usual ones: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
 //! `HF_TOKEN` and its kin. `HF_HUB_OFFLINE=1` keeps to what is in the cache.
@@ -35,7 +35,7 @@ use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync};
 pub use error::HubError;
 pub use id::HubId;
 
-use crate::checkpoint::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE, shards_of_index};
+use crate::checkpoint::{CONFIG_FILE, GENERATION_FILE, INDEX_FILE, SINGLE_FILE, shards_of_index};
 use crate::tokenizer::{ADDED_TOKENS_FILE, MERGES_FILE, TOKENIZER_FILE, VOCAB_FILE};
 
 /// How far the fetching of one file has come.
@@ -162,6 +162,7 @@ impl Hub {
         }
         fetch.weights()?;
         fetch.tokenizer()?;
+        fetch.file(GENERATION_FILE)?;
         Ok(folder)
     }
 }

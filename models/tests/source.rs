@@ -265,6 +265,43 @@ fn the_tokenizer_knows_the_end_where_the_config_does_not() {
 }
 
 #[test]
+fn the_generation_config_says_where_a_text_ends() {
+    let folder = altered("base", |_| ());
+    let with = |text: &str| {
+        fs::write(folder.path().join("generation_config.json"), text).unwrap();
+    };
+    let ends = || {
+        let loaded = open_folder(folder.path()).unwrap();
+        loaded.info(&EntryOptions::default()).eos_tokens
+    };
+    with(r#"{"eos_token_id": [7, 9], "do_sample": true}"#);
+    assert_eq!(ends(), [7, 9]);
+    with(r#"{"eos_token_id": 8}"#);
+    assert_eq!(ends(), [8]);
+    for none in ["{}", r#"{"eos_token_id": null}"#, r#"{"eos_token_id": -1}"#] {
+        with(none);
+        assert_eq!(ends(), [60], "as in config.json");
+    }
+    let remedy =
+        "copy it again from where the model came from, or remove it, for the model can do without";
+    with(r#"{"eos_token_id": "</s>"}"#);
+    assert_eq!(
+        message(&folder),
+        format!(
+            "M: generation_config.json sets `eos_token_id` to \"</s>\"; it should be a token's number, or a \
+             list of them; {remedy}"
+        )
+    );
+    with("[");
+    let error = message(&folder);
+    assert!(
+        error.starts_with("M: generation_config.json cannot be parsed: ")
+            && error.ends_with(remedy),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_demo_goes_on_in_prose() {
     let demo = open_demo().unwrap();
     let tokenizer = demo.tokenizer().unwrap();
