@@ -307,7 +307,8 @@ impl Job<'_> {
             true => self.args.prompt.clone(),
             false => self.prompts.iter().map(|p| join(p)).collect(),
         };
-        let mut printer = Printer::new(mode, &labels, self.tokenizer, &self.args.stop);
+        let mut printer =
+            Printer::new(mode, &labels, self.prompts, self.tokenizer, &self.args.stop);
         let mut failure = None;
         let graceful = interrupt::Graceful::begin();
         let mut on_token = |token: NewToken| {

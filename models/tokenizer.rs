@@ -368,7 +368,16 @@ impl Tokenizer {
     /// that fits nowhere turns all bytes beside it into U+FFFD. Characters that
     /// were given out before it came stay.
     pub fn stream(&self) -> DecodeStream<'_> {
-        DecodeStream::new(self)
+        DecodeStream::new(self, &[])
+    }
+
+    /// A stream of what follows after `prompt`: its pieces joined are what
+    /// [`decode`](Self::decode) gives for all ids, without what it gives for
+    /// the prompt alone. Where a tokenizer puts a space before a text and takes
+    /// it away again, as Llama 2's does, the first word of a continuation keeps
+    /// its space so.
+    pub fn stream_after(&self, prompt: &[u32]) -> DecodeStream<'_> {
+        DecodeStream::new(self, prompt)
     }
 
     /// The token after which a text is over, if the vocabulary has one.

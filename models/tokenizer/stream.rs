@@ -15,19 +15,25 @@ pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     /// Bytes that may yet become a character.
     pending: Vec<u8>,
-    /// For a contextual decoder: the ids of the last piece given out, which
-    /// are the context of the next, and those not yet given out.
+    /// For a contextual decoder: the ids of the last piece given out (at first,
+    /// of the prompt), which are the context of the next, and those not yet
+    /// given out.
     ids: Vec<u32>,
     context: usize,
 }
 
 impl<'a> DecodeStream<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
+    pub(super) fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Self {
+        let ids = match tokenizer.decoding {
+            // Bytes need no context.
+            Decoding::Bytes(_) => Vec::new(),
+            Decoding::Contextual => prompt.to_vec(),
+        };
         DecodeStream {
             tokenizer,
             pending: Vec::new(),
-            ids: Vec::new(),
-            context: 0,
+            context: ids.len(),
+            ids,
         }
     }
 

@@ -398,6 +398,27 @@ fn characters_spelled_in_bytes_are_streamed_whole() {
 }
 
 #[test]
+fn a_continuation_keeps_its_first_space() {
+    let tokenizer = byte_fallback();
+    let prompt = tokenizer.encode("a").unwrap();
+    let next = [piece("▁d"), piece("e")];
+    assert_eq!(pieces_of(tokenizer.stream(), &next), ["d", "e", ""]);
+    let after = tokenizer.stream_after(&prompt);
+    assert_eq!(pieces_of(after, &next), [" d", "e", ""]);
+    // A prompt that ends in bytes.
+    let after = tokenizer.stream_after(&spelled("€".as_bytes()));
+    assert_eq!(pieces_of(after, &spelled("€".as_bytes())).concat(), "€");
+
+    let gpt2 = shared();
+    let prompt = gpt2.encode("Hello,").unwrap();
+    let next = gpt2.encode(" world").unwrap();
+    assert_eq!(
+        pieces_of(gpt2.stream_after(&prompt), &next).concat(),
+        " world"
+    );
+}
+
+#[test]
 fn an_id_without_a_token_takes_no_space_away() {
     let tokenizer = byte_fallback();
     let ids = [piece("▁Hi"), 5000, piece("▁d")];
