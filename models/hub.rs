@@ -23,6 +23,7 @@
 mod error;
 mod id;
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -150,6 +151,7 @@ impl Hub {
             id,
             repo: self.client.model(owner, name),
             revision: id.revision().to_owned(),
+            fetched: Cell::new(false),
         };
         let Some(config) = fetch.file(CONFIG_FILE)? else {
             return Err(fetch.why_no_config());
@@ -162,7 +164,7 @@ impl Hub {
         }
         fetch.weights()?;
         fetch.tokenizer()?;
-        fetch.file(GENERATION_FILE)?;
+        fetch.optional(GENERATION_FILE)?;
         Ok(folder)
     }
 }
@@ -173,18 +175,27 @@ struct Fetch<'a> {
     id: &'a HubId,
     repo: HFRepositorySync<RepoTypeModel>,
     revision: String,
+    /// Whether a file came from the hub, which then can be reached.
+    fetched: Cell<bool>,
 }
 
 impl Fetch<'_> {
     fn weights(&self) -> Result<(), HubError> {
-        if self.file(SINGLE_FILE)?.is_some() {
-            return Ok(());
-        }
-        let no_safetensors = || HubError::NoSafetensors {
-            id: self.id.clone(),
-            endpoint: self.hub.endpoint.clone(),
+        let index = match self.cached(INDEX_FILE) {
+            // Who fetched the index found no single file, whether or not they
+            // noted it; the hub need not be asked.
+            Ok(index) if self.cached(SINGLE_FILE).is_err() => index,
+            _ => {
+                if self.file(SINGLE_FILE)?.is_some() {
+                    return Ok(());
+                }
+                self.file(INDEX_FILE)?
+                    .ok_or_else(|| HubError::NoSafetensors {
+                        id: self.id.clone(),
+                        endpoint: self.hub.endpoint.clone(),
+                    })?
+            }
         };
-        let index = self.file(INDEX_FILE)?.ok_or_else(no_safetensors)?;
         let text = fs::read_to_string(&index).map_err(|source| HubError::Cache {
             path: index.clone(),
             source,
@@ -204,12 +215,23 @@ impl Fetch<'_> {
     /// A model may come without a tokenizer; whether it can do without one is
     /// not for the hub to say.
     fn tokenizer(&self) -> Result<(), HubError> {
-        if self.file(TOKENIZER_FILE)?.is_none() {
+        if self.optional(TOKENIZER_FILE)?.is_none() {
             for name in [VOCAB_FILE, MERGES_FILE, ADDED_TOKENS_FILE] {
-                self.file(name)?;
+                self.optional(name)?;
             }
         }
         Ok(())
+    }
+
+    /// As [`file`](Self::file), for a file that a model can do without. Where
+    /// all else comes from the cache and the hub cannot be asked, the cache has
+    /// what there is.
+    fn optional(&self, name: &str) -> Result<Option<PathBuf>, HubError> {
+        match self.file(name) {
+            Err(HubError::PartlyCached { .. }) => Ok(None),
+            Err(HubError::Unreachable { .. }) if !self.fetched.get() => Ok(None),
+            other => other,
+        }
     }
 
     /// The file's path in the cache, where it now is; `None` when the model
@@ -217,7 +239,9 @@ impl Fetch<'_> {
     fn file(&self, name: &str) -> Result<Option<PathBuf>, HubError> {
         // What the cache knows for certain about a commit needs no request,
         // that a file is not in it included.
-        match self.cached(name) {
+        let cached = self.cached(name);
+        let was_cached = cached.is_ok();
+        match cached {
             Ok(path) if self.hub.offline || self.is_pinned() => return Ok(Some(path)),
             Err(HFError::EntryNotFound { .. }) if self.hub.offline || self.is_pinned() => {
                 return Ok(None);
@@ -227,7 +251,10 @@ impl Fetch<'_> {
                     CONFIG_FILE => Err(HubError::NotCached {
                         id: self.id.clone(),
                     }),
-                    _ => Ok(None),
+                    _ => Err(HubError::PartlyCached {
+                        id: self.id.clone(),
+                        file: name.to_owned(),
+                    }),
                 };
             }
             _ => {}
@@ -248,6 +275,9 @@ impl Fetch<'_> {
         match fetched {
             Ok(path) => {
                 self.check_length(name, &path, expected.load(Ordering::Relaxed))?;
+                if !was_cached {
+                    self.fetched.set(true);
+                }
                 Ok(Some(path))
             }
             Err(HFError::EntryNotFound { .. }) => Ok(None),

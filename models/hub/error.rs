@@ -100,6 +100,17 @@ pub enum HubError {
         /// The model.
         id: HubId,
     },
+    /// The hub was not to be asked, and the cache has not all of the model.
+    #[error(
+        "the cache has a part of model `{id}` but not its {file}, and HF_HUB_OFFLINE forbids fetching that; \
+         unset it to fetch the rest"
+    )]
+    PartlyCached {
+        /// The model.
+        id: HubId,
+        /// The first file that is missing.
+        file: String,
+    },
     /// No connection.
     #[error(
         "cannot reach {endpoint} to fetch {file} of `{id}`: {reason}; check the network (and HF_ENDPOINT), \

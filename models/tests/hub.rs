@@ -326,6 +326,82 @@ fn what_was_fetched_before_serves_without_a_hub() {
     );
 }
 
+/// Two shards with their index.
+fn sharded() -> Content {
+    let index = br#"{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}"#;
+    files(&[
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors.index.json", index.to_vec()),
+        ("m-1.safetensors", safetensors("a")),
+        ("m-2.safetensors", safetensors("b")),
+        ("tokenizer.json", b"{}".to_vec()),
+    ])
+}
+
+/// What a fetch gives when the cache has `content` but for the files `without`,
+/// and no notes of what the hub does not have, like that of another tool.
+fn fetch_again(content: Content, without: &[&str], offline: bool) -> Result<(), String> {
+    let cache = TempDir::new().unwrap();
+    let fake = FakeHub::start(content);
+    let id = HubId::parse(REPO).unwrap();
+    let folder = hub(&fake, &cache).fetch(&id).unwrap();
+    for file in without {
+        std::fs::remove_file(folder.join(file)).unwrap();
+    }
+    let model = cache.path().join("models--someone--tiny");
+    // It may have been complete, so that there are no notes.
+    let _ = std::fs::remove_dir_all(model.join(".no_exist"));
+    let unreachable = Hub::new(HubOptions {
+        endpoint: Some("http://127.0.0.1:9".into()),
+        cache: Some(cache.path().to_owned()),
+        token: None,
+        retries: Some(0),
+        offline: Some(offline),
+    });
+    match unreachable.unwrap().fetch(&id) {
+        Ok(found) => {
+            assert_eq!(found, folder);
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[test]
+fn what_the_cache_lacks_is_named_offline() {
+    let lacks = |file: &str| {
+        Err(format!(
+            "the cache has a part of model `someone/tiny` but not its {file}, and HF_HUB_OFFLINE forbids \
+             fetching that; unset it to fetch the rest"
+        ))
+    };
+    assert_eq!(
+        fetch_again(single(), &["model.safetensors", "tokenizer.json"], true),
+        lacks("model.safetensors")
+    );
+    assert_eq!(
+        fetch_again(sharded(), &["m-2.safetensors"], true),
+        lacks("m-2.safetensors")
+    );
+    assert_eq!(fetch_again(single(), &["tokenizer.json"], true), Ok(()));
+}
+
+#[test]
+fn the_cache_of_another_tool_serves_without_a_hub() {
+    for offline in [false, true] {
+        assert_eq!(fetch_again(sharded(), &[], offline), Ok(()));
+        assert_eq!(fetch_again(sharded(), &["tokenizer.json"], offline), Ok(()));
+        assert_eq!(fetch_again(single(), &[], offline), Ok(()));
+    }
+    let error = fetch_again(sharded(), &["m-1.safetensors"], false).unwrap_err();
+    assert!(
+        error.starts_with(
+            "cannot reach http://127.0.0.1:9 to fetch m-1.safetensors of `someone/tiny`: "
+        ),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_model_that_is_not_there_is_named() {
     let expected = "HUB has no model `no/such`; check the spelling, and if the model is private, \
