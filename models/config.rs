@@ -15,6 +15,11 @@ pub(crate) const ACTIVATIONS: [(&str, Activation); 7] = [
     ("tanh", Activation::Tanh),
 ];
 
+/// The most blocks that a model may have. Each is built before anything is
+/// known of the weights; the deepest models that were ever published have a
+/// thousand.
+pub(crate) const MAX_LAYERS: usize = 4096;
+
 /// The name that transformers has for an activation.
 pub(crate) fn activation_name(activation: Activation) -> Option<&'static str> {
     let found = ACTIVATIONS.iter().find(|(_, known)| *known == activation);
@@ -139,13 +144,27 @@ impl Settings {
     ///
     /// [`ConfigError::Invalid`].
     pub fn size(&self, keys: &[&'static str]) -> Result<Option<usize>, ConfigError> {
+        self.size_up_to(keys, i32::MAX as usize)
+    }
+
+    /// As [`size`](Self::size), but at most `most`: for sizes that make a model
+    /// take memory before its description is held against its weights.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn size_up_to(
+        &self,
+        keys: &[&'static str],
+        most: usize,
+    ) -> Result<Option<usize>, ConfigError> {
         let Some((key, value)) = self.first(keys) else {
             return Ok(None);
         };
-        let in_range = value.as_u64().filter(|n| (1..=i32::MAX as u64).contains(n));
+        let in_range = value.as_u64().filter(|n| (1..=most as u64).contains(n));
         match in_range {
             Some(size) => Ok(Some(size as usize)),
-            None => Err(self.invalid(key, value, "a whole number from 1 to 2147483647")),
+            None => Err(self.invalid(key, value, format!("a whole number from 1 to {most}"))),
         }
     }
 
@@ -326,6 +345,16 @@ mod tests {
                 )
             );
         }
+    }
+
+    #[test]
+    fn sizes_that_take_memory_are_bounded() {
+        let s = settings(r#"{"n": 4097}"#);
+        assert_eq!(s.size_up_to(&["n"], 4097), Ok(Some(4097)));
+        assert_eq!(
+            s.size_up_to(&["n"], MAX_LAYERS).unwrap_err().to_string(),
+            "config.json sets `n` to 4097; it should be a whole number from 1 to 4096"
+        );
     }
 
     #[test]

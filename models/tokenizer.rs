@@ -25,7 +25,7 @@
 mod byte_level;
 mod stream;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -63,9 +63,9 @@ pub struct Tokenizer {
 /// How ids become text.
 #[derive(Clone, Debug)]
 enum Decoding {
-    /// Every id is some bytes; the text is their concatenation. Indexed by id;
-    /// `None` where the vocabulary has a gap.
-    Bytes(Vec<Option<Box<[u8]>>>),
+    /// Every id is some bytes; the text is their concatenation. A map, since
+    /// a file may give any number to a token.
+    Bytes(HashMap<u32, Box<[u8]>>),
     /// What an id becomes depends on its neighbours.
     Contextual,
 }
@@ -407,11 +407,8 @@ impl Tokenizer {
 }
 
 /// The bytes of an id; none for one that the vocabulary does not have.
-fn bytes_of(table: &[Option<Box<[u8]>>], id: u32) -> &[u8] {
-    table
-        .get(id as usize)
-        .and_then(Option::as_deref)
-        .unwrap_or_default()
+fn bytes_of(table: &HashMap<u32, Box<[u8]>>, id: u32) -> &[u8] {
+    table.get(&id).map(AsRef::as_ref).unwrap_or_default()
 }
 
 fn half(folder: &Path, found: &'static str, missing: &'static str) -> TokenizerError {

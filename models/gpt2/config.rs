@@ -4,7 +4,7 @@ use kiln_ir::Activation;
 
 use serde_json::json;
 
-use crate::config::{ConfigError, Settings, activation_name};
+use crate::config::{ConfigError, MAX_LAYERS, Settings, activation_name};
 use crate::head::Head;
 
 /// The name that `model_type` has in a GPT-2's `config.json`.
@@ -70,7 +70,9 @@ impl Gpt2Config {
             vocab_size: size(&["vocab_size"], 50_257)?,
             n_positions: size(&["n_positions", "max_position_embeddings", "n_ctx"], 1024)?,
             n_embd,
-            n_layer: size(&["n_layer", "num_hidden_layers"], 12)?,
+            n_layer: settings
+                .size_up_to(&["n_layer", "num_hidden_layers"], MAX_LAYERS)?
+                .unwrap_or(12),
             n_head: size(&["n_head", "num_attention_heads"], 12)?,
             n_inner: size(&["n_inner"], 4 * n_embd)?,
             activation: settings
@@ -331,6 +333,14 @@ mod tests {
         );
         assert!(
             Gpt2Config::from_json(r#"{"pruned_heads": {}, "quantization_config": null}"#).is_ok()
+        );
+    }
+
+    #[test]
+    fn layers_are_bounded() {
+        assert_eq!(
+            message(r#"{"n_layer": 2000000000}"#),
+            "config.json sets `n_layer` to 2000000000; it should be a whole number from 1 to 4096"
         );
     }
 

@@ -4,8 +4,12 @@ use kiln_ir::Activation;
 use serde_json::{Value, json};
 
 use super::rope::{Llama3Scaling, Rope};
-use crate::config::{ConfigError, Settings, activation_name};
+use crate::config::{ConfigError, MAX_LAYERS, Settings, activation_name};
 use crate::head::Head;
+
+/// The widest head. Its frequencies are computed before anything is known of
+/// the weights; published models have 256 elements at most.
+const MAX_HEAD_DIM: usize = 8192;
 
 /// The members of the family that differ in more than sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +123,9 @@ impl LlamaConfig {
             max_position_embeddings,
             hidden_size,
             intermediate_size: size("intermediate_size", if is_llama { 11_008 } else { 22_016 })?,
-            num_hidden_layers: size("num_hidden_layers", 32)?,
+            num_hidden_layers: settings
+                .size_up_to(&["num_hidden_layers"], MAX_LAYERS)?
+                .unwrap_or(32),
             num_attention_heads,
             num_key_value_heads: size("num_key_value_heads", num_attention_heads)?,
             head_dim: head_dim(&settings, hidden_size, num_attention_heads)?,
@@ -198,6 +204,13 @@ impl LlamaConfig {
         if !heads.is_multiple_of(kv_heads) {
             let wanted = format!("a divisor of `num_attention_heads`, which is {heads}");
             return Err(invalid("num_key_value_heads", kv_heads, wanted));
+        }
+        if self.head_dim > MAX_HEAD_DIM {
+            let wanted = format!(
+                "at most {MAX_HEAD_DIM}; where it is not set, it is `hidden_size` divided by \
+                 `num_attention_heads`"
+            );
+            return Err(invalid("head_dim", self.head_dim, wanted));
         }
         if !self.head_dim.is_multiple_of(2) {
             let wanted = "even, for its elements turn in pairs".to_owned();

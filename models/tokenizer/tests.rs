@@ -161,6 +161,14 @@ fn vocab_and_merges_are_read() {
 }
 
 #[test]
+fn a_token_of_a_huge_number_takes_no_memory() {
+    let vocab = r#"{"a": 0, "b": 4000000000, "ab": 1}"#;
+    let tokenizer = Tokenizer::from_vocab_and_merges("m", vocab, "a b\n", None).unwrap();
+    assert_eq!(tokenizer.encode("abb").unwrap(), [1, 4_000_000_000]);
+    assert_eq!(tokenizer.decode(&[4_000_000_000, 2, 0]).unwrap(), "ba");
+}
+
+#[test]
 fn added_tokens_keep_their_ids() {
     let added = |text| {
         let dir = folder(&[

@@ -312,6 +312,24 @@ fn what_is_not_supported_is_refused_by_name() {
 }
 
 #[test]
+fn what_would_take_memory_is_bounded() {
+    assert_eq!(
+        message(r#"{"num_hidden_layers": 2000000000}"#),
+        "config.json sets `num_hidden_layers` to 2000000000; it should be a whole number from 1 to 4096"
+    );
+    let bound = "it should be at most 8192; where it is not set, it is `hidden_size` divided by \
+                 `num_attention_heads`";
+    assert_eq!(
+        message(r#"{"head_dim": 2147483646}"#),
+        format!("config.json sets `head_dim` to 2147483646; {bound}")
+    );
+    assert_eq!(
+        message(r#"{"hidden_size": 2147483646, "num_attention_heads": 1}"#),
+        format!("config.json sets `head_dim` to 2147483646; {bound}")
+    );
+}
+
+#[test]
 fn heads_fit_together() {
     assert_eq!(
         message(r#"{"num_attention_heads": 4, "num_key_value_heads": 3}"#),
