@@ -90,7 +90,7 @@ fn a_missing_tensor_is_named() {
     assert_eq!(
         message(&folder),
         format!(
-            "{MISMATCH}\n  tensor `h.1.attn.c_attn.weight` is missing; its shape should be [16, 48]"
+            "{MISMATCH}\n  tensor `transformer.h.1.attn.c_attn.weight` is missing; its shape should be [16, 48]"
         )
     );
 }
