@@ -5,10 +5,12 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 /// The activations by the names that transformers has for them.
-pub(crate) const ACTIVATIONS: [(&str, Activation); 7] = [
+pub(crate) const ACTIVATIONS: [(&str, Activation); 9] = [
     ("gelu_new", Activation::GeluTanh),
     ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_python_tanh", Activation::GeluTanh),
     ("gelu", Activation::GeluErf),
+    ("gelu_python", Activation::GeluErf),
     ("relu", Activation::Relu),
     ("silu", Activation::Silu),
     ("swish", Activation::Silu),
@@ -89,7 +91,12 @@ impl Settings {
     ///
     /// [`ConfigError::NotJson`].
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        match serde_json::from_str(text) {
+        let parsed = match serde_json::from_str(text) {
+            Ok(map) => Ok(map),
+            // What is wrong with the text as it stands is what is told.
+            Err(error) => serde_json::from_str(&without_literals(text)).map_err(|_| error),
+        };
+        match parsed {
             Ok(map) => Ok(Settings {
                 map,
                 inside: String::new(),
@@ -98,6 +105,12 @@ impl Settings {
                 reason: error.to_string(),
             }),
         }
+    }
+
+    /// Whether `key` is not there at all. Some settings have a value in
+    /// transformers where they are absent, and none where they are `null`.
+    pub fn is_absent(&self, key: &str) -> bool {
+        !self.map.contains_key(key)
     }
 
     /// The value of `key`; `None` where it is absent or `null`.
@@ -296,9 +309,15 @@ impl Settings {
         }
     }
 
-    /// The tokens after which a text is over (`eos_token_id`: one, or a list).
-    /// Negative ids, which some files have for "none", are left out.
-    pub fn eos_tokens(&self) -> Vec<u32> {
+    /// The tokens after which a text is over (`eos_token_id`: one, or a list);
+    /// `default`, the family's in transformers, where it is absent and a model
+    /// of `vocab_size` tokens has that one. Negative ids, which some files have
+    /// for "none", are left out.
+    pub fn eos_tokens(&self, default: Option<u32>, vocab_size: usize) -> Vec<u32> {
+        if self.is_absent("eos_token_id") {
+            let default = default.filter(|id| (*id as usize) < vocab_size);
+            return default.into_iter().collect();
+        }
         let ids = match self.get("eos_token_id") {
             None => &[],
             Some(Value::Array(ids)) => ids.as_slice(),
@@ -307,6 +326,33 @@ impl Settings {
         let ids = ids.iter().filter_map(Value::as_u64);
         ids.filter_map(|id| id.try_into().ok()).collect()
     }
+}
+
+/// The text of a JSON file with `NaN`, `Infinity` and `-Infinity`, which Python
+/// writes and JSON does not have, put in quotes. Settings that are not looked at
+/// may have them; those that are, are refused by name.
+fn without_literals(text: &str) -> String {
+    const LITERALS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let (mut quoted, mut escaped) = (false, false);
+    while let Some(c) = rest.chars().next() {
+        let literal = LITERALS.iter().find(|l| !quoted && rest.starts_with(**l));
+        if let Some(literal) = literal {
+            out.push_str(&format!("\"{literal}\""));
+            rest = &rest[literal.len()..];
+            continue;
+        }
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            _ => {}
+        }
+        out.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    out
 }
 
 #[cfg(test)]
@@ -394,8 +440,31 @@ mod tests {
     }
 
     #[test]
+    fn literals_that_json_does_not_have_matter_where_they_are_read() {
+        let s = settings(
+            r#"{"a": NaN, "b": [-Infinity, 1], "c\"NaN": "NaN \\", "d": Infinity, "n": 3}"#,
+        );
+        assert_eq!(s.size(&["n"]), Ok(Some(3)));
+        assert_eq!(s.text("c\"NaN"), Ok(Some("NaN \\")));
+        assert_eq!(
+            s.positive("d").unwrap_err().to_string(),
+            "config.json sets `d` to \"Infinity\"; it should be a number greater than 0"
+        );
+        assert_eq!(
+            Settings::parse(r#"{"a": NaN"#).unwrap_err(),
+            ConfigError::NotJson {
+                reason: "expected value at line 1 column 7".to_owned()
+            }
+        );
+    }
+
+    #[test]
     fn there_may_be_several_end_tokens() {
-        let eos = |text| settings(text).eos_tokens();
+        let eos = |text| settings(text).eos_tokens(None, 10);
+        assert_eq!(settings("{}").eos_tokens(Some(2), 10), [2]);
+        assert!(settings("{}").eos_tokens(Some(10), 10).is_empty());
+        let null = settings(r#"{"eos_token_id": null}"#);
+        assert!(null.eos_tokens(Some(2), 10).is_empty());
         assert_eq!(eos(r#"{"eos_token_id": 7}"#), [7]);
         assert_eq!(eos(r#"{"eos_token_id": [8, 9]}"#), [8, 9]);
         for none in [r#"{"eos_token_id": null}"#, r#"{"eos_token_id": -1}"#, "{}"] {

@@ -219,7 +219,7 @@ fn a_config_that_is_refused_is_told_with_its_folder() {
     assert_eq!(
         message(&folder),
         "M: config.json sets `activation_function` to \"quick_gelu\", which kiln does not support; \
-         those it does are gelu_new, gelu_pytorch_tanh, gelu, relu, silu, swish, tanh"
+         those it does are gelu_new, gelu_pytorch_tanh, gelu_python_tanh, gelu, gelu_python, relu, silu, swish, tanh"
     );
     fs::write(&config, "{").unwrap();
     assert!(message(&folder).starts_with("M: config.json cannot be parsed: "));

@@ -119,7 +119,18 @@ fn absent_settings_are_those_of_transformers() {
     );
     assert!(!config.qkv_bias && !config.o_bias && !config.mlp_bias);
 
+    assert_eq!(config.eos_token_ids, [2]);
+
     let qwen = read(r#"{"model_type": "qwen2"}"#);
+    assert!(qwen.eos_token_ids.is_empty());
+    let heads = |text| {
+        let config = read(text);
+        (config.num_attention_heads, config.num_key_value_heads)
+    };
+    let many = r#"{"model_type": "qwen2", "hidden_size": 4096, "num_attention_heads": 64}"#;
+    assert_eq!(heads(many), (64, 32), "absent");
+    let null = many.replace('}', r#", "num_key_value_heads": null}"#);
+    assert_eq!(heads(&null), (64, 64));
     assert_eq!((qwen.vocab_size, qwen.intermediate_size), (151_936, 22_016));
     assert_eq!(qwen.max_position_embeddings, 32_768);
 }
@@ -291,13 +302,13 @@ fn what_is_not_supported_is_refused_by_name() {
         format!("config.json sets `layer_types` to \"sliding_attention\", {full}")
     );
     assert_eq!(
-        message(r#"{"sliding_window": 4096}"#),
+        message(r#"{"sliding_window": 4096, "max_position_embeddings": 8192}"#),
         format!("config.json sets `sliding_window` to 4096, {full}")
     );
     assert_eq!(
         message(r#"{"hidden_act": "quick_gelu"}"#),
         "config.json sets `hidden_act` to \"quick_gelu\", which kiln does not support; those it does are \
-         gelu_new, gelu_pytorch_tanh, gelu, relu, silu, swish, tanh"
+         gelu_new, gelu_pytorch_tanh, gelu_python_tanh, gelu, gelu_python, relu, silu, swish, tanh"
     );
     assert_eq!(
         message(r#"{"architectures": ["LlamaForSequenceClassification"]}"#),
@@ -309,6 +320,32 @@ fn what_is_not_supported_is_refused_by_name() {
         "config.json sets `quantization_config` to \"gptq\", which kiln does not support; give it the \
          unquantised model and let kiln quantise it (--dtype q8 or q4)"
     );
+}
+
+#[test]
+fn windows_that_change_nothing_are_accepted() {
+    for text in [
+        r#"{"sliding_window": null}"#,
+        r#"{"sliding_window": 2048, "max_position_embeddings": 2048}"#,
+        r#"{"sliding_window": 4096, "use_sliding_window": false, "max_position_embeddings": 8192}"#,
+        r#"{"model_type": "qwen2", "sliding_window": 4096}"#,
+        r#"{"model_type": "qwen2", "sliding_window": 0, "max_window_layers": 0}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": null}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32768}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "num_hidden_layers": 28}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "num_hidden_layers": 2,
+            "layer_types": ["full_attention", "full_attention"], "max_window_layers": 1}"#,
+    ] {
+        read(text);
+    }
+    for text in [
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 31}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 0}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32767}"#,
+        r#"{"use_sliding_window": true}"#,
+    ] {
+        assert!(message(text).ends_with("only attention to the whole context is"));
+    }
 }
 
 #[test]
