@@ -163,7 +163,7 @@ impl Hub {
             commit.clone_into(&mut fetch.revision);
         }
         fetch.weights()?;
-        fetch.tokenizer()?;
+        fetch.tokenizer(&folder)?;
         fetch.optional(GENERATION_FILE)?;
         Ok(folder)
     }
@@ -213,25 +213,48 @@ impl Fetch<'_> {
     }
 
     /// A model may come without a tokenizer; whether it can do without one is
-    /// not for the hub to say.
-    fn tokenizer(&self) -> Result<(), HubError> {
-        if self.optional(TOKENIZER_FILE)?.is_none() {
-            for name in [VOCAB_FILE, MERGES_FILE, ADDED_TOKENS_FILE] {
-                self.optional(name)?;
-            }
+    /// not for the hub to say. But where the cache does not know, kiln must not
+    /// take another tokenizer for it.
+    fn tokenizer(&self, folder: &Path) -> Result<(), HubError> {
+        let not_asked = match self.file(TOKENIZER_FILE) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => None,
+            Err(error) => Some(self.not_asked(error)?),
+        };
+        let mut found = Vec::new();
+        for name in [VOCAB_FILE, MERGES_FILE, ADDED_TOKENS_FILE] {
+            found.push(self.optional(name)?.is_some());
         }
-        Ok(())
+        match (not_asked, found.as_slice()) {
+            (Some(reason), [vocab, merges, ..]) if !(*vocab && *merges) => {
+                Err(HubError::NoTokenizerCached {
+                    id: self.id.clone(),
+                    folder: folder.to_owned(),
+                    reason,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Why the hub was not asked, if `error` says so and all that came before is
+    /// from the cache too; else the error.
+    fn not_asked(&self, error: HubError) -> Result<String, HubError> {
+        match error {
+            HubError::PartlyCached { .. } => Ok("HF_HUB_OFFLINE forbids it".to_owned()),
+            HubError::Unreachable {
+                endpoint, reason, ..
+            } if !self.fetched.get() => Ok(format!("{endpoint} cannot be reached: {reason}")),
+            other => Err(other),
+        }
     }
 
     /// As [`file`](Self::file), for a file that a model can do without. Where
     /// all else comes from the cache and the hub cannot be asked, the cache has
     /// what there is.
     fn optional(&self, name: &str) -> Result<Option<PathBuf>, HubError> {
-        match self.file(name) {
-            Err(HubError::PartlyCached { .. }) => Ok(None),
-            Err(HubError::Unreachable { .. }) if !self.fetched.get() => Ok(None),
-            other => other,
-        }
+        self.file(name)
+            .or_else(|error| self.not_asked(error).map(|_| None))
     }
 
     /// The file's path in the cache, where it now is; `None` when the model

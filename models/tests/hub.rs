@@ -305,6 +305,21 @@ fn what_was_fetched_before_serves_without_a_hub() {
         folder
     );
     assert_eq!(Hub::new(options(true)).unwrap().fetch(&id).unwrap(), folder);
+
+    // That a model has no tokenizer is known from when it was fetched.
+    let bare_cache = TempDir::new().unwrap();
+    let mut bare = single();
+    bare.files.remove("tokenizer.json");
+    let fake = FakeHub::start(bare);
+    let folder = hub(&fake, &bare_cache).fetch(&id).unwrap();
+    for offline in [false, true] {
+        let options = HubOptions {
+            cache: Some(bare_cache.path().to_owned()),
+            ..options(offline)
+        };
+        assert_eq!(Hub::new(options).unwrap().fetch(&id).unwrap(), folder);
+    }
+
     let other = HubId::parse("someone/else").unwrap();
     assert_eq!(
         Hub::new(options(true))
@@ -363,7 +378,9 @@ fn fetch_again(content: Content, without: &[&str], offline: bool) -> Result<(), 
             assert_eq!(found, folder);
             Ok(())
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(error
+            .to_string()
+            .replace(&folder.display().to_string(), "FOLDER")),
     }
 }
 
@@ -383,16 +400,30 @@ fn what_the_cache_lacks_is_named_offline() {
         fetch_again(sharded(), &["m-2.safetensors"], true),
         lacks("m-2.safetensors")
     );
-    assert_eq!(fetch_again(single(), &["tokenizer.json"], true), Ok(()));
+    assert_eq!(
+        fetch_again(single(), &["tokenizer.json"], true).unwrap_err(),
+        "the cache has model `someone/tiny` without a tokenizer, and the hub cannot be asked for one \
+         (HF_HUB_OFFLINE forbids it); fetch it with the hub at hand, or do without by giving the folder FOLDER \
+         instead of the id"
+    );
 }
 
 #[test]
 fn the_cache_of_another_tool_serves_without_a_hub() {
     for offline in [false, true] {
         assert_eq!(fetch_again(sharded(), &[], offline), Ok(()));
-        assert_eq!(fetch_again(sharded(), &["tokenizer.json"], offline), Ok(()));
         assert_eq!(fetch_again(single(), &[], offline), Ok(()));
+        let mut older = single();
+        older.files.remove("tokenizer.json");
+        older.files.insert("vocab.json", b"{}".to_vec());
+        older.files.insert("merges.txt", Vec::new());
+        assert_eq!(fetch_again(older, &[], offline), Ok(()));
     }
+    let error = fetch_again(sharded(), &["tokenizer.json"], false).unwrap_err();
+    assert!(
+        error.contains("(http://127.0.0.1:9 cannot be reached: "),
+        "{error}"
+    );
     let error = fetch_again(sharded(), &["m-1.safetensors"], false).unwrap_err();
     assert!(
         error.starts_with(
