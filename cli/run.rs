@@ -348,7 +348,8 @@ impl Job<'_> {
             [] => (Mode::Ids, self.prompts.iter().map(|p| join(p)).collect()),
             texts => (Mode::Text, texts.to_vec()),
         };
-        let mut printer = Printer::new(mode, &labels, self.tokenizer, &self.args.stop);
+        let mut printer =
+            Printer::new(mode, &labels, self.prompts, self.tokenizer, &self.args.stop);
         let mut failure = None;
         let graceful = interrupt::Graceful::begin();
         let mut on_token = |token: NewToken| {

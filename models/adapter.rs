@@ -372,8 +372,8 @@ pub enum AdapterError {
 pub enum Problem {
     /// A parameter is stored nowhere.
     Missing {
-        /// The parameter.
-        parameter: String,
+        /// The name it should be stored under.
+        tensor: String,
         /// The shape it should be stored in.
         wanted: Vec<usize>,
     },
@@ -409,10 +409,10 @@ pub enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Problem::Missing { parameter, wanted } => {
+            Problem::Missing { tensor, wanted } => {
                 write!(
                     f,
-                    "tensor `{parameter}` is missing; its shape should be {wanted:?}"
+                    "tensor `{tensor}` is missing; its shape should be {wanted:?}"
                 )
             }
             Problem::Superfluous { tensor, found } => {
@@ -538,12 +538,16 @@ fn place_all(
             layout: Layout::AsStored,
         });
     }
+    let prefix = usual_prefix(&places);
     let missing = in_order.iter().filter(|(n, _)| !places.contains_key(*n));
     problems.splice(
         0..0,
-        missing.map(|(name, shape)| Problem::Missing {
-            parameter: (*name).to_owned(),
-            wanted: stored_shape(shape, layout_of(adapter, name)),
+        missing.map(|(name, shape)| {
+            let (stored, layout) = name_in_file(adapter, name, prefix);
+            Problem::Missing {
+                tensor: stored,
+                wanted: stored_shape(shape, layout),
+            }
         }),
     );
     if problems.is_empty() {
@@ -556,11 +560,30 @@ fn place_all(
     }
 }
 
-/// The layout a missing parameter would have under its own name.
-fn layout_of(adapter: Adapter<'_>, name: &str) -> Layout {
-    match adapter(name) {
-        Placement::Parameter { layout, .. } => layout,
-        _ => Layout::AsStored,
+/// What most of the stored names begin with that the parameters' do not, such
+/// as `model.`.
+fn usual_prefix(places: &BTreeMap<String, Place>) -> &str {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for (name, place) in places {
+        if let Some(prefix) = place.stored.strip_suffix(name.as_str()) {
+            *counts.entry(prefix).or_default() += 1;
+        }
+    }
+    let most = counts.into_iter().max_by_key(|(_, count)| *count);
+    most.map_or("", |(prefix, _)| prefix)
+}
+
+/// The name and layout that a missing parameter would have in the file: with
+/// `prefix`, if that is a name of it, or else under its own.
+fn name_in_file(adapter: Adapter<'_>, name: &str, prefix: &str) -> (String, Layout) {
+    let layout_of = |stored: &str| match adapter(stored) {
+        Placement::Parameter { name: of, layout } if of == name => Some(layout),
+        _ => None,
+    };
+    let prefixed = format!("{prefix}{name}");
+    match layout_of(&prefixed) {
+        Some(layout) => (prefixed, layout),
+        None => (name.to_owned(), layout_of(name).unwrap_or(Layout::AsStored)),
     }
 }
 

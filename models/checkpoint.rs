@@ -42,13 +42,17 @@ pub const SINGLE_FILE: &str = "model.safetensors";
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The model's description, in every checkpoint.
 pub const CONFIG_FILE: &str = "config.json";
+/// How texts are generated with it, in some checkpoints.
+pub const GENERATION_FILE: &str = "generation_config.json";
 
-/// An opened checkpoint: the text of its `config.json` and its tensors.
+/// An opened checkpoint: the text of its `config.json` (and that of its
+/// `generation_config.json`, if it has one) and its tensors.
 #[derive(Debug)]
 pub struct Checkpoint {
     origin: String,
     folder: Option<PathBuf>,
     config: String,
+    generation_config: Option<String>,
     files: Vec<TensorFile>,
     tensors: BTreeMap<String, Entry>,
 }
@@ -142,6 +146,11 @@ impl Checkpoint {
             }
             other => other,
         })?;
+        let generation = folder.join(GENERATION_FILE);
+        let generation_config = match generation.is_file() {
+            true => Some(read_text(&generation)?),
+            false => None,
+        };
         let single = folder.join(SINGLE_FILE);
         let index = folder.join(INDEX_FILE);
         // As in transformers: where both are there, the single file is meant.
@@ -156,6 +165,7 @@ impl Checkpoint {
             origin: folder.display().to_string(),
             folder: Some(folder.to_owned()),
             config,
+            generation_config,
             files: Vec::new(),
             tensors: BTreeMap::new(),
         };
@@ -204,6 +214,7 @@ impl Checkpoint {
             origin: origin.to_owned(),
             folder: None,
             config: config.to_owned(),
+            generation_config: None,
             files: Vec::new(),
             tensors: BTreeMap::new(),
         };
@@ -224,6 +235,11 @@ impl Checkpoint {
     /// The text of `config.json`, unparsed.
     pub fn config(&self) -> &str {
         &self.config
+    }
+
+    /// The text of `generation_config.json`, unparsed, if there is one.
+    pub fn generation_config(&self) -> Option<&str> {
+        self.generation_config.as_deref()
     }
 
     /// The names of all stored tensors, in order.

@@ -5,15 +5,22 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 /// The activations by the names that transformers has for them.
-pub(crate) const ACTIVATIONS: [(&str, Activation); 7] = [
+pub(crate) const ACTIVATIONS: [(&str, Activation); 9] = [
     ("gelu_new", Activation::GeluTanh),
     ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_python_tanh", Activation::GeluTanh),
     ("gelu", Activation::GeluErf),
+    ("gelu_python", Activation::GeluErf),
     ("relu", Activation::Relu),
     ("silu", Activation::Silu),
     ("swish", Activation::Silu),
     ("tanh", Activation::Tanh),
 ];
+
+/// The most blocks that a model may have. Each is built before anything is
+/// known of the weights; the deepest models that were ever published have a
+/// thousand.
+pub(crate) const MAX_LAYERS: usize = 4096;
 
 /// The name that transformers has for an activation.
 pub(crate) fn activation_name(activation: Activation) -> Option<&'static str> {
@@ -84,7 +91,12 @@ impl Settings {
     ///
     /// [`ConfigError::NotJson`].
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        match serde_json::from_str(text) {
+        let parsed = match serde_json::from_str(text) {
+            Ok(map) => Ok(map),
+            // What is wrong with the text as it stands is what is told.
+            Err(error) => serde_json::from_str(&without_literals(text)).map_err(|_| error),
+        };
+        match parsed {
             Ok(map) => Ok(Settings {
                 map,
                 inside: String::new(),
@@ -93,6 +105,12 @@ impl Settings {
                 reason: error.to_string(),
             }),
         }
+    }
+
+    /// Whether `key` is not there at all. Some settings have a value in
+    /// transformers where they are absent, and none where they are `null`.
+    pub fn is_absent(&self, key: &str) -> bool {
+        !self.map.contains_key(key)
     }
 
     /// The value of `key`; `None` where it is absent or `null`.
@@ -139,13 +157,27 @@ impl Settings {
     ///
     /// [`ConfigError::Invalid`].
     pub fn size(&self, keys: &[&'static str]) -> Result<Option<usize>, ConfigError> {
+        self.size_up_to(keys, i32::MAX as usize)
+    }
+
+    /// As [`size`](Self::size), but at most `most`: for sizes that make a model
+    /// take memory before its description is held against its weights.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn size_up_to(
+        &self,
+        keys: &[&'static str],
+        most: usize,
+    ) -> Result<Option<usize>, ConfigError> {
         let Some((key, value)) = self.first(keys) else {
             return Ok(None);
         };
-        let in_range = value.as_u64().filter(|n| (1..=i32::MAX as u64).contains(n));
+        let in_range = value.as_u64().filter(|n| (1..=most as u64).contains(n));
         match in_range {
             Some(size) => Ok(Some(size as usize)),
-            None => Err(self.invalid(key, value, "a whole number from 1 to 2147483647")),
+            None => Err(self.invalid(key, value, format!("a whole number from 1 to {most}"))),
         }
     }
 
@@ -277,9 +309,15 @@ impl Settings {
         }
     }
 
-    /// The tokens after which a text is over (`eos_token_id`: one, or a list).
-    /// Negative ids, which some files have for "none", are left out.
-    pub fn eos_tokens(&self) -> Vec<u32> {
+    /// The tokens after which a text is over (`eos_token_id`: one, or a list);
+    /// `default`, the family's in transformers, where it is absent and a model
+    /// of `vocab_size` tokens has that one. Negative ids, which some files have
+    /// for "none", are left out.
+    pub fn eos_tokens(&self, default: Option<u32>, vocab_size: usize) -> Vec<u32> {
+        if self.is_absent("eos_token_id") {
+            let default = default.filter(|id| (*id as usize) < vocab_size);
+            return default.into_iter().collect();
+        }
         let ids = match self.get("eos_token_id") {
             None => &[],
             Some(Value::Array(ids)) => ids.as_slice(),
@@ -288,6 +326,33 @@ impl Settings {
         let ids = ids.iter().filter_map(Value::as_u64);
         ids.filter_map(|id| id.try_into().ok()).collect()
     }
+}
+
+/// The text of a JSON file with `NaN`, `Infinity` and `-Infinity`, which Python
+/// writes and JSON does not have, put in quotes. Settings that are not looked at
+/// may have them; those that are, are refused by name.
+fn without_literals(text: &str) -> String {
+    const LITERALS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let (mut quoted, mut escaped) = (false, false);
+    while let Some(c) = rest.chars().next() {
+        let literal = LITERALS.iter().find(|l| !quoted && rest.starts_with(**l));
+        if let Some(literal) = literal {
+            out.push_str(&format!("\"{literal}\""));
+            rest = &rest[literal.len()..];
+            continue;
+        }
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            _ => {}
+        }
+        out.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    out
 }
 
 #[cfg(test)]
@@ -329,6 +394,16 @@ mod tests {
     }
 
     #[test]
+    fn sizes_that_take_memory_are_bounded() {
+        let s = settings(r#"{"n": 4097}"#);
+        assert_eq!(s.size_up_to(&["n"], 4097), Ok(Some(4097)));
+        assert_eq!(
+            s.size_up_to(&["n"], MAX_LAYERS).unwrap_err().to_string(),
+            "config.json sets `n` to 4097; it should be a whole number from 1 to 4096"
+        );
+    }
+
+    #[test]
     fn other_kinds_say_what_they_should_be() {
         let s = settings(r#"{"a": 1, "b": "x", "c": 0, "d": 2.5}"#);
         assert_eq!(
@@ -365,8 +440,31 @@ mod tests {
     }
 
     #[test]
+    fn literals_that_json_does_not_have_matter_where_they_are_read() {
+        let s = settings(
+            r#"{"a": NaN, "b": [-Infinity, 1], "c\"NaN": "NaN \\", "d": Infinity, "n": 3}"#,
+        );
+        assert_eq!(s.size(&["n"]), Ok(Some(3)));
+        assert_eq!(s.text("c\"NaN"), Ok(Some("NaN \\")));
+        assert_eq!(
+            s.positive("d").unwrap_err().to_string(),
+            "config.json sets `d` to \"Infinity\"; it should be a number greater than 0"
+        );
+        assert_eq!(
+            Settings::parse(r#"{"a": NaN"#).unwrap_err(),
+            ConfigError::NotJson {
+                reason: "expected value at line 1 column 7".to_owned()
+            }
+        );
+    }
+
+    #[test]
     fn there_may_be_several_end_tokens() {
-        let eos = |text| settings(text).eos_tokens();
+        let eos = |text| settings(text).eos_tokens(None, 10);
+        assert_eq!(settings("{}").eos_tokens(Some(2), 10), [2]);
+        assert!(settings("{}").eos_tokens(Some(10), 10).is_empty());
+        let null = settings(r#"{"eos_token_id": null}"#);
+        assert!(null.eos_tokens(Some(2), 10).is_empty());
         assert_eq!(eos(r#"{"eos_token_id": 7}"#), [7]);
         assert_eq!(eos(r#"{"eos_token_id": [8, 9]}"#), [8, 9]);
         for none in [r#"{"eos_token_id": null}"#, r#"{"eos_token_id": -1}"#, "{}"] {

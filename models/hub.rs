@@ -2,8 +2,8 @@
 //!
 //! A hub id such as `openai-community/gpt2` (or `openai-community/gpt2@v1.0` for
 //! a branch, tag or commit) becomes the path of a folder in the Hugging Face
-//! layout. Only the files that kiln reads are fetched: `config.json`, the
-//! tokenizer's, and the safetensors. The crate hf-hub does the fetching, into
+//! layout. Only the files that kiln reads are fetched: `config.json`,
+//! `generation_config.json`, the tokenizer's, and the safetensors. The crate hf-hub does the fetching, into
 //! the cache that every Hugging Face tool shares, and so the environment
 //! variables are the usual ones: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
 //! `HF_TOKEN` and its kin. `HF_HUB_OFFLINE=1` keeps to what is in the cache.
@@ -23,6 +23,7 @@
 mod error;
 mod id;
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync};
 pub use error::HubError;
 pub use id::HubId;
 
-use crate::checkpoint::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE, shards_of_index};
+use crate::checkpoint::{CONFIG_FILE, GENERATION_FILE, INDEX_FILE, SINGLE_FILE, shards_of_index};
 use crate::tokenizer::{ADDED_TOKENS_FILE, MERGES_FILE, TOKENIZER_FILE, VOCAB_FILE};
 
 /// How far the fetching of one file has come.
@@ -150,6 +151,7 @@ impl Hub {
             id,
             repo: self.client.model(owner, name),
             revision: id.revision().to_owned(),
+            fetched: Cell::new(false),
         };
         let Some(config) = fetch.file(CONFIG_FILE)? else {
             return Err(fetch.why_no_config());
@@ -161,7 +163,8 @@ impl Hub {
             commit.clone_into(&mut fetch.revision);
         }
         fetch.weights()?;
-        fetch.tokenizer()?;
+        fetch.tokenizer(&folder)?;
+        fetch.optional(GENERATION_FILE)?;
         Ok(folder)
     }
 }
@@ -172,18 +175,27 @@ struct Fetch<'a> {
     id: &'a HubId,
     repo: HFRepositorySync<RepoTypeModel>,
     revision: String,
+    /// Whether a file came from the hub, which then can be reached.
+    fetched: Cell<bool>,
 }
 
 impl Fetch<'_> {
     fn weights(&self) -> Result<(), HubError> {
-        if self.file(SINGLE_FILE)?.is_some() {
-            return Ok(());
-        }
-        let no_safetensors = || HubError::NoSafetensors {
-            id: self.id.clone(),
-            endpoint: self.hub.endpoint.clone(),
+        let index = match self.cached(INDEX_FILE) {
+            // Who fetched the index found no single file, whether or not they
+            // noted it; the hub need not be asked.
+            Ok(index) if self.cached(SINGLE_FILE).is_err() => index,
+            _ => {
+                if self.file(SINGLE_FILE)?.is_some() {
+                    return Ok(());
+                }
+                self.file(INDEX_FILE)?
+                    .ok_or_else(|| HubError::NoSafetensors {
+                        id: self.id.clone(),
+                        endpoint: self.hub.endpoint.clone(),
+                    })?
+            }
         };
-        let index = self.file(INDEX_FILE)?.ok_or_else(no_safetensors)?;
         let text = fs::read_to_string(&index).map_err(|source| HubError::Cache {
             path: index.clone(),
             source,
@@ -201,14 +213,48 @@ impl Fetch<'_> {
     }
 
     /// A model may come without a tokenizer; whether it can do without one is
-    /// not for the hub to say.
-    fn tokenizer(&self) -> Result<(), HubError> {
-        if self.file(TOKENIZER_FILE)?.is_none() {
-            for name in [VOCAB_FILE, MERGES_FILE, ADDED_TOKENS_FILE] {
-                self.file(name)?;
-            }
+    /// not for the hub to say. But where the cache does not know, kiln must not
+    /// take another tokenizer for it.
+    fn tokenizer(&self, folder: &Path) -> Result<(), HubError> {
+        let not_asked = match self.file(TOKENIZER_FILE) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => None,
+            Err(error) => Some(self.not_asked(error)?),
+        };
+        let mut found = Vec::new();
+        for name in [VOCAB_FILE, MERGES_FILE, ADDED_TOKENS_FILE] {
+            found.push(self.optional(name)?.is_some());
         }
-        Ok(())
+        match (not_asked, found.as_slice()) {
+            (Some(reason), [vocab, merges, ..]) if !(*vocab && *merges) => {
+                Err(HubError::NoTokenizerCached {
+                    id: self.id.clone(),
+                    folder: folder.to_owned(),
+                    reason,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Why the hub was not asked, if `error` says so and all that came before is
+    /// from the cache too; else the error.
+    fn not_asked(&self, error: HubError) -> Result<String, HubError> {
+        match error {
+            HubError::PartlyCached { .. } => Ok("HF_HUB_OFFLINE forbids it".to_owned()),
+            HubError::Unreachable {
+                endpoint, reason, ..
+            } if !self.fetched.get() => Ok(format!("{endpoint} cannot be reached: {reason}")),
+            other => Err(other),
+        }
+    }
+
+    /// As [`file`](Self::file), for a file that a model can do without. Where
+    /// all else comes from the cache and the hub cannot be asked, the cache has
+    /// what there is.
+    fn optional(&self, name: &str) -> Result<Option<PathBuf>, HubError> {
+        self.file(name)
+            .or_else(|error| self.not_asked(error).map(|_| None))
     }
 
     /// The file's path in the cache, where it now is; `None` when the model
@@ -216,7 +262,9 @@ impl Fetch<'_> {
     fn file(&self, name: &str) -> Result<Option<PathBuf>, HubError> {
         // What the cache knows for certain about a commit needs no request,
         // that a file is not in it included.
-        match self.cached(name) {
+        let cached = self.cached(name);
+        let was_cached = cached.is_ok();
+        match cached {
             Ok(path) if self.hub.offline || self.is_pinned() => return Ok(Some(path)),
             Err(HFError::EntryNotFound { .. }) if self.hub.offline || self.is_pinned() => {
                 return Ok(None);
@@ -226,7 +274,10 @@ impl Fetch<'_> {
                     CONFIG_FILE => Err(HubError::NotCached {
                         id: self.id.clone(),
                     }),
-                    _ => Ok(None),
+                    _ => Err(HubError::PartlyCached {
+                        id: self.id.clone(),
+                        file: name.to_owned(),
+                    }),
                 };
             }
             _ => {}
@@ -247,6 +298,9 @@ impl Fetch<'_> {
         match fetched {
             Ok(path) => {
                 self.check_length(name, &path, expected.load(Ordering::Relaxed))?;
+                if !was_cached {
+                    self.fetched.set(true);
+                }
                 Ok(Some(path))
             }
             Err(HFError::EntryNotFound { .. }) => Ok(None),

@@ -180,6 +180,17 @@ pub enum ModelError {
         /// What is wrong with its `config.json`.
         reason: ConfigError,
     },
+    /// The checkpoint's `generation_config.json` cannot be read.
+    #[error(
+        "{origin}: generation_config.json {reason}; copy it again from where the model came from, or remove \
+         it, for the model can do without"
+    )]
+    GenerationConfig {
+        /// The checkpoint.
+        origin: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The checkpoint's tensors are not the model's parameters.
     #[error(transparent)]
     Weights(#[from] AdapterError),

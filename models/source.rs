@@ -15,6 +15,7 @@
 use std::path::Path;
 
 use kiln_ir::plan::ModelInfo;
+use serde_json::{Map, Value};
 
 use crate::adapter::ModelParams;
 use crate::checkpoint::Checkpoint;
@@ -35,6 +36,8 @@ pub struct Loaded {
     pub params: Box<dyn ModelParams>,
     /// Its tokenizer. Without one, tokens are given by number.
     pub tokenizer: Option<Tokenizer>,
+    /// The end tokens of its `generation_config.json`; empty without one.
+    pub end_tokens: Vec<u32>,
 }
 
 impl std::fmt::Debug for Loaded {
@@ -55,14 +58,19 @@ impl Loaded {
     pub fn tokenizer(&self) -> Result<&Tokenizer, TokenizerError> {
         self.tokenizer.as_ref().ok_or_else(|| TokenizerError::None {
             origin: self.origin.clone(),
+            family: self.model.family().to_owned(),
             vocab_size: vocab_size(&*self.model),
         })
     }
 
-    /// What an artifact says of the model; [`Model::info`], with the
-    /// tokenizer's end token where `config.json` names none.
+    /// What an artifact says of the model; [`Model::info`], with the end tokens
+    /// of `generation_config.json`, as in transformers, where it names some, and
+    /// with the tokenizer's where neither that nor `config.json` does.
     pub fn info(&self, options: &EntryOptions) -> ModelInfo {
         let mut info = self.model.info(options);
+        if !self.end_tokens.is_empty() {
+            info.eos_tokens.clone_from(&self.end_tokens);
+        }
         if info.eos_tokens.is_empty() {
             info.eos_tokens = self
                 .tokenizer
@@ -74,20 +82,28 @@ impl Loaded {
     }
 
     /// The model whose checkpoint this is, with the tokenizer that `tokenizer`
-    /// finds for its number of tokens.
+    /// finds for its family and number of tokens.
     fn from_checkpoint(
         checkpoint: Checkpoint,
-        tokenizer: impl FnOnce(usize) -> Result<Tokenizer, TokenizerError>,
+        tokenizer: impl FnOnce(&str, usize) -> Result<Tokenizer, TokenizerError>,
     ) -> Result<Self, ModelError> {
         let origin = checkpoint.origin().to_owned();
         let model = from_config(checkpoint.config()).map_err(|reason| ModelError::Config {
             origin: origin.clone(),
             reason,
         })?;
-        let tokenizer = match tokenizer(vocab_size(&*model)) {
+        let end_tokens = match checkpoint.generation_config() {
+            None => Vec::new(),
+            Some(text) => end_tokens(text).map_err(|reason| ModelError::GenerationConfig {
+                origin: origin.clone(),
+                reason,
+            })?,
+        };
+        let tokenizer = match tokenizer(model.family(), vocab_size(&*model)) {
             Ok(tokenizer) => {
                 let info = model.info(&EntryOptions::default());
-                Some(tokenizer.with_eos(info.eos_tokens.first().copied()))
+                let eos = end_tokens.first().or(info.eos_tokens.first());
+                Some(tokenizer.with_eos(eos.copied()))
             }
             Err(TokenizerError::None { .. }) => None,
             Err(error) => return Err(error.into()),
@@ -98,12 +114,39 @@ impl Loaded {
             model,
             params,
             tokenizer,
+            end_tokens,
         })
     }
 }
 
+/// The end tokens that the text of a `generation_config.json` names.
+fn end_tokens(text: &str) -> Result<Vec<u32>, String> {
+    let settings: Map<String, Value> =
+        serde_json::from_str(text).map_err(|error| format!("cannot be parsed: {error}"))?;
+    let key = "eos_token_id";
+    let ids = match settings.get(key) {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.as_slice(),
+        Some(id) => std::slice::from_ref(id),
+    };
+    let mut tokens = Vec::new();
+    for id in ids {
+        match id.as_i64() {
+            // Some files have a negative number for "none".
+            Some(none) if none < 0 => {}
+            Some(id) if u32::try_from(id).is_ok() => tokens.extend(u32::try_from(id)),
+            _ => {
+                return Err(format!(
+                    "sets `{key}` to {id}; it should be a token's number, or a list of them"
+                ));
+            }
+        }
+    }
+    Ok(tokens)
+}
+
 /// The model in a folder in the Hugging Face layout: `config.json`, safetensors,
-/// and its tokenizer's files, if it has some.
+/// and, if it has them, its tokenizer's files and `generation_config.json`.
 ///
 /// # Errors
 ///
@@ -111,7 +154,9 @@ impl Loaded {
 pub fn open_folder(folder: impl AsRef<Path>) -> Result<Loaded, ModelError> {
     let folder = folder.as_ref();
     let checkpoint = Checkpoint::open(folder)?;
-    Loaded::from_checkpoint(checkpoint, |vocab_size| Tokenizer::open(folder, vocab_size))
+    Loaded::from_checkpoint(checkpoint, |family, vocab_size| {
+        Tokenizer::open(folder, family, vocab_size)
+    })
 }
 
 /// The built-in model: a small GPT-2 that continues a prompt with prose in the
@@ -121,7 +166,7 @@ pub fn open_folder(folder: impl AsRef<Path>) -> Result<Loaded, ModelError> {
 ///
 /// None, unless the program was built from altered files.
 pub fn open_demo() -> Result<Loaded, ModelError> {
-    Loaded::from_checkpoint(demo::checkpoint()?, |_| demo::tokenizer())
+    Loaded::from_checkpoint(demo::checkpoint()?, |_, _| demo::tokenizer())
 }
 
 /// The model of a hub id, fetched where it is not in the hub's cache.
@@ -154,6 +199,7 @@ pub fn random_weights(name: &str, seed: u64) -> Result<Loaded, ModelError> {
         params: Box::new(RandomWeights::new(model.parameters(), seed)),
         model,
         tokenizer,
+        end_tokens: Vec::new(),
     })
 }
 

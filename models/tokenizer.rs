@@ -1,9 +1,10 @@
 //! Text to token ids and back.
 //!
-//! A model's tokens come from `tokenizer.json`; or from `vocab.json` with
-//! `merges.txt`, as GPT-2 was first published; or, for a model of 50,257 tokens
-//! that has neither, from GPT-2's own vocabulary, which the program carries.
-//! Whichever it was, [`Tokenizer::to_json`] writes it as a `tokenizer.json`, so
+//! A model's tokens come from `tokenizer.json`; for a GPT-2 also from
+//! `vocab.json` with `merges.txt`, as it was first published, or, if it has
+//! 50,257 tokens and neither, from GPT-2's own vocabulary, which the program
+//! carries. Models of other families may have a `vocab.json` too, but that does
+//! not say how they split a text. Whichever it was, [`Tokenizer::to_json`] writes it as a `tokenizer.json`, so
 //! that a compiled artifact always holds the same one thing.
 //!
 //! ```
@@ -24,7 +25,7 @@
 mod byte_level;
 mod stream;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -43,6 +44,9 @@ pub const ADDED_TOKENS_FILE: &str = "added_tokens.json";
 /// GPT-2's vocabulary, special token included.
 pub const GPT2_VOCAB_SIZE: usize = 50_257;
 
+/// The family whose tokenizer need not be a `tokenizer.json`.
+const FAMILY: &str = crate::gpt2::MODEL_TYPE;
+
 /// What models call the token after which a text is over, most usual first.
 const END_TOKENS: [&str; 4] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"];
 
@@ -59,9 +63,9 @@ pub struct Tokenizer {
 /// How ids become text.
 #[derive(Clone, Debug)]
 enum Decoding {
-    /// Every id is some bytes; the text is their concatenation. Indexed by id;
-    /// `None` where the vocabulary has a gap.
-    Bytes(Vec<Option<Box<[u8]>>>),
+    /// Every id is some bytes; the text is their concatenation. A map, since
+    /// a file may give any number to a token.
+    Bytes(HashMap<u32, Box<[u8]>>),
     /// What an id becomes depends on its neighbours.
     Contextual,
 }
@@ -72,13 +76,23 @@ enum Decoding {
 pub enum TokenizerError {
     /// There is nothing to take a tokenizer from.
     #[error(
-        "{origin} has neither {TOKENIZER_FILE} nor {VOCAB_FILE} with {MERGES_FILE}, and its vocabulary of \
-         {vocab_size} tokens is not GPT-2's of {GPT2_VOCAB_SIZE}; copy a {TOKENIZER_FILE} into it, or give \
-         tokens by number"
+        "{origin} has {}; copy a {TOKENIZER_FILE} into it, or give tokens by number",
+        match family == FAMILY {
+            true => format!(
+                "neither {TOKENIZER_FILE} nor {VOCAB_FILE} with {MERGES_FILE}, and its vocabulary of \
+                 {vocab_size} tokens is not GPT-2's of {GPT2_VOCAB_SIZE}"
+            ),
+            false => format!(
+                "no {TOKENIZER_FILE}, and {VOCAB_FILE} with {MERGES_FILE} is read for {FAMILY} alone, \
+                 not for {family}"
+            ),
+        }
     )]
     None {
         /// The folder or model.
         origin: String,
+        /// The model's family.
+        family: String,
         /// The model's vocabulary.
         vocab_size: usize,
     },
@@ -133,47 +147,53 @@ pub enum TokenizerError {
 }
 
 impl Tokenizer {
-    /// The tokenizer of the checkpoint in `folder`, whose model has
-    /// `vocab_size` tokens.
+    /// The tokenizer of the checkpoint in `folder`, whose model is of `family`
+    /// and has `vocab_size` tokens.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::None`] when the folder has none and GPT-2's does not
-    /// fit; other variants when the files that are there cannot be read.
-    pub fn open(folder: &Path, vocab_size: usize) -> Result<Self, TokenizerError> {
-        let (vocab, merges) = (folder.join(VOCAB_FILE), folder.join(MERGES_FILE));
+    /// [`TokenizerError::None`] when the folder has none that fits the family
+    /// and GPT-2's own does not fit either; other variants when the files that
+    /// are there cannot be read.
+    pub fn open(folder: &Path, family: &str, vocab_size: usize) -> Result<Self, TokenizerError> {
         let json = folder.join(TOKENIZER_FILE);
-        let tokenizer = if json.is_file() {
-            Self::from_json(&json.display().to_string(), &read(&json)?)?
+        let found = if json.is_file() {
+            Some(Self::from_json(&json.display().to_string(), &read(&json)?)?)
+        } else if family == FAMILY {
+            Self::open_gpt2(folder, vocab_size)?
         } else {
-            match (vocab.is_file(), merges.is_file()) {
-                (true, true) => {
-                    let added = folder.join(ADDED_TOKENS_FILE);
-                    let added = if added.is_file() {
-                        Some(read(&added)?)
-                    } else {
-                        None
-                    };
-                    let origin = folder.display().to_string();
-                    Self::from_vocab_and_merges(
-                        &origin,
-                        &read(&vocab)?,
-                        &read(&merges)?,
-                        added.as_deref(),
-                    )?
-                }
-                (true, false) => return Err(half(folder, VOCAB_FILE, MERGES_FILE)),
-                (false, true) => return Err(half(folder, MERGES_FILE, VOCAB_FILE)),
-                (false, false) if vocab_size == GPT2_VOCAB_SIZE => Self::gpt2()?,
-                (false, false) => {
-                    return Err(TokenizerError::None {
-                        origin: folder.display().to_string(),
-                        vocab_size,
-                    });
-                }
-            }
+            // Others split a text by patterns of their own (Qwen2) or are no
+            // byte-level BPE at all, and the files do not say so.
+            None
         };
+        let tokenizer = found.ok_or_else(|| TokenizerError::None {
+            origin: folder.display().to_string(),
+            family: family.to_owned(),
+            vocab_size,
+        })?;
         Ok(tokenizer.with_limit(vocab_size))
+    }
+
+    /// The tokenizer of a GPT-2 whose `folder` has no `tokenizer.json`.
+    fn open_gpt2(folder: &Path, vocab_size: usize) -> Result<Option<Self>, TokenizerError> {
+        let (vocab, merges) = (folder.join(VOCAB_FILE), folder.join(MERGES_FILE));
+        match (vocab.is_file(), merges.is_file()) {
+            (true, true) => {
+                let added = folder.join(ADDED_TOKENS_FILE);
+                let added = if added.is_file() {
+                    Some(read(&added)?)
+                } else {
+                    None
+                };
+                let origin = folder.display().to_string();
+                let (vocab, merges) = (read(&vocab)?, read(&merges)?);
+                Self::from_vocab_and_merges(&origin, &vocab, &merges, added.as_deref()).map(Some)
+            }
+            (true, false) => Err(half(folder, VOCAB_FILE, MERGES_FILE)),
+            (false, true) => Err(half(folder, MERGES_FILE, VOCAB_FILE)),
+            (false, false) if vocab_size == GPT2_VOCAB_SIZE => Self::gpt2().map(Some),
+            (false, false) => Ok(None),
+        }
     }
 
     /// The tokenizer that the text of a `tokenizer.json` describes. `label` is
@@ -341,9 +361,23 @@ impl Tokenizer {
     }
 
     /// A decoder that takes one id at a time and gives out text as soon as it
-    /// is whole. Its pieces joined are what [`decode`](Self::decode) gives.
+    /// is whole.
+    ///
+    /// Its pieces joined are what [`decode`](Self::decode) gives, but for one
+    /// case: where a vocabulary has tokens for single bytes (`<0x80>`), a byte
+    /// that fits nowhere turns all bytes beside it into U+FFFD. Characters that
+    /// were given out before it came stay.
     pub fn stream(&self) -> DecodeStream<'_> {
-        DecodeStream::new(self)
+        DecodeStream::new(self, &[])
+    }
+
+    /// A stream of what follows after `prompt`: its pieces joined are what
+    /// [`decode`](Self::decode) gives for all ids, without what it gives for
+    /// the prompt alone. Where a tokenizer puts a space before a text and takes
+    /// it away again, as Llama 2's does, the first word of a continuation keeps
+    /// its space so.
+    pub fn stream_after(&self, prompt: &[u32]) -> DecodeStream<'_> {
+        DecodeStream::new(self, prompt)
     }
 
     /// The token after which a text is over, if the vocabulary has one.
@@ -373,11 +407,8 @@ impl Tokenizer {
 }
 
 /// The bytes of an id; none for one that the vocabulary does not have.
-fn bytes_of(table: &[Option<Box<[u8]>>], id: u32) -> &[u8] {
-    table
-        .get(id as usize)
-        .and_then(Option::as_deref)
-        .unwrap_or_default()
+fn bytes_of(table: &HashMap<u32, Box<[u8]>>, id: u32) -> &[u8] {
+    table.get(&id).map(AsRef::as_ref).unwrap_or_default()
 }
 
 fn half(folder: &Path, found: &'static str, missing: &'static str) -> TokenizerError {

@@ -7,6 +7,7 @@ use kiln_runtime::generate::NewToken;
 
 use crate::failure::Result;
 use crate::output::print;
+use crate::run::Ids;
 use crate::stop_text::StopTexts;
 
 /// What is shown.
@@ -52,16 +53,18 @@ struct Sequence<'a> {
 }
 
 impl<'a> Printer<'a> {
-    /// For one sequence a label. They are shown if there are several.
+    /// For one sequence a label and a prompt. Labels are shown if there are
+    /// several.
     pub fn new(
         mode: Mode,
         labels: &'a [String],
+        prompts: &[Ids],
         tokenizer: Option<&'a Tokenizer>,
         stop: &[String],
     ) -> Self {
-        let sequences = labels.iter().map(|label| Sequence {
+        let sequences = labels.iter().zip(prompts).map(|(label, prompt)| Sequence {
             label,
-            stream: tokenizer.map(Tokenizer::stream),
+            stream: tokenizer.map(|tokenizer| tokenizer.stream_after(prompt)),
             has_text: tokenizer.is_some(),
             stop: StopTexts::new(stop),
             text: String::new(),

@@ -94,6 +94,14 @@ fn a_missing_tensor_is_named_with_the_shape_it_should_be_stored_in() {
 }
 
 #[test]
+fn a_missing_tensor_is_named_as_the_others_are_in_the_file() {
+    assert!(
+        mismatch(&[("body.e", F, &[3, 2], 0.0), ("body.bias", F, &[4], 0.0)])
+            .ends_with("tensor `body.up` is missing; its shape should be [2, 4]")
+    );
+}
+
+#[test]
 fn every_kind_of_problem_is_in_the_one_error() {
     assert_eq!(
         mismatch(&[

@@ -4,7 +4,7 @@ use kiln_ir::Activation;
 
 use serde_json::json;
 
-use crate::config::{ConfigError, Settings, activation_name};
+use crate::config::{ConfigError, MAX_LAYERS, Settings, activation_name};
 use crate::head::Head;
 
 /// The name that `model_type` has in a GPT-2's `config.json`.
@@ -66,11 +66,14 @@ impl Gpt2Config {
         refuse_unsupported(&settings)?;
         let size = |keys: &[&'static str], default| Ok(settings.size(keys)?.unwrap_or(default));
         let n_embd = size(&["n_embd", "hidden_size"], 768)?;
+        let vocab_size = size(&["vocab_size"], 50_257)?;
         let config = Gpt2Config {
-            vocab_size: size(&["vocab_size"], 50_257)?,
-            n_positions: size(&["n_positions", "max_position_embeddings", "n_ctx"], 1024)?,
+            vocab_size,
+            n_positions: size(&["n_positions", "max_position_embeddings"], 1024)?,
             n_embd,
-            n_layer: size(&["n_layer", "num_hidden_layers"], 12)?,
+            n_layer: settings
+                .size_up_to(&["n_layer", "num_hidden_layers"], MAX_LAYERS)?
+                .unwrap_or(12),
             n_head: size(&["n_head", "num_attention_heads"], 12)?,
             n_inner: size(&["n_inner"], 4 * n_embd)?,
             activation: settings
@@ -82,7 +85,7 @@ impl Gpt2Config {
                 .switch("scale_attn_by_inverse_layer_idx")?
                 .unwrap_or(false),
             head: Head::from_settings(&settings, ["GPT2LMHeadModel", "GPT2Model"], true)?,
-            eos_token_ids: settings.eos_tokens(),
+            eos_token_ids: settings.eos_tokens(Some(50_256), vocab_size),
         };
         config.check()?;
         Ok(config)
@@ -253,12 +256,14 @@ mod tests {
 
     #[test]
     fn absent_settings_are_those_of_transformers() {
-        let mut expected = Gpt2Config::preset("gpt2").unwrap();
-        expected.eos_token_ids.clear();
+        let expected = Gpt2Config::preset("gpt2").unwrap();
         assert_eq!(Gpt2Config::from_json("{}").unwrap(), expected);
+        // `n_ctx` is in old files, and nobody reads it.
         let config =
             Gpt2Config::from_json(r#"{"n_embd": 48, "n_inner": null, "n_ctx": 64}"#).unwrap();
-        assert_eq!((config.n_inner, config.n_positions), (192, 64));
+        assert_eq!((config.n_inner, config.n_positions), (192, 1024));
+        let none = Gpt2Config::from_json(r#"{"eos_token_id": null}"#).unwrap();
+        assert!(none.eos_token_ids.is_empty());
         let aliases = Gpt2Config::from_json(
             r#"{"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}"#,
         )
@@ -279,7 +284,7 @@ mod tests {
         assert_eq!(
             message(r#"{"activation_function": "quick_gelu"}"#),
             "config.json sets `activation_function` to \"quick_gelu\", which kiln does not support; those it does \
-             are gelu_new, gelu_pytorch_tanh, gelu, relu, silu, swish, tanh"
+             are gelu_new, gelu_pytorch_tanh, gelu_python_tanh, gelu, gelu_python, relu, silu, swish, tanh"
         );
     }
 
@@ -331,6 +336,14 @@ mod tests {
         );
         assert!(
             Gpt2Config::from_json(r#"{"pruned_heads": {}, "quantization_config": null}"#).is_ok()
+        );
+    }
+
+    #[test]
+    fn layers_are_bounded() {
+        assert_eq!(
+            message(r#"{"n_layer": 2000000000}"#),
+            "config.json sets `n_layer` to 2000000000; it should be a whole number from 1 to 4096"
         );
     }
 

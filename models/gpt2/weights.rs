@@ -26,6 +26,10 @@ pub(super) fn place(stored: &str, head: Head) -> Placement {
         return head.place(stored, "wte.weight");
     }
     let name = stored.strip_prefix("transformer.").unwrap_or(stored);
+    if name == "lm_head.weight" {
+        // The head stands beside the body that the prefix is for.
+        return Placement::Unknown;
+    }
     match in_block(name) {
         Some(rest) if MASKS.contains(&rest) => Placement::Ignored,
         Some(rest) if TRANSPOSED.contains(&rest) => parameter(name, Layout::Transposed),
@@ -101,5 +105,9 @@ mod tests {
             parameter("lm_head.weight", Layout::AsStored)
         );
         assert_eq!(place("lm_head.weight", Head::None), Placement::Ignored);
+        assert_eq!(
+            place("transformer.lm_head.weight", Head::Own),
+            Placement::Unknown
+        );
     }
 }

@@ -100,6 +100,31 @@ pub enum HubError {
         /// The model.
         id: HubId,
     },
+    /// The hub was not to be asked, and the cache has not all of the model.
+    #[error(
+        "the cache has a part of model `{id}` but not its {file}, and HF_HUB_OFFLINE forbids fetching that; \
+         unset it to fetch the rest"
+    )]
+    PartlyCached {
+        /// The model.
+        id: HubId,
+        /// The first file that is missing.
+        file: String,
+    },
+    /// The hub could not be asked for a tokenizer, and the cache has none.
+    #[error(
+        "the cache has model `{id}` without a tokenizer, and the hub cannot be asked for one ({reason}); \
+         fetch it with the hub at hand, or do without by giving the folder {} instead of the id",
+        folder.display()
+    )]
+    NoTokenizerCached {
+        /// The model.
+        id: HubId,
+        /// Where the cache has it.
+        folder: PathBuf,
+        /// Why the hub cannot be asked.
+        reason: String,
+    },
     /// No connection.
     #[error(
         "cannot reach {endpoint} to fetch {file} of `{id}`: {reason}; check the network (and HF_ENDPOINT), \

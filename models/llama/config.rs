@@ -4,8 +4,12 @@ use kiln_ir::Activation;
 use serde_json::{Value, json};
 
 use super::rope::{Llama3Scaling, Rope};
-use crate::config::{ConfigError, Settings, activation_name};
+use crate::config::{ConfigError, MAX_LAYERS, Settings, activation_name};
 use crate::head::Head;
+
+/// The widest head. Its frequencies are computed before anything is known of
+/// the weights; published models have 256 elements at most.
+const MAX_HEAD_DIM: usize = 8192;
 
 /// The members of the family that differ in more than sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,36 +107,47 @@ impl LlamaConfig {
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
         let settings = Settings::parse(text)?;
         let variant = Variant::from_settings(&settings)?;
-        refuse_unsupported(&settings)?;
         let size = |key, default| Ok(settings.size(&[key])?.unwrap_or(default));
         let is_llama = variant == Variant::Llama;
         let hidden_size = size("hidden_size", 4096)?;
         let num_attention_heads = size("num_attention_heads", 32)?;
         let attention_bias = settings.switch("attention_bias")?.unwrap_or(false);
+        let max_position_embeddings = size(
+            "max_position_embeddings",
+            if is_llama { 2048 } else { 32_768 },
+        )?;
+        let vocab_size = size("vocab_size", if is_llama { 32_000 } else { 151_936 })?;
+        // Qwen2 has a number of its own where the setting is absent.
+        let own_kv_heads = !is_llama && settings.is_absent("num_key_value_heads");
+        let kv_heads = if own_kv_heads {
+            32
+        } else {
+            num_attention_heads
+        };
         let config = LlamaConfig {
             variant,
-            vocab_size: size("vocab_size", if is_llama { 32_000 } else { 151_936 })?,
-            max_position_embeddings: size(
-                "max_position_embeddings",
-                if is_llama { 2048 } else { 32_768 },
-            )?,
+            vocab_size,
+            max_position_embeddings,
             hidden_size,
             intermediate_size: size("intermediate_size", if is_llama { 11_008 } else { 22_016 })?,
-            num_hidden_layers: size("num_hidden_layers", 32)?,
+            num_hidden_layers: settings
+                .size_up_to(&["num_hidden_layers"], MAX_LAYERS)?
+                .unwrap_or(32),
             num_attention_heads,
-            num_key_value_heads: size("num_key_value_heads", num_attention_heads)?,
+            num_key_value_heads: size("num_key_value_heads", kv_heads)?,
             head_dim: head_dim(&settings, hidden_size, num_attention_heads)?,
             hidden_act: settings
                 .activation("hidden_act")?
                 .unwrap_or(Activation::Silu),
             rms_norm_eps: settings.positive("rms_norm_eps")?.unwrap_or(1e-6),
-            rope: Rope::from_settings(&settings)?,
+            rope: Rope::from_settings(&settings, max_position_embeddings)?,
             qkv_bias: !is_llama || attention_bias,
             o_bias: is_llama && attention_bias,
             mlp_bias: is_llama && settings.switch("mlp_bias")?.unwrap_or(false),
             head: Head::from_settings(&settings, variant.architectures(), false)?,
-            eos_token_ids: settings.eos_tokens(),
+            eos_token_ids: settings.eos_tokens(is_llama.then_some(2), vocab_size),
         };
+        refuse_windows(&settings, &config)?;
         config.check()?;
         Ok(config)
     }
@@ -198,6 +213,13 @@ impl LlamaConfig {
             let wanted = format!("a divisor of `num_attention_heads`, which is {heads}");
             return Err(invalid("num_key_value_heads", kv_heads, wanted));
         }
+        if self.head_dim > MAX_HEAD_DIM {
+            let wanted = format!(
+                "at most {MAX_HEAD_DIM}; where it is not set, it is `hidden_size` divided by \
+                 `num_attention_heads`"
+            );
+            return Err(invalid("head_dim", self.head_dim, wanted));
+        }
         if !self.head_dim.is_multiple_of(2) {
             let wanted = "even, for its elements turn in pairs".to_owned();
             return Err(invalid("head_dim", self.head_dim, wanted));
@@ -220,25 +242,48 @@ fn head_dim(settings: &Settings, hidden: usize, heads: usize) -> Result<usize, C
     }
 }
 
-fn refuse_unsupported(settings: &Settings) -> Result<(), ConfigError> {
+/// Refuses windows that some layer's attention is kept to. One as long as the
+/// longest context, or one that no layer has, changes nothing.
+fn refuse_windows(settings: &Settings, config: &LlamaConfig) -> Result<(), ConfigError> {
     let full = "only attention to the whole context is";
-    if settings.switch("use_sliding_window")? == Some(true) {
-        return Err(settings.unsupported("use_sliding_window", true, full));
+    let number = |key| settings.get(key).and_then(Value::as_u64);
+    let window = settings.get("sliding_window");
+    if number("sliding_window").is_some_and(|n| n >= config.max_position_embeddings as u64) {
+        return Ok(());
     }
+    let switch = settings.switch("use_sliding_window")?;
     if let Some(kinds) = settings.get("layer_types") {
         let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
-        if let Some(other) = kinds.iter().find(|kind| **kind != "full_attention") {
-            return Err(settings.unsupported("layer_types", other, full));
-        }
+        return match kinds.iter().find(|kind| **kind != "full_attention") {
+            Some(other) => Err(settings.unsupported("layer_types", other, full)),
+            None => Ok(()),
+        };
     }
-    // Models of Mistral's form have a window where they do not say otherwise.
-    if settings.get("use_sliding_window").is_none()
-        && let Some(window) = settings.get("sliding_window")
-    {
-        return Err(settings.unsupported("sliding_window", window, full));
+    match config.variant {
+        // Layers from `max_window_layers` on have a window, if it is asked for.
+        Variant::Qwen2 => {
+            let without = number("max_window_layers").unwrap_or(QWEN2_MAX_WINDOW_LAYERS);
+            let no_window = window.is_none() && !settings.is_absent("sliding_window");
+            if switch == Some(true) && !no_window && without < config.num_hidden_layers as u64 {
+                return Err(settings.unsupported("use_sliding_window", true, full));
+            }
+        }
+        Variant::Llama => {
+            if switch == Some(true) {
+                return Err(settings.unsupported("use_sliding_window", true, full));
+            }
+            // Models of Mistral's form have a window where they do not say
+            // otherwise.
+            if let (None, Some(window)) = (switch, window) {
+                return Err(settings.unsupported("sliding_window", window, full));
+            }
+        }
     }
     Ok(())
 }
+
+/// The layers without a window of a Qwen2 that does not say how many.
+const QWEN2_MAX_WINDOW_LAYERS: u64 = 28;
 
 /// A published model.
 struct Preset {

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::config::{ConfigError, Settings};
 
 /// How fast the pairs of a head's elements turn (`rope_theta` and
-/// `rope_scaling`, or `rope_parameters`).
+/// `rope_scaling`, or `rope_parameters`; where a file has both, `rope_scaling`
+/// holds).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// The base: of `d/2` pairs, pair `i` turns by `theta^(-2i/d)` radians a
@@ -35,11 +36,14 @@ pub struct Llama3Scaling {
 
 impl Rope {
     /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`, the older
-    /// form.
-    pub(super) fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
-        let inner = match settings.object("rope_parameters")? {
+    /// form, for a model whose longest context is `context`.
+    pub(super) fn from_settings(settings: &Settings, context: usize) -> Result<Self, ConfigError> {
+        // As in transformers: files that have both are newer ones to which
+        // someone added the older form, and mean that.
+        let older = settings.object("rope_scaling")?;
+        let inner = match older.filter(|inner| inner.keys().next().is_some()) {
             Some(inner) => Some(inner),
-            None => settings.object("rope_scaling")?,
+            None => settings.object("rope_parameters")?,
         };
         let mut theta = settings.positive("rope_theta")?;
         let mut scaling = None;
@@ -54,7 +58,7 @@ impl Rope {
         if let Some(inner) = &inner {
             refuse_parts(inner)?;
             theta = inner.positive("rope_theta")?.or(theta);
-            scaling = scaling_of(inner)?;
+            scaling = scaling_of(settings, inner, context)?;
         }
         Ok(Rope {
             theta: theta.unwrap_or(10_000.0),
@@ -114,35 +118,48 @@ fn refuse_parts(settings: &Settings) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn scaling_of(settings: &Settings) -> Result<Option<Llama3Scaling>, ConfigError> {
+/// The scaling that `inner` says, which lies inside of `outer`.
+fn scaling_of(
+    outer: &Settings,
+    inner: &Settings,
+    context: usize,
+) -> Result<Option<Llama3Scaling>, ConfigError> {
     // Older files call it `type`.
-    let key = match settings.get("rope_type") {
+    let key = match inner.get("rope_type") {
         Some(_) => "rope_type",
         None => "type",
     };
-    match settings.text(key)? {
+    match inner.text(key)? {
         None | Some("default") => return Ok(None),
+        // All positions divided by the factor.
+        Some("linear") if inner.positive("factor")? == Some(1.0) => return Ok(None),
         Some("llama3") => {}
         Some(other) => {
             let supported = "those it does are default and llama3";
-            return Err(settings.unsupported(key, format!("\"{other}\""), supported));
+            return Err(inner.unsupported(key, format!("\"{other}\""), supported));
         }
     }
     let number = |key: &'static str| {
-        settings.positive(key)?.ok_or_else(|| ConfigError::Missing {
-            key: settings.full_name(key),
+        inner.positive(key)?.ok_or_else(|| ConfigError::Missing {
+            key: inner.full_name(key),
             supported: "for llama3 it should be a number greater than 0".to_owned(),
         })
+    };
+    // As in transformers: outside it holds before the one inside.
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let original = match outer.positive(ORIGINAL)? {
+        Some(original) => Some(original),
+        None => inner.positive(ORIGINAL)?,
     };
     let scaling = Llama3Scaling {
         factor: number("factor")?,
         low_freq_factor: number("low_freq_factor")?,
         high_freq_factor: number("high_freq_factor")?,
-        original_max_position_embeddings: number("original_max_position_embeddings")?,
+        original_max_position_embeddings: original.unwrap_or(context as f64),
     };
     if scaling.high_freq_factor <= scaling.low_freq_factor {
         let low = scaling.low_freq_factor;
-        return Err(settings.invalid(
+        return Err(inner.invalid(
             "high_freq_factor",
             &json!(scaling.high_freq_factor),
             format!("greater than `low_freq_factor`, which is {low}"),

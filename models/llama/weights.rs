@@ -17,6 +17,10 @@ pub(super) fn place(stored: &str, head: Head) -> Placement {
         return head.place(stored, "embed_tokens.weight");
     }
     let name = stored.strip_prefix("model.").unwrap_or(stored);
+    if name == "lm_head.weight" {
+        // The head stands beside the body that the prefix is for.
+        return Placement::Unknown;
+    }
     if name.ends_with("rotary_emb.inv_freq") {
         return Placement::Ignored;
     }
@@ -84,6 +88,7 @@ mod tests {
         assert_eq!(place(stored, Head::Tied), copy);
         assert_eq!(place(stored, Head::Own), parameter(stored));
         assert_eq!(place(stored, Head::None), Placement::Ignored);
+        assert_eq!(place("model.lm_head.weight", Head::Own), Placement::Unknown);
     }
 
     #[test]

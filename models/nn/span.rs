@@ -69,7 +69,9 @@ impl Span {
     pub fn continued(g: &mut GraphBuilder, limits: SpanLimits) -> Result<Self, GraphError> {
         let batch = g.symbol("batch", limits.batch)?;
         let seq = g.symbol("seq", limits.seq)?;
-        let past = g.symbol("past", limits.context.saturating_sub(1))?;
+        // A symbol's maximum is 1 at least; a context of one token leaves the
+        // state's other row unused.
+        let past = g.symbol("past", limits.context.saturating_sub(1).max(1))?;
         let ids = g.input("ids", DType::I32, [&batch, &seq])?;
         let start = g.input("start", DType::I32, [&batch])?;
         let positions = g.scope("positions", |g| {

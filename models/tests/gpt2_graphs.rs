@@ -217,7 +217,25 @@ fn options_set_the_maxima() {
         ..EntryOptions::default()
     };
     let step = model.graph("step", &one).unwrap();
-    assert_eq!(symbols(&step), [("batch", 8), ("seq", 1), ("past", 0)]);
+    assert_eq!(symbols(&step), [("batch", 8), ("seq", 1), ("past", 1)]);
+}
+
+#[test]
+fn a_context_of_one_token_is_a_context() {
+    let fixture = Fixture::open(&fixture("base"));
+    let options = EntryOptions {
+        max_context: Some(1),
+        ..EntryOptions::default()
+    };
+    let model = &fixture.loaded.model;
+    assert_eq!(model.info(&options).max_context, 1);
+    let first = |options| {
+        let step = model.graph("step", options).unwrap();
+        verify::verify(&step).unwrap();
+        let step = Interpreter::<f64>::new(step, &*fixture.loaded.params).unwrap();
+        Session::new(&step, vec![0]).greedy(&[vec![5]], 1)
+    };
+    assert_eq!(first(&options), first(&EntryOptions::default()));
 }
 
 #[test]

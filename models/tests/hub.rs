@@ -305,6 +305,21 @@ fn what_was_fetched_before_serves_without_a_hub() {
         folder
     );
     assert_eq!(Hub::new(options(true)).unwrap().fetch(&id).unwrap(), folder);
+
+    // That a model has no tokenizer is known from when it was fetched.
+    let bare_cache = TempDir::new().unwrap();
+    let mut bare = single();
+    bare.files.remove("tokenizer.json");
+    let fake = FakeHub::start(bare);
+    let folder = hub(&fake, &bare_cache).fetch(&id).unwrap();
+    for offline in [false, true] {
+        let options = HubOptions {
+            cache: Some(bare_cache.path().to_owned()),
+            ..options(offline)
+        };
+        assert_eq!(Hub::new(options).unwrap().fetch(&id).unwrap(), folder);
+    }
+
     let other = HubId::parse("someone/else").unwrap();
     assert_eq!(
         Hub::new(options(true))
@@ -323,6 +338,98 @@ fn what_was_fetched_before_serves_without_a_hub() {
         unreachable.starts_with("cannot reach http://127.0.0.1:9 to fetch config.json of `someone/else`: Connection refused")
             && unreachable.ends_with("or give the path of a folder that has the model"),
         "{unreachable}"
+    );
+}
+
+/// Two shards with their index.
+fn sharded() -> Content {
+    let index = br#"{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}"#;
+    files(&[
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors.index.json", index.to_vec()),
+        ("m-1.safetensors", safetensors("a")),
+        ("m-2.safetensors", safetensors("b")),
+        ("tokenizer.json", b"{}".to_vec()),
+    ])
+}
+
+/// What a fetch gives when the cache has `content` but for the files `without`,
+/// and no notes of what the hub does not have, like that of another tool.
+fn fetch_again(content: Content, without: &[&str], offline: bool) -> Result<(), String> {
+    let cache = TempDir::new().unwrap();
+    let fake = FakeHub::start(content);
+    let id = HubId::parse(REPO).unwrap();
+    let folder = hub(&fake, &cache).fetch(&id).unwrap();
+    for file in without {
+        std::fs::remove_file(folder.join(file)).unwrap();
+    }
+    let model = cache.path().join("models--someone--tiny");
+    // It may have been complete, so that there are no notes.
+    let _ = std::fs::remove_dir_all(model.join(".no_exist"));
+    let unreachable = Hub::new(HubOptions {
+        endpoint: Some("http://127.0.0.1:9".into()),
+        cache: Some(cache.path().to_owned()),
+        token: None,
+        retries: Some(0),
+        offline: Some(offline),
+    });
+    match unreachable.unwrap().fetch(&id) {
+        Ok(found) => {
+            assert_eq!(found, folder);
+            Ok(())
+        }
+        Err(error) => Err(error
+            .to_string()
+            .replace(&folder.display().to_string(), "FOLDER")),
+    }
+}
+
+#[test]
+fn what_the_cache_lacks_is_named_offline() {
+    let lacks = |file: &str| {
+        Err(format!(
+            "the cache has a part of model `someone/tiny` but not its {file}, and HF_HUB_OFFLINE forbids \
+             fetching that; unset it to fetch the rest"
+        ))
+    };
+    assert_eq!(
+        fetch_again(single(), &["model.safetensors", "tokenizer.json"], true),
+        lacks("model.safetensors")
+    );
+    assert_eq!(
+        fetch_again(sharded(), &["m-2.safetensors"], true),
+        lacks("m-2.safetensors")
+    );
+    assert_eq!(
+        fetch_again(single(), &["tokenizer.json"], true).unwrap_err(),
+        "the cache has model `someone/tiny` without a tokenizer, and the hub cannot be asked for one \
+         (HF_HUB_OFFLINE forbids it); fetch it with the hub at hand, or do without by giving the folder FOLDER \
+         instead of the id"
+    );
+}
+
+#[test]
+fn the_cache_of_another_tool_serves_without_a_hub() {
+    for offline in [false, true] {
+        assert_eq!(fetch_again(sharded(), &[], offline), Ok(()));
+        assert_eq!(fetch_again(single(), &[], offline), Ok(()));
+        let mut older = single();
+        older.files.remove("tokenizer.json");
+        older.files.insert("vocab.json", b"{}".to_vec());
+        older.files.insert("merges.txt", Vec::new());
+        assert_eq!(fetch_again(older, &[], offline), Ok(()));
+    }
+    let error = fetch_again(sharded(), &["tokenizer.json"], false).unwrap_err();
+    assert!(
+        error.contains("(http://127.0.0.1:9 cannot be reached: "),
+        "{error}"
+    );
+    let error = fetch_again(sharded(), &["m-1.safetensors"], false).unwrap_err();
+    assert!(
+        error.starts_with(
+            "cannot reach http://127.0.0.1:9 to fetch m-1.safetensors of `someone/tiny`: "
+        ),
+        "{error}"
     );
 }
 

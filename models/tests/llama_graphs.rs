@@ -234,7 +234,7 @@ fn each_part_is_held_to_its_own_shape() {
         message(&|tensors| {
             tensors.remove(3);
         }),
-        "tensor `layers.0.self_attn.k_proj.weight` is missing; its shape should be [4, 8]"
+        "tensor `model.layers.0.self_attn.k_proj.weight` is missing; its shape should be [4, 8]"
     );
     assert_eq!(
         message(&|tensors| tensors[3].1 = vec![8, 8]),

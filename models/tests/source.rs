@@ -90,7 +90,7 @@ fn a_missing_tensor_is_named() {
     assert_eq!(
         message(&folder),
         format!(
-            "{MISMATCH}\n  tensor `h.1.attn.c_attn.weight` is missing; its shape should be [16, 48]"
+            "{MISMATCH}\n  tensor `transformer.h.1.attn.c_attn.weight` is missing; its shape should be [16, 48]"
         )
     );
 }
@@ -219,7 +219,7 @@ fn a_config_that_is_refused_is_told_with_its_folder() {
     assert_eq!(
         message(&folder),
         "M: config.json sets `activation_function` to \"quick_gelu\", which kiln does not support; \
-         those it does are gelu_new, gelu_pytorch_tanh, gelu, relu, silu, swish, tanh"
+         those it does are gelu_new, gelu_pytorch_tanh, gelu_python_tanh, gelu, gelu_python, relu, silu, swish, tanh"
     );
     fs::write(&config, "{").unwrap();
     assert!(message(&folder).starts_with("M: config.json cannot be parsed: "));
@@ -262,6 +262,43 @@ fn the_tokenizer_knows_the_end_where_the_config_does_not() {
     fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
     let loaded = open_folder(folder.path()).unwrap();
     assert_eq!(loaded.info(&EntryOptions::default()).eos_tokens, [2]);
+}
+
+#[test]
+fn the_generation_config_says_where_a_text_ends() {
+    let folder = altered("base", |_| ());
+    let with = |text: &str| {
+        fs::write(folder.path().join("generation_config.json"), text).unwrap();
+    };
+    let ends = || {
+        let loaded = open_folder(folder.path()).unwrap();
+        loaded.info(&EntryOptions::default()).eos_tokens
+    };
+    with(r#"{"eos_token_id": [7, 9], "do_sample": true}"#);
+    assert_eq!(ends(), [7, 9]);
+    with(r#"{"eos_token_id": 8}"#);
+    assert_eq!(ends(), [8]);
+    for none in ["{}", r#"{"eos_token_id": null}"#, r#"{"eos_token_id": -1}"#] {
+        with(none);
+        assert_eq!(ends(), [60], "as in config.json");
+    }
+    let remedy =
+        "copy it again from where the model came from, or remove it, for the model can do without";
+    with(r#"{"eos_token_id": "</s>"}"#);
+    assert_eq!(
+        message(&folder),
+        format!(
+            "M: generation_config.json sets `eos_token_id` to \"</s>\"; it should be a token's number, or a \
+             list of them; {remedy}"
+        )
+    );
+    with("[");
+    let error = message(&folder);
+    assert!(
+        error.starts_with("M: generation_config.json cannot be parsed: ")
+            && error.ends_with(remedy),
+        "{error}"
+    );
 }
 
 #[test]

@@ -152,22 +152,18 @@ fn byte_chars() -> [char; 256] {
 
 /// The bytes of every token of a byte-level tokenizer, by id. As in the crate
 /// `tokenizers`, a token with a character that stands for no byte is text.
-pub(super) fn bytes_of_tokens(tokenizer: &Tokenizer) -> Vec<Option<Box<[u8]>>> {
+pub(super) fn bytes_of_tokens(tokenizer: &Tokenizer) -> HashMap<u32, Box<[u8]>> {
     let bytes: HashMap<char, u8> = (0..=255u8)
         .zip(byte_chars())
         .map(|(byte, c)| (c, byte))
         .collect();
-    let mut table = Vec::new();
-    for (token, id) in tokenizer.get_vocab(true) {
+    let tokens = tokenizer.get_vocab(true).into_iter();
+    let spelled = tokens.map(|(token, id)| {
         let spelled: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
         let spelled = spelled.unwrap_or_else(|| token.into_bytes());
-        let id = id as usize;
-        if table.len() <= id {
-            table.resize(id + 1, None);
-        }
-        table[id] = Some(spelled.into_boxed_slice());
-    }
-    table
+        (id, spelled.into_boxed_slice())
+    });
+    spelled.collect()
 }
 
 #[cfg(test)]

@@ -15,19 +15,25 @@ pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     /// Bytes that may yet become a character.
     pending: Vec<u8>,
-    /// For a contextual decoder: the ids of the last piece given out, which
-    /// are the context of the next, and those not yet given out.
+    /// For a contextual decoder: the ids of the last piece given out (at first,
+    /// of the prompt), which are the context of the next, and those not yet
+    /// given out.
     ids: Vec<u32>,
     context: usize,
 }
 
 impl<'a> DecodeStream<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
+    pub(super) fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Self {
+        let ids = match tokenizer.decoding {
+            // Bytes need no context.
+            Decoding::Bytes(_) => Vec::new(),
+            Decoding::Contextual => prompt.to_vec(),
+        };
         DecodeStream {
             tokenizer,
             pending: Vec::new(),
-            ids: Vec::new(),
-            context: 0,
+            context: ids.len(),
+            ids,
         }
     }
 
@@ -41,6 +47,11 @@ impl<'a> DecodeStream<'a> {
             Decoding::Bytes(table) => {
                 self.pending.extend_from_slice(bytes_of(table, id));
                 Ok(take_whole(&mut self.pending))
+            }
+            // As context, an id without a token would be the beginning of a
+            // text, where some decoders take a space away.
+            Decoding::Contextual if self.tokenizer.inner.id_to_token(id).is_none() => {
+                Ok(String::new())
             }
             Decoding::Contextual => {
                 self.ids.push(id);
@@ -63,17 +74,27 @@ impl<'a> DecodeStream<'a> {
         }
     }
 
-    /// What the ids held back add to the text of their context.
+    /// What the ids held back add to the text of their context; nothing while
+    /// they may be the beginning of a character, unless `all` is asked for.
     fn take_contextual(&mut self, all: bool) -> Result<String, TokenizerError> {
-        let before = self.tokenizer.decode(&self.ids[..self.context])?;
+        let (context, held) = self.ids.split_at(self.context);
+        if held.is_empty() {
+            return Ok(String::new());
+        }
+        let before = self.tokenizer.decode(context)?;
         let after = self.tokenizer.decode(&self.ids)?;
+        // What comes next may make a character of this, and restore the text
+        // of the context with it.
         if !all && after.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
-        let Some(new) = after.strip_prefix(&before) else {
-            return Ok(String::new());
+        let new = match after.strip_prefix(&before) {
+            Some(new) => new.to_owned(),
+            // A byte that fits nowhere takes all bytes beside it along, those
+            // of characters that were given out among them. These cannot be
+            // taken back, and what is held must not wait for them for ever.
+            None => self.tokenizer.decode(held)?,
         };
-        let new = new.to_owned();
         self.ids.drain(..self.context);
         self.context = self.ids.len();
         Ok(new)

@@ -119,7 +119,18 @@ fn absent_settings_are_those_of_transformers() {
     );
     assert!(!config.qkv_bias && !config.o_bias && !config.mlp_bias);
 
+    assert_eq!(config.eos_token_ids, [2]);
+
     let qwen = read(r#"{"model_type": "qwen2"}"#);
+    assert!(qwen.eos_token_ids.is_empty());
+    let heads = |text| {
+        let config = read(text);
+        (config.num_attention_heads, config.num_key_value_heads)
+    };
+    let many = r#"{"model_type": "qwen2", "hidden_size": 4096, "num_attention_heads": 64}"#;
+    assert_eq!(heads(many), (64, 32), "absent");
+    let null = many.replace('}', r#", "num_key_value_heads": null}"#);
+    assert_eq!(heads(&null), (64, 64));
     assert_eq!((qwen.vocab_size, qwen.intermediate_size), (151_936, 22_016));
     assert_eq!(qwen.max_position_embeddings, 32_768);
 }
@@ -177,6 +188,59 @@ fn slow_frequencies_are_stretched() {
             assert!((found / wanted - 1.0).abs() < 1e-14, "{found} {wanted}");
         }
     }
+}
+
+#[test]
+fn the_older_form_holds_where_there_are_both() {
+    let both = |older: &str| {
+        format!(
+            r#"{{"rope_theta": 100, "rope_scaling": {older},
+                "rope_parameters": {{"rope_type": "default", "rope_theta": 7}}}}"#
+        )
+    };
+    let scaled = read(&both(
+        r#"{"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1, "high_freq_factor": 4,
+            "original_max_position_embeddings": 512}"#,
+    ));
+    assert_eq!(scaled.rope.theta, 100.0);
+    assert_eq!(scaled.rope.scaling.unwrap().factor, 4.0);
+    for absent in ["null", "{}"] {
+        let rope = read(&both(absent)).rope;
+        assert_eq!((rope.theta, rope.scaling), (7.0, None));
+    }
+    assert_eq!(
+        message(&both(r#"{"type": "yarn", "factor": 4.0}"#)),
+        "config.json sets `rope_scaling.type` to \"yarn\", which kiln does not support; those it does are \
+         default and llama3"
+    );
+}
+
+#[test]
+fn the_original_context_is_found_where_transformers_finds_it() {
+    let original = |outside: &str, inside: &str| {
+        let config = read(&format!(
+            r#"{{"max_position_embeddings": 4096, {outside} "rope_scaling": {{"rope_type": "llama3", {inside}
+                "factor": 4.0, "low_freq_factor": 1, "high_freq_factor": 4}}}}"#
+        ));
+        config
+            .rope
+            .scaling
+            .unwrap()
+            .original_max_position_embeddings
+    };
+    let (outside, inside) = (
+        r#""original_max_position_embeddings": 512,"#,
+        r#""original_max_position_embeddings": 1024,"#,
+    );
+    assert_eq!(original(outside, inside), 512.0);
+    assert_eq!(original("", inside), 1024.0);
+    assert_eq!(original("", ""), 4096.0);
+}
+
+#[test]
+fn positions_divided_by_one_are_positions() {
+    let config = read(r#"{"rope_scaling": {"type": "linear", "factor": 1.0}}"#);
+    assert_eq!(config.rope.scaling, None);
 }
 
 #[test]
@@ -238,13 +302,13 @@ fn what_is_not_supported_is_refused_by_name() {
         format!("config.json sets `layer_types` to \"sliding_attention\", {full}")
     );
     assert_eq!(
-        message(r#"{"sliding_window": 4096}"#),
+        message(r#"{"sliding_window": 4096, "max_position_embeddings": 8192}"#),
         format!("config.json sets `sliding_window` to 4096, {full}")
     );
     assert_eq!(
         message(r#"{"hidden_act": "quick_gelu"}"#),
         "config.json sets `hidden_act` to \"quick_gelu\", which kiln does not support; those it does are \
-         gelu_new, gelu_pytorch_tanh, gelu, relu, silu, swish, tanh"
+         gelu_new, gelu_pytorch_tanh, gelu_python_tanh, gelu, gelu_python, relu, silu, swish, tanh"
     );
     assert_eq!(
         message(r#"{"architectures": ["LlamaForSequenceClassification"]}"#),
@@ -255,6 +319,50 @@ fn what_is_not_supported_is_refused_by_name() {
         message(r#"{"quantization_config": {"quant_method": "gptq", "bits": 4}}"#),
         "config.json sets `quantization_config` to \"gptq\", which kiln does not support; give it the \
          unquantised model and let kiln quantise it (--dtype q8 or q4)"
+    );
+}
+
+#[test]
+fn windows_that_change_nothing_are_accepted() {
+    for text in [
+        r#"{"sliding_window": null}"#,
+        r#"{"sliding_window": 2048, "max_position_embeddings": 2048}"#,
+        r#"{"sliding_window": 4096, "use_sliding_window": false, "max_position_embeddings": 8192}"#,
+        r#"{"model_type": "qwen2", "sliding_window": 4096}"#,
+        r#"{"model_type": "qwen2", "sliding_window": 0, "max_window_layers": 0}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": null}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32768}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "num_hidden_layers": 28}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "num_hidden_layers": 2,
+            "layer_types": ["full_attention", "full_attention"], "max_window_layers": 1}"#,
+    ] {
+        read(text);
+    }
+    for text in [
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 31}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 0}"#,
+        r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32767}"#,
+        r#"{"use_sliding_window": true}"#,
+    ] {
+        assert!(message(text).ends_with("only attention to the whole context is"));
+    }
+}
+
+#[test]
+fn what_would_take_memory_is_bounded() {
+    assert_eq!(
+        message(r#"{"num_hidden_layers": 2000000000}"#),
+        "config.json sets `num_hidden_layers` to 2000000000; it should be a whole number from 1 to 4096"
+    );
+    let bound = "it should be at most 8192; where it is not set, it is `hidden_size` divided by \
+                 `num_attention_heads`";
+    assert_eq!(
+        message(r#"{"head_dim": 2147483646}"#),
+        format!("config.json sets `head_dim` to 2147483646; {bound}")
+    );
+    assert_eq!(
+        message(r#"{"hidden_size": 2147483646, "num_attention_heads": 1}"#),
+        format!("config.json sets `head_dim` to 2147483646; {bound}")
     );
 }
 
