@@ -12,6 +12,7 @@
 
 use std::collections::BTreeSet;
 
+use kiln_ir::infer::TypeError;
 use kiln_ir::{
     BinaryOp, Dim, Graph, GraphError, Op, ReduceOp, Scalar, TensorType, UnaryOp, ValueId,
 };
@@ -189,7 +190,7 @@ impl<'g> Matcher<'g> {
 /// that instead.
 ///
 /// # Errors
-/// When `build` makes a value that has no type.
+/// When `build` makes a value that has no type, or one of another type than the root.
 pub fn rewrite<M>(
     graph: &mut Graph,
     find: impl Fn(&Matcher<'_>, ValueId) -> Option<M>,
@@ -210,6 +211,7 @@ pub fn rewrite<M>(
         };
         next += skipped + 1;
         let replacement = build(graph, root, found)?;
+        same_type(graph, root, replacement)?;
         graph.replace_uses(root, replacement);
         graph.remove_dead();
         changed.rewrites += 1;
@@ -217,10 +219,26 @@ pub fn rewrite<M>(
     Ok(changed)
 }
 
+/// Users of `root` were typed with its type, and are not typed anew.
+fn same_type(graph: &Graph, root: ValueId, replacement: ValueId) -> Result<(), GraphError> {
+    let (old, new) = (graph.value(root), graph.value(replacement));
+    if old.ty == new.ty {
+        return Ok(());
+    }
+    Err(GraphError::Type {
+        op: old.op.name(),
+        source_name: old.source.clone(),
+        reason: TypeError {
+            expected: format!("a replacement of type {}", old.ty),
+            found: format!("{} ({})", new.ty, new.op.name()),
+        },
+    })
+}
+
 /// Repeats [`rewrite`] until nothing matches, for rules that feed each other.
 ///
 /// # Errors
-/// When `build` makes a value that has no type.
+/// As those of [`rewrite`].
 pub fn rewrite_all<M>(
     graph: &mut Graph,
     find: impl Fn(&Matcher<'_>, ValueId) -> Option<M>,
@@ -352,6 +370,23 @@ mod tests {
         assert!(about(0.797_884_6, (2.0 / std::f64::consts::PI).sqrt()));
         assert!(!about(0.797, (2.0 / std::f64::consts::PI).sqrt()));
         assert!(!about(1e-9, 0.0));
+    }
+
+    #[test]
+    fn a_replacement_has_the_type_of_what_it_replaces() {
+        let mut g = graph(
+            "%0 = input \"x\" : f32[1]
+             %1 = input \"y\" : f32[4]
+             %2 = neg %0 : f32[1] @h.0
+             %3 = add %2, %1
+             output \"z\" = %3",
+        );
+        let find = |m: &Matcher<'_>, root: ValueId| m.unary(root, UnaryOp::Neg);
+        let error = rewrite(&mut g, find, |_, _, _| Ok(id(1))).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "neg in `h.0`: expected a replacement of type f32[1], found f32[4] (input)"
+        );
     }
 
     /// A rewrite sees what the one before left: no value is taken twice.
