@@ -195,6 +195,13 @@ impl Dim {
         }
     }
 
+    /// Whether this is a constant below zero, and so no size whatever the symbols are.
+    pub fn is_negative_const(&self) -> bool {
+        let mut terms = self.terms.iter();
+        let only = terms.next().filter(|_| terms.next().is_none());
+        only.is_some_and(|(atoms, c)| atoms.is_empty() && *c < 0)
+    }
+
     /// The symbol, if the dimension is exactly one symbol.
     pub fn as_symbol(&self) -> Option<&Symbol> {
         let (atoms, c) = self.terms.first_key_value()?;

@@ -19,6 +19,8 @@
 //!     of the value before, and the same size along each axis that is constant
 //!     before.
 //! 13. Real attributes are finite, and epsilons are not negative.
+//! 14. A slice lies within its axis at the symbols' maxima: it starts at zero or later,
+//!     ends where it starts or later, and no later than the axis.
 //!
 //! All errors are collected: one mistake in a pass shows all its traces.
 //!
@@ -39,7 +41,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::dim::{Bindings, Dim, Symbol};
+use crate::dim::{Bindings, Dim, DimError, Symbol};
 use crate::graph::{Graph, Value, ValueId};
 use crate::infer::infer;
 use crate::op::{Op, Scalar};
@@ -270,6 +272,7 @@ impl Verifier<'_> {
                     self.value_error(7, id, expected, e);
                 }
             }
+            self.slice(id, value);
         }
 
         if let Op::Param { ty, .. } = &value.op {
@@ -281,6 +284,25 @@ impl Verifier<'_> {
             }
         }
         self.floats(id, &value.op);
+    }
+
+    fn slice(&mut self, id: ValueId, value: &Value) {
+        let Op::Slice { axis, start, end } = &value.op else {
+            return;
+        };
+        let x = value.inputs.first().and_then(|x| self.graph.get(*x));
+        let Some(size) = x.and_then(|x| x.ty.shape.get(*axis)) else {
+            // There is no operand, or no such axis; said above.
+            return;
+        };
+        // That the length is not negative is part of invariant 7: it is a size.
+        for distance in [start.clone(), size - end] {
+            // Symbols of the operand's type may not be declared, which is said of it.
+            if let Err(e @ DimError::OutOfRange { .. }) = distance.eval(&self.at_max) {
+                let expected = format!("a range within 0..{size} at the symbols' maxima");
+                self.value_error(14, id, expected, format!("{start}..{end}, where {e}"));
+            }
+        }
     }
 
     fn floats(&mut self, id: ValueId, op: &Op) {

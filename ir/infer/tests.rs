@@ -127,6 +127,19 @@ fn movement() {
             "slice %0 {axis=2, start=3, end=2}",
             "slice: expected a range within 0..8, found 3..2",
         ),
+        ("slice %0 {axis=1, start=0, end=p}", "f32[b, p, 8]"),
+        (
+            "slice %0 {axis=1, start=0, end=s + 1}",
+            "slice: expected a range within 0..s, found 0..s + 1",
+        ),
+        (
+            "slice %0 {axis=2, start=-1, end=2}",
+            "slice: expected a range within 0..8, found -1..2",
+        ),
+        (
+            "slice %0 {axis=1, start=s, end=s - 1}",
+            "slice: expected a range within 0..s, found s..s - 1",
+        ),
         (
             "slice %0 {axis=3, start=0, end=1}",
             "slice: expected an axis below 3, found 3",

@@ -412,3 +412,37 @@ fn invariant_13_numbers_are_finite() {
     let text = "%1 = attention_probs: expected a finite number, found NaN";
     expect(&set(probs, Op::AttentionProbs(spec)), 13, &[text]);
 }
+
+#[test]
+fn invariant_14_slices_within_their_axes() {
+    let x = "%0 = input \"x\" : f32[seq, 4]";
+    breaks(
+        14,
+        &format!("{x} %1 = slice %0 {{axis=0, start=past - 8, end=1}} @h.0"),
+        &[
+            "%1 = slice in `h.0`: expected a range within 0..seq at the symbols' maxima, found \
+             past - 8..1, where `past - 8` evaluates to -1, outside 0..=2^63-1",
+        ],
+    );
+    breaks(
+        14,
+        &format!("{x} %1 = slice %0 {{axis=1, start=0, end=past}}"),
+        &[
+            "%1 = slice: expected a range within 0..4 at the symbols' maxima, found 0..past, where \
+             `-past + 4` evaluates to -3, outside 0..=2^63-1",
+        ],
+    );
+    breaks(
+        7,
+        &format!("{x} %1 = slice %0 {{axis=0, start=seq, end=past}}"),
+        &[
+            "%1 = slice: expected sizes from 0 to 2^63 - 1 at the symbols' maxima, found `past - \
+             seq` evaluates to -1, outside 0..=2^63-1",
+        ],
+    );
+    breaks(
+        14,
+        &format!("{x} %1 = slice %0 {{axis=0, start=0, end=past}}"),
+        &[],
+    );
+}
