@@ -1,5 +1,6 @@
 //! Rotary position embedding.
 
+use kiln_ir::infer::infer;
 use kiln_ir::{BinaryOp, Dim, Graph, GraphError, Op, UnaryOp, ValueId};
 
 use crate::clean_up::share;
@@ -44,7 +45,15 @@ struct Found {
 }
 
 fn find(m: &Matcher<'_>, root: ValueId) -> Option<Found> {
-    in_halves(m, root).or_else(|| as_a_whole(m, root))
+    let found = in_halves(m, root).or_else(|| as_a_whole(m, root))?;
+    // The op wants more than the idiom does, such as cosines and sines of one shape.
+    let angle = |id: ValueId| {
+        let mut ty = m.ty(id).clone();
+        *ty.shape.last_mut()? = Dim::constant(found.half);
+        Some(ty)
+    };
+    let types = [m.ty(found.x), &angle(found.cos)?, &angle(found.sin)?];
+    infer(&Op::Rotary, &types).is_ok().then_some(found)
 }
 
 /// `concat(a * cos - b * sin, b * cos + a * sin)`
@@ -148,7 +157,7 @@ fn build(graph: &mut Graph, root: ValueId, found: Found) -> Result<ValueId, Grap
         }
     }
     let angles = graph.ty(cos).shape.clone();
-    let Some(merged) = merged(&whole, &angles).filter(|_| graph.ty(sin).shape == angles) else {
+    let Some(merged) = merged(&whole, &angles) else {
         return graph.insert_before(root, Op::Rotary, &[found.x, cos, sin], &source);
     };
     let mut of_position = angles;
