@@ -202,6 +202,13 @@ impl Dim {
         only.is_some_and(|(atoms, c)| atoms.is_empty() && *c < 0)
     }
 
+    /// Whether a coefficient is at an end of its range, where arithmetic stops: the
+    /// dimension may not be what it was computed as.
+    pub fn is_saturated(&self) -> bool {
+        let mut coefficients = self.terms.values();
+        coefficients.any(|c| c.unsigned_abs() >= i64::MAX as u64)
+    }
+
     /// The symbol, if the dimension is exactly one symbol.
     pub fn as_symbol(&self) -> Option<&Symbol> {
         let (atoms, c) = self.terms.first_key_value()?;
