@@ -18,10 +18,15 @@ use kiln_ir::{
 };
 
 use crate::Changed;
+use crate::clean_up::remove_dead;
 
 /// How far two constants may differ, relatively, to be the same constant: one
 /// was typed, perhaps with seven digits, or went through `f32`.
 pub const TOLERANCE: f64 = 1e-6;
+
+/// How many movements in a row are looked through: a pass looks at every value, and would
+/// take time quadratic in the length of a chain.
+const MAX_MOVEMENTS: usize = 64;
 
 /// Whether `a` is the constant `b` as a person may have typed it.
 pub fn about(a: f64, b: f64) -> bool {
@@ -126,13 +131,17 @@ impl<'g> Matcher<'g> {
     }
 
     /// The number that every element of `id` is: a constant, perhaps reshaped or
-    /// broadcast.
+    /// broadcast, a few times.
     pub fn constant(&self, id: ValueId) -> Option<Scalar> {
-        match (self.op(id), self.inputs(id)) {
-            (Op::Const(scalar), _) => Some(*scalar),
-            (Op::Reshape { .. } | Op::Broadcast { .. }, [x]) => self.constant(*x),
-            _ => None,
+        let mut id = id;
+        for _ in 0..=MAX_MOVEMENTS {
+            match (self.op(id), self.inputs(id)) {
+                (Op::Const(scalar), _) => return Some(*scalar),
+                (Op::Reshape { .. } | Op::Broadcast { .. }, [x]) => id = *x,
+                _ => return None,
+            }
         }
+        None
     }
 
     /// [`Matcher::constant`], for real numbers.
@@ -169,25 +178,29 @@ impl<'g> Matcher<'g> {
     }
 
     /// The operand and the order of the axes of a chain of transposes: output
-    /// axis `i` is axis `perm[i]` of the operand. At least one transpose.
+    /// axis `i` is axis `perm[i]` of the operand. At least one transpose, and no more
+    /// than a few.
     pub fn transposed(&self, id: ValueId) -> Option<(ValueId, Vec<usize>)> {
         let (Op::Transpose { perm }, [x]) = (self.op(id), self.inputs(id)) else {
             return None;
         };
-        match self.transposed(*x) {
-            Some((base, inner)) => {
-                let composed = perm.iter().filter_map(|p| inner.get(*p).copied());
-                Some((base, composed.collect()))
-            }
-            None => Some((*x, perm.clone())),
+        let (mut base, mut order) = (*x, perm.clone());
+        for _ in 1..MAX_MOVEMENTS {
+            let (Op::Transpose { perm }, [x]) = (self.op(base), self.inputs(base)) else {
+                break;
+            };
+            let composed = order.iter().filter_map(|p| perm.get(*p).copied());
+            order = composed.collect();
+            base = *x;
         }
+        Some((base, order))
     }
 }
 
 /// Tries every value of `graph`, in execution order, as the root of an idiom.
 /// Where `find` finds one, `build` makes what stands for the root, with
 /// [`Graph::insert_before`], and returns it; every user of the root then uses
-/// that instead.
+/// that instead. What nobody needs is removed before the first, and counted.
 ///
 /// # Errors
 /// When `build` makes a value that has no type, or one of another type than the root.
@@ -196,7 +209,8 @@ pub fn rewrite<M>(
     find: impl Fn(&Matcher<'_>, ValueId) -> Option<M>,
     build: impl Fn(&mut Graph, ValueId, M) -> Result<ValueId, GraphError>,
 ) -> Result<Changed, GraphError> {
-    let mut changed = Changed::default();
+    // A use by what nobody needs is none.
+    let mut changed = remove_dead(graph);
     let roots = graph.order().to_vec();
     let mut next = 0;
     while next < roots.len() {
@@ -327,6 +341,30 @@ mod tests {
         let shape: Vec<Dim> = [2, 0, 1].map(|p: usize| m.shape(id(0))[p].clone()).to_vec();
         assert_eq!(m.shape(id(2)), shape);
         assert_eq!(m.transposed(id(0)), None);
+    }
+
+    #[test]
+    fn long_chains_of_movements() {
+        let chain = |leaf: &str, links: usize, link: &str| {
+            let links = (1..=links).map(|id| {
+                let before = id - 1;
+                format!(" %{id} = {}", link.replace('x', &format!("%{before}")))
+            });
+            graph(&format!("%0 = {leaf}{}", links.collect::<String>()))
+        };
+        let reshaped = |links| chain("const {f32=3.0}", links, "reshape x {shape=[1, 1]}");
+        for (links, found) in [(MAX_MOVEMENTS, Some(3.0)), (40_000, None)] {
+            let g = reshaped(links);
+            assert_eq!(Matcher::new(&g).number(id(links)), found);
+        }
+        let g = chain(
+            "input \"x\" : f32[2, 2]",
+            40_001,
+            "transpose x {perm=[1, 0]}",
+        );
+        let base = id(40_001 - MAX_MOVEMENTS);
+        let found = Matcher::new(&g).transposed(id(40_001));
+        assert_eq!(found, Some((base, vec![0, 1])));
     }
 
     #[test]
