@@ -268,7 +268,8 @@ impl Dim {
             })
     }
 
-    fn eval_wide(&self, bindings: &Bindings) -> Result<i128, DimError> {
+    /// The value, of either sign. What is beyond 128 bits stops at their ends.
+    pub(crate) fn eval_wide(&self, bindings: &Bindings) -> Result<i128, DimError> {
         let mut sum: i128 = 0;
         for (atoms, coefficient) in &self.terms {
             let mut product = i128::from(*coefficient);
