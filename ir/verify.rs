@@ -344,7 +344,7 @@ impl Verifier<'_> {
             && !(norm.eps() >= 0.0 && (norm.eps() as f32).is_finite())
         {
             let expected = "an epsilon that is finite as f32, not negative";
-            self.value_error(13, id, expected, norm.eps());
+            self.value_error(13, id, expected, format!("{:?}", norm.eps()));
         }
         let numbers = match op {
             Op::Const(Scalar::F32(v)) => std::slice::from_ref(v),
@@ -354,7 +354,12 @@ impl Verifier<'_> {
         };
         // The interpreter may compute in `f64`, but a device does not.
         if let Some(number) = numbers.iter().find(|v| !(**v as f32).is_finite()) {
-            self.value_error(13, id, "a number that is finite as f32", number);
+            self.value_error(
+                13,
+                id,
+                "a number that is finite as f32",
+                format!("{number:?}"),
+            );
         }
     }
 

@@ -10,7 +10,8 @@
 //! the values that the rewrite does away with, and asks [`Matcher::closed`]
 //! whether anything outside uses one of them.
 
-use std::collections::BTreeSet;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::infer::TypeError;
 use kiln_ir::{
@@ -37,7 +38,9 @@ pub fn about(a: f64, b: f64) -> bool {
 pub struct Matcher<'g> {
     graph: &'g Graph,
     uses: Vec<usize>,
-    users: Vec<Vec<ValueId>>,
+    /// Made when someone asks: the counts are all that most need, and [`rewrite`] makes a
+    /// matcher for each rewrite.
+    users: OnceCell<Vec<Vec<ValueId>>>,
 }
 
 impl<'g> Matcher<'g> {
@@ -46,7 +49,7 @@ impl<'g> Matcher<'g> {
         Matcher {
             graph,
             uses: graph.use_counts(),
-            users: graph.users(),
+            users: OnceCell::new(),
         }
     }
 
@@ -77,7 +80,8 @@ impl<'g> Matcher<'g> {
 
     /// The values that take `id` as an operand, each once.
     pub fn users(&self, id: ValueId) -> &[ValueId] {
-        self.users.get(id.index()).map_or(&[], Vec::as_slice)
+        let users = self.users.get_or_init(|| self.graph.users());
+        users.get(id.index()).map_or(&[], Vec::as_slice)
     }
 
     /// How often `id` is used as an operand, an output or a state.
@@ -101,9 +105,13 @@ impl<'g> Matcher<'g> {
     /// cost nothing, and CSE shares them.
     pub fn closed(&self, root: ValueId, interior: &[ValueId]) -> bool {
         let inside: BTreeSet<ValueId> = interior.iter().copied().chain([root]).collect();
+        let mut uses = BTreeMap::<ValueId, usize>::new();
+        for operand in inside.iter().flat_map(|v| self.inputs(*v)) {
+            *uses.entry(*operand).or_default() += 1;
+        }
         inside.iter().filter(|v| **v != root).all(|v| {
-            matches!(self.op(*v), Op::Const(_))
-                || !self.is_named(*v) && self.users(*v).iter().all(|u| inside.contains(u))
+            let inside = uses.get(v).copied().unwrap_or(0);
+            matches!(self.op(*v), Op::Const(_)) || self.use_count(*v) == inside
         })
     }
 

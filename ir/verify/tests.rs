@@ -385,10 +385,7 @@ fn invariant_13_numbers_are_finite() {
     breaks(
         13,
         "%0 = const {f32=1e39}",
-        &[
-            "%0 = const: expected a number that is finite as f32, found \
-             1000000000000000000000000000000000000000",
-        ],
+        &["%0 = const: expected a number that is finite as f32, found 1e39"],
     );
     breaks(13, "%0 = const {f32=-3.4028234663852886e38}", &[]);
     let norm = "%1 = param \"g\" : f32[4] %2 = rms_norm %0, %1 {eps=0.0} @ln_f";
@@ -396,7 +393,7 @@ fn invariant_13_numbers_are_finite() {
         let op = Op::Normalize(crate::Norm::Rms { eps });
         let text = format!(
             "%2 = rms_norm in `ln_f`: expected an epsilon that is finite as f32, not negative, \
-             found {eps}"
+             found {eps:?}"
         );
         expect(&set(norm, op), 13, &[text.as_str()]);
     }
@@ -407,7 +404,7 @@ fn invariant_13_numbers_are_finite() {
         norm,
         steps: vec![],
     };
-    let text = "%3 = linear: expected an epsilon that is finite as f32, not negative, found -1";
+    let text = "%3 = linear: expected an epsilon that is finite as f32, not negative, found -1.0";
     expect(&set(linear, op), 13, &[text]);
     let spec = crate::AttentionSpec {
         heads: 2,
