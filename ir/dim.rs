@@ -195,6 +195,20 @@ impl Dim {
         }
     }
 
+    /// Whether this is a constant below zero, and so no size whatever the symbols are.
+    pub fn is_negative_const(&self) -> bool {
+        let mut terms = self.terms.iter();
+        let only = terms.next().filter(|_| terms.next().is_none());
+        only.is_some_and(|(atoms, c)| atoms.is_empty() && *c < 0)
+    }
+
+    /// Whether a coefficient is at an end of its range, where arithmetic stops: the
+    /// dimension may not be what it was computed as.
+    pub fn is_saturated(&self) -> bool {
+        let mut coefficients = self.terms.values();
+        coefficients.any(|c| c.unsigned_abs() >= i64::MAX as u64)
+    }
+
     /// The symbol, if the dimension is exactly one symbol.
     pub fn as_symbol(&self) -> Option<&Symbol> {
         let (atoms, c) = self.terms.first_key_value()?;
@@ -254,7 +268,8 @@ impl Dim {
             })
     }
 
-    fn eval_wide(&self, bindings: &Bindings) -> Result<i128, DimError> {
+    /// The value, of either sign. What is beyond 128 bits stops at their ends.
+    pub(crate) fn eval_wide(&self, bindings: &Bindings) -> Result<i128, DimError> {
         let mut sum: i128 = 0;
         for (atoms, coefficient) in &self.terms {
             let mut product = i128::from(*coefficient);

@@ -20,7 +20,8 @@
 //!   except of `param`, `input` and `state`: then it is inferred. A type that is
 //!   given is taken as claimed; [`crate::verify`] checks the claim.
 //! - Ids are any numbers, each defined once, before its first use; they are
-//!   kept. Line breaks are as good as spaces, and `//` starts a comment.
+//!   kept. Line breaks are as good as spaces, and `//` starts a comment, except within
+//!   a quoted name, a number or a dimension.
 //! - A source name that is not plain (`[A-Za-z0-9_.-]+`) is quoted, and so is a
 //!   graph's name that is not.
 //! - A real number is the shortest text that reads back to the same `f64`, with

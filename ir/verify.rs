@@ -18,7 +18,12 @@
 //! 12. A state's value after a run has the element type and the number of axes
 //!     of the value before, and the same size along each axis that is constant
 //!     before.
-//! 13. Real attributes are finite, and epsilons are not negative.
+//! 13. Real attributes are finite as `f32`, and epsilons are not negative.
+//! 14. A slice lies within its axis at the symbols' maxima: it starts at zero or later,
+//!     ends where it starts or later, and no later than the axis.
+//! 15. A value has fewer than 2^48 elements at the symbols' maxima, where an axis of no
+//!     elements counts as one of one.
+//! 16. The ends of an `arange` are of type `i32` at the symbols' maxima.
 //!
 //! All errors are collected: one mistake in a pass shows all its traces.
 //!
@@ -39,7 +44,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::dim::{Bindings, Dim, Symbol};
+use crate::dim::{Bindings, Dim, DimError, Symbol};
 use crate::graph::{Graph, Value, ValueId};
 use crate::infer::infer;
 use crate::op::{Op, Scalar};
@@ -133,6 +138,10 @@ struct Verifier<'g> {
     at_max: Bindings,
     errors: Vec<VerifyError>,
 }
+
+/// What no value may have as many elements as: then sizes in bytes, strides and indices
+/// fit 63 bits, and no memory holds as many.
+const MAX_ELEMENTS: u64 = 1 << 48;
 
 /// Whether the text form reads `name` as a symbol.
 pub(crate) fn is_symbol_name(name: &str) -> bool {
@@ -264,12 +273,22 @@ impl Verifier<'_> {
             self.value_error(5, id, "declared symbols", format!("`{symbol}`"));
         }
         if symbols.is_empty() {
+            let mut elements = Some(1_u64);
             for dim in &value.ty.shape {
-                if let Err(e) = dim.eval(&self.at_max) {
-                    let expected = "sizes from 0 to 2^63 - 1 at the symbols' maxima";
-                    self.value_error(7, id, expected, e);
+                match dim.eval(&self.at_max) {
+                    Ok(size) => elements = elements.and_then(|n| n.checked_mul(size.max(1))),
+                    Err(e) => {
+                        let expected = "sizes from 0 to 2^63 - 1 at the symbols' maxima";
+                        self.value_error(7, id, expected, e);
+                    }
                 }
             }
+            if elements.is_none_or(|n| n >= MAX_ELEMENTS) {
+                let expected = "fewer than 2^48 elements at the symbols' maxima";
+                self.value_error(15, id, expected, &value.ty);
+            }
+            self.slice(id, value);
+            self.arange(id, &value.op);
         }
 
         if let Op::Param { ty, .. } = &value.op {
@@ -283,6 +302,38 @@ impl Verifier<'_> {
         self.floats(id, &value.op);
     }
 
+    fn slice(&mut self, id: ValueId, value: &Value) {
+        let Op::Slice { axis, start, end } = &value.op else {
+            return;
+        };
+        let x = value.inputs.first().and_then(|x| self.graph.get(*x));
+        let Some(size) = x.and_then(|x| x.ty.shape.get(*axis)) else {
+            // There is no operand, or no such axis; said above.
+            return;
+        };
+        // That the length is not negative is part of invariant 7: it is a size.
+        for distance in [start.clone(), size - end] {
+            // Symbols of the operand's type may not be declared, which is said of it.
+            if let Err(e @ DimError::OutOfRange { .. }) = distance.eval(&self.at_max) {
+                let expected = format!("a range within 0..{size} at the symbols' maxima");
+                self.value_error(14, id, expected, format!("{start}..{end}, where {e}"));
+            }
+        }
+    }
+
+    fn arange(&mut self, id: ValueId, op: &Op) {
+        let Op::Arange { start, end } = op else {
+            return;
+        };
+        for dim in [start, end] {
+            let value = dim.eval_wide(&self.at_max);
+            if let Some(value) = value.ok().filter(|v| i32::try_from(*v).is_err()) {
+                let expected = "ends of type i32 at the symbols' maxima";
+                self.value_error(16, id, expected, format!("`{dim}`, which is {value}"));
+            }
+        }
+    }
+
     fn floats(&mut self, id: ValueId, op: &Op) {
         let norm = match op {
             Op::Normalize(norm) => Some(norm),
@@ -290,9 +341,10 @@ impl Verifier<'_> {
             _ => None,
         };
         if let Some(norm) = norm
-            && !(norm.eps() >= 0.0 && norm.eps().is_finite())
+            && !(norm.eps() >= 0.0 && (norm.eps() as f32).is_finite())
         {
-            self.value_error(13, id, "a finite epsilon, not negative", norm.eps());
+            let expected = "an epsilon that is finite as f32, not negative";
+            self.value_error(13, id, expected, format!("{:?}", norm.eps()));
         }
         let numbers = match op {
             Op::Const(Scalar::F32(v)) => std::slice::from_ref(v),
@@ -300,8 +352,14 @@ impl Verifier<'_> {
             Op::Attention(spec) | Op::AttentionProbs(spec) => std::slice::from_ref(&spec.scale),
             _ => &[],
         };
-        if let Some(number) = numbers.iter().find(|v| !v.is_finite()) {
-            self.value_error(13, id, "a finite number", number);
+        // The interpreter may compute in `f64`, but a device does not.
+        if let Some(number) = numbers.iter().find(|v| !(**v as f32).is_finite()) {
+            self.value_error(
+                13,
+                id,
+                "a number that is finite as f32",
+                format!("{number:?}"),
+            );
         }
     }
 

@@ -24,6 +24,17 @@ pub(crate) const SPLIT: [usize; 4] = [0, 2, 1, 3];
 pub(crate) const SPLIT_TRANSPOSED: [usize; 4] = [0, 2, 3, 1];
 
 impl Heads {
+    /// The heads of queries, of which there are as many as attention has: where they are
+    /// repeats, that is how they are computed.
+    pub fn of_queries(m: &Matcher<'_>, id: ValueId) -> Option<Heads> {
+        let mut scale = 1.0;
+        let id = unscaled(m, id, &mut scale);
+        let (base, found) = m.transposed(id)?;
+        (found == SPLIT).then_some(())?;
+        Heads::of(m, unscaled(m, base, &mut scale), scale)
+    }
+
+    /// The heads of keys or values, before they are repeated for groups of query heads.
     /// `id` has its axes in the order `perm`.
     pub fn find(m: &Matcher<'_>, id: ValueId, perm: [usize; 4]) -> Option<Heads> {
         let mut scale = 1.0;

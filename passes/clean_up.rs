@@ -6,8 +6,8 @@ use kiln_ir::{Graph, Op, Scalar, ValueId};
 
 use crate::{Changed, Pass, PassError};
 
-/// Computes equal values once: those of the same op on the same operands.
-/// Parameters count too, so that a weight used twice is one value.
+/// Computes equal values once: those of the same op on the same operands. Parameters,
+/// inputs and states never are, for each has a name of its own.
 pub struct Cse;
 
 impl Pass for Cse {
@@ -29,17 +29,22 @@ impl Pass for Dce {
     }
 
     fn run(&self, graph: &mut Graph) -> Result<Changed, PassError> {
-        let before = graph.order().len();
-        graph.remove_dead();
-        Ok(Changed {
-            rewrites: before - graph.order().len(),
-        })
+        Ok(remove_dead(graph))
     }
 }
 
-/// Makes every value that equals an earlier one that one.
+/// Removes what no output and no state needs, and counts it.
+pub(crate) fn remove_dead(graph: &mut Graph) -> Changed {
+    let before = graph.order().len();
+    graph.remove_dead();
+    Changed {
+        rewrites: before - graph.order().len(),
+    }
+}
+
+/// Makes every value that equals an earlier one that one. What is counted is the values
+/// that go: those, and what nobody needed to begin with.
 pub(crate) fn share(graph: &mut Graph) -> Changed {
-    let mut changed = Changed::default();
     // Values of one op name on the same operands; their attributes are compared.
     let mut seen: BTreeMap<(&'static str, Vec<ValueId>), Vec<ValueId>> = BTreeMap::new();
     for id in graph.order().to_vec() {
@@ -57,15 +62,11 @@ pub(crate) fn share(graph: &mut Graph) -> Changed {
             .iter()
             .find(|e| same(&graph.value(**e).op, &value.op))
         {
-            Some(earlier) => {
-                graph.replace_uses(id, *earlier);
-                changed.rewrites += 1;
-            }
+            Some(earlier) => graph.replace_uses(id, *earlier),
             None => same_key.push(id),
         }
     }
-    graph.remove_dead();
-    changed
+    remove_dead(graph)
 }
 
 /// Equality of ops, except that `0` and `-0` are two constants.

@@ -59,18 +59,24 @@ fn scalar(m: &Matcher<'_>, root: ValueId) -> Option<Scalar> {
         _ => None,
     };
     let operands: Option<Vec<Scalar>> = m.inputs(root).iter().map(constant).collect();
-    let folded = match (m.op(root), operands?.as_slice()) {
+    let operands = operands?;
+    // What overflows is left to the device, whose rules are its own, and so is what is
+    // too small. Its numbers are `f32`.
+    let plain = |scalar: &Scalar| match scalar {
+        Scalar::F32(v) => *v == 0.0 || (*v as f32).is_normal(),
+        Scalar::I32(_) | Scalar::Bool(_) => true,
+    };
+    if !operands.iter().all(plain) {
+        return None;
+    }
+    let folded = match (m.op(root), operands.as_slice()) {
         (Op::Unary(op), [x]) => unary(*op, *x)?,
         (Op::Binary(op), [a, b]) => binary(*op, *a, *b)?,
         (Op::Where, [Scalar::Bool(c), a, b]) => *if *c { a } else { b },
         (Op::Cast(DType::F32), [Scalar::I32(v)]) => Scalar::F32(f64::from(*v)),
         _ => return None,
     };
-    // What overflows is left to the device, whose rules are its own.
-    match folded {
-        Scalar::F32(v) if !v.is_finite() => None,
-        other => Some(other),
-    }
+    plain(&folded).then_some(folded)
 }
 
 fn unary(op: UnaryOp, x: Scalar) -> Option<Scalar> {

@@ -1,6 +1,7 @@
 //! Scaled dot-product attention.
 
-use kiln_ir::{AttentionSpec, Graph, GraphError, Op, ValueId};
+use kiln_ir::infer::infer;
+use kiln_ir::{AttentionSpec, DType, Graph, GraphError, Op, TensorType, ValueId};
 
 use crate::attention_heads::{Heads, SPLIT, SPLIT_TRANSPOSED, scaled};
 use crate::attention_mask::Mask;
@@ -61,7 +62,7 @@ fn find(m: &Matcher<'_>, root: ValueId) -> Option<Found> {
         return None;
     };
     let scores = Scores::find(m, *probabilities)?;
-    let q = Heads::find(m, scores.q, SPLIT)?;
+    let q = Heads::of_queries(m, scores.q)?;
     let k = Heads::find(m, scores.k, SPLIT_TRANSPOSED)?;
     let v = Heads::find(m, *v, SPLIT)?;
     let spec = AttentionSpec {
@@ -72,16 +73,20 @@ fn find(m: &Matcher<'_>, root: ValueId) -> Option<Found> {
     };
     // The products broadcast nothing, and nothing but the result is used.
     let kv_agree = k.merged == v.merged && k.heads == v.heads && v.scale == 1.0;
-    let batches_agree = q.merged.first() == k.merged.first();
     let alone = m.closed(root, &[weighted]) && m.users(*probabilities) == [weighted];
     let fits = perm == SPLIT
         && kv_agree
-        && batches_agree
         && m.shape(weighted) == m.shape(scores.q)
-        && spec.scale.is_finite()
-        && spec.kv_heads > 0
-        && spec.heads.is_multiple_of(spec.kv_heads);
-    (fits && alone).then(|| Found {
+        && (spec.scale as f32).is_finite();
+    // The op wants more than the idiom does, such as heads of a constant size.
+    let merged = [&q, &k, &v].map(|heads| TensorType {
+        dtype: DType::F32,
+        shape: heads.merged.clone(),
+    });
+    let start = scores.mask.start.map(|start| m.ty(start));
+    let types: Vec<&TensorType> = merged.iter().chain(start).collect();
+    let typed = infer(&Op::Attention(spec), &types).is_ok();
+    (fits && typed && alone).then(|| Found {
         spec,
         q,
         k,
@@ -108,16 +113,20 @@ impl Scores {
         let mut id = *scores;
         let mut mask = Mask::default();
         let mut interior = Vec::new();
+        let mut hidden_by = None;
         // One mask after another hides what either hides. The scale comes
         // first: a scaled mask value need not hide any more.
         while let (Op::Where, [condition, a, b]) = (m.op(id), m.inputs(id)) {
-            let is_hidden = |v: ValueId| m.number(v).is_some_and(|c| c <= HIDDEN);
-            let (inner, seen) = match (is_hidden(*a), is_hidden(*b)) {
-                (false, true) => (*a, true),
-                (true, false) => (*b, false),
+            let hidden = |v: ValueId| m.number(v).filter(|c| *c <= HIDDEN);
+            let (inner, seen, by) = match (hidden(*a), hidden(*b)) {
+                (None, Some(by)) => (*a, true, by),
+                (Some(by), None) => (*b, false, by),
                 _ => return None,
             };
-            if m.ty(inner) != m.ty(id) {
+            // A query that sees no key gives all of them the same probability. Of two
+            // numbers, it would give it to those alone that the larger one hides.
+            let another = hidden_by.replace(by).is_some_and(|before| before != by);
+            if another || m.ty(inner) != m.ty(id) {
                 return None;
             }
             mask = mask.with(m, inner, *condition, seen)?;

@@ -2,6 +2,7 @@
 
 use kiln_ir::{Graph, GraphError, Norm, Op, ValueId};
 
+use crate::clean_up::remove_dead;
 use crate::fuse_epilogue::MAX_OPERANDS;
 use crate::matcher::Matcher;
 use crate::{Changed, Pass, PassError, in_pass};
@@ -30,7 +31,8 @@ impl Pass for FuseNormIntoLinear {
 }
 
 fn run(graph: &mut Graph) -> Result<Changed, GraphError> {
-    let mut changed = Changed::default();
+    // A use by what nobody needs is none.
+    let mut changed = remove_dead(graph);
     for id in graph.order().to_vec() {
         let Op::Normalize(norm) = graph.value(id).op else {
             continue;

@@ -1,5 +1,6 @@
 //! Rotary position embedding.
 
+use kiln_ir::infer::infer;
 use kiln_ir::{BinaryOp, Dim, Graph, GraphError, Op, UnaryOp, ValueId};
 
 use crate::clean_up::share;
@@ -44,7 +45,15 @@ struct Found {
 }
 
 fn find(m: &Matcher<'_>, root: ValueId) -> Option<Found> {
-    in_halves(m, root).or_else(|| as_a_whole(m, root))
+    let found = in_halves(m, root).or_else(|| as_a_whole(m, root))?;
+    // The op wants more than the idiom does, such as cosines and sines of one shape.
+    let angle = |id: ValueId| {
+        let mut ty = m.ty(id).clone();
+        *ty.shape.last_mut()? = Dim::constant(found.half);
+        Some(ty)
+    };
+    let types = [m.ty(found.x), &angle(found.cos)?, &angle(found.sin)?];
+    infer(&Op::Rotary, &types).is_ok().then_some(found)
 }
 
 /// `concat(a * cos - b * sin, b * cos + a * sin)`
@@ -117,19 +126,26 @@ fn turns(m: &Matcher<'_>, x: ValueId, angle: ValueId, half: u64) -> bool {
     m.ty(angle).last().as_const() == Some(half) && m.ty(angle).rank() <= m.ty(x).rank()
 }
 
+/// How many ops there may be between an angle and its repetition.
+const MAX_DEPTH: usize = 16;
+
 /// Whether the second half of the last axis is certainly the first once more:
 /// `f(concat(y, y))`.
 fn repeats(m: &Matcher<'_>, id: ValueId) -> bool {
-    match (m.op(id), m.inputs(id)) {
-        (Op::Unary(_), [x]) => repeats(m, *x),
-        (Op::Reshape { .. }, [x]) => m.ty(*x).last() == m.ty(id).last() && repeats(m, *x),
-        (Op::Concat { .. }, _) => concatenated(m, id).is_some_and(|[a, b]| a == b),
-        // A factor for all, such as that of attention scaled with the context.
-        (Op::Binary(BinaryOp::Mul), _) => m
-            .with_number(id, BinaryOp::Mul)
-            .is_some_and(|(x, _)| m.ty(x) == m.ty(id) && repeats(m, x)),
-        _ => false,
+    let mut id = id;
+    for _ in 0..MAX_DEPTH {
+        id = match (m.op(id), m.inputs(id)) {
+            (Op::Unary(_), [x]) => *x,
+            (Op::Reshape { .. }, [x]) if m.ty(*x).last() == m.ty(id).last() => *x,
+            // A factor for all, such as that of attention scaled with the context.
+            (Op::Binary(BinaryOp::Mul), _) => match m.with_number(id, BinaryOp::Mul) {
+                Some((x, _)) if m.ty(x) == m.ty(id) => x,
+                _ => return false,
+            },
+            _ => return concatenated(m, id).is_some_and(|[a, b]| a == b),
+        };
     }
+    false
 }
 
 fn build(graph: &mut Graph, root: ValueId, found: Found) -> Result<ValueId, GraphError> {
@@ -148,7 +164,7 @@ fn build(graph: &mut Graph, root: ValueId, found: Found) -> Result<ValueId, Grap
         }
     }
     let angles = graph.ty(cos).shape.clone();
-    let Some(merged) = merged(&whole, &angles).filter(|_| graph.ty(sin).shape == angles) else {
+    let Some(merged) = merged(&whole, &angles) else {
         return graph.insert_before(root, Op::Rotary, &[found.x, cos, sin], &source);
     };
     let mut of_position = angles;

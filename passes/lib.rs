@@ -66,8 +66,10 @@ mod polynomial;
 mod simplify_movement;
 mod sink_slice;
 
+use std::collections::BTreeMap;
+
 use kiln_ir::verify::{VerifyErrors, verify};
-use kiln_ir::{Graph, GraphError};
+use kiln_ir::{Graph, GraphError, Op, TensorType, ValueId};
 
 pub use clean_up::{Cse, Dce};
 pub use fold_constants::FoldConstants;
@@ -135,6 +137,23 @@ pub enum PassError {
         pass: &'static str,
         /// All that the verifier says.
         errors: VerifyErrors,
+    },
+    /// The pass changed what the graph takes or gives.
+    #[error(
+        "after pass `{pass}`: {kind} `{name}`: expected {expected}, found {found}; a pass keeps \
+         the names and types of inputs, outputs and states"
+    )]
+    Signature {
+        /// The pass.
+        pass: &'static str,
+        /// Input, output, state, or a state's value after the run.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// The type before the pass, or `none`.
+        expected: String,
+        /// The type after it, or `none`.
+        found: String,
     },
     /// The pass cannot do its work, for a reason of its own.
     #[error("pass `{pass}`: {reason}")]
@@ -233,18 +252,62 @@ pub fn optimize(graph: &mut Graph, observer: &mut Observer<'_>) -> Result<(), Pa
 /// ```
 ///
 /// # Errors
-/// When the graph is not valid to begin with, or a pass fails or breaks it.
+/// When the graph is not valid to begin with, or a pass fails, breaks it, or changes the
+/// names or types of its inputs, outputs or states.
 pub fn optimize_with(
     passes: &[Box<dyn Pass>],
     graph: &mut Graph,
     observer: &mut Observer<'_>,
 ) -> Result<(), PassError> {
     verify(graph).map_err(PassError::Input)?;
+    let wanted = signature(graph);
     for pass in passes {
         let (name, changed) = (pass.name(), pass.run(graph)?);
         verify(graph).map_err(|errors| PassError::Invalid { pass: name, errors })?;
+        keeps(name, &wanted, &signature(graph))?;
         observer(name, graph, changed);
     }
     graph.compact();
     Ok(())
+}
+
+/// What callers of a graph know of it: by kind and name, the types of inputs, outputs
+/// and states, before a run and after it.
+type Signature = BTreeMap<(&'static str, String), TensorType>;
+
+fn signature(graph: &Graph) -> Signature {
+    let leaves = graph.iter().filter_map(|(_, value)| match &value.op {
+        Op::Input { name, ty } => Some((("input", name.clone()), ty.clone())),
+        Op::State { name, ty } => Some((("state", name.clone()), ty.clone())),
+        _ => None,
+    });
+    let named = |kind, named: &[(String, ValueId)]| -> Vec<_> {
+        let types = named.iter();
+        types
+            .map(|(name, id)| ((kind, name.clone()), graph.ty(*id).clone()))
+            .collect()
+    };
+    leaves
+        .chain(named("output", graph.outputs()))
+        .chain(named("new value of state", graph.states()))
+        .collect()
+}
+
+fn keeps(pass: &'static str, before: &Signature, after: &Signature) -> Result<(), PassError> {
+    let mut names = before.keys().chain(after.keys());
+    let changed = names.find(|name| before.get(name) != after.get(name));
+    let Some((kind, name)) = changed else {
+        return Ok(());
+    };
+    let of = |signature: &Signature| {
+        let ty = signature.get(&(*kind, name.clone()));
+        ty.map_or_else(|| "none".to_owned(), TensorType::to_string)
+    };
+    Err(PassError::Signature {
+        pass,
+        kind,
+        name: name.clone(),
+        expected: of(before),
+        found: of(after),
+    })
 }

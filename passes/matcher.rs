@@ -10,17 +10,24 @@
 //! the values that the rewrite does away with, and asks [`Matcher::closed`]
 //! whether anything outside uses one of them.
 
-use std::collections::BTreeSet;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 
+use kiln_ir::infer::TypeError;
 use kiln_ir::{
     BinaryOp, Dim, Graph, GraphError, Op, ReduceOp, Scalar, TensorType, UnaryOp, ValueId,
 };
 
 use crate::Changed;
+use crate::clean_up::remove_dead;
 
 /// How far two constants may differ, relatively, to be the same constant: one
 /// was typed, perhaps with seven digits, or went through `f32`.
 pub const TOLERANCE: f64 = 1e-6;
+
+/// How many movements in a row are looked through: a pass looks at every value, and would
+/// take time quadratic in the length of a chain.
+const MAX_MOVEMENTS: usize = 64;
 
 /// Whether `a` is the constant `b` as a person may have typed it.
 pub fn about(a: f64, b: f64) -> bool {
@@ -31,7 +38,9 @@ pub fn about(a: f64, b: f64) -> bool {
 pub struct Matcher<'g> {
     graph: &'g Graph,
     uses: Vec<usize>,
-    users: Vec<Vec<ValueId>>,
+    /// Made when someone asks: the counts are all that most need, and [`rewrite`] makes a
+    /// matcher for each rewrite.
+    users: OnceCell<Vec<Vec<ValueId>>>,
 }
 
 impl<'g> Matcher<'g> {
@@ -40,7 +49,7 @@ impl<'g> Matcher<'g> {
         Matcher {
             graph,
             uses: graph.use_counts(),
-            users: graph.users(),
+            users: OnceCell::new(),
         }
     }
 
@@ -71,7 +80,8 @@ impl<'g> Matcher<'g> {
 
     /// The values that take `id` as an operand, each once.
     pub fn users(&self, id: ValueId) -> &[ValueId] {
-        self.users.get(id.index()).map_or(&[], Vec::as_slice)
+        let users = self.users.get_or_init(|| self.graph.users());
+        users.get(id.index()).map_or(&[], Vec::as_slice)
     }
 
     /// How often `id` is used as an operand, an output or a state.
@@ -95,9 +105,13 @@ impl<'g> Matcher<'g> {
     /// cost nothing, and CSE shares them.
     pub fn closed(&self, root: ValueId, interior: &[ValueId]) -> bool {
         let inside: BTreeSet<ValueId> = interior.iter().copied().chain([root]).collect();
+        let mut uses = BTreeMap::<ValueId, usize>::new();
+        for operand in inside.iter().flat_map(|v| self.inputs(*v)) {
+            *uses.entry(*operand).or_default() += 1;
+        }
         inside.iter().filter(|v| **v != root).all(|v| {
-            matches!(self.op(*v), Op::Const(_))
-                || !self.is_named(*v) && self.users(*v).iter().all(|u| inside.contains(u))
+            let inside = uses.get(v).copied().unwrap_or(0);
+            matches!(self.op(*v), Op::Const(_)) || self.use_count(*v) == inside
         })
     }
 
@@ -125,13 +139,17 @@ impl<'g> Matcher<'g> {
     }
 
     /// The number that every element of `id` is: a constant, perhaps reshaped or
-    /// broadcast.
+    /// broadcast, a few times.
     pub fn constant(&self, id: ValueId) -> Option<Scalar> {
-        match (self.op(id), self.inputs(id)) {
-            (Op::Const(scalar), _) => Some(*scalar),
-            (Op::Reshape { .. } | Op::Broadcast { .. }, [x]) => self.constant(*x),
-            _ => None,
+        let mut id = id;
+        for _ in 0..=MAX_MOVEMENTS {
+            match (self.op(id), self.inputs(id)) {
+                (Op::Const(scalar), _) => return Some(*scalar),
+                (Op::Reshape { .. } | Op::Broadcast { .. }, [x]) => id = *x,
+                _ => return None,
+            }
         }
+        None
     }
 
     /// [`Matcher::constant`], for real numbers.
@@ -168,34 +186,39 @@ impl<'g> Matcher<'g> {
     }
 
     /// The operand and the order of the axes of a chain of transposes: output
-    /// axis `i` is axis `perm[i]` of the operand. At least one transpose.
+    /// axis `i` is axis `perm[i]` of the operand. At least one transpose, and no more
+    /// than a few.
     pub fn transposed(&self, id: ValueId) -> Option<(ValueId, Vec<usize>)> {
         let (Op::Transpose { perm }, [x]) = (self.op(id), self.inputs(id)) else {
             return None;
         };
-        match self.transposed(*x) {
-            Some((base, inner)) => {
-                let composed = perm.iter().filter_map(|p| inner.get(*p).copied());
-                Some((base, composed.collect()))
-            }
-            None => Some((*x, perm.clone())),
+        let (mut base, mut order) = (*x, perm.clone());
+        for _ in 1..MAX_MOVEMENTS {
+            let (Op::Transpose { perm }, [x]) = (self.op(base), self.inputs(base)) else {
+                break;
+            };
+            let composed = order.iter().filter_map(|p| perm.get(*p).copied());
+            order = composed.collect();
+            base = *x;
         }
+        Some((base, order))
     }
 }
 
 /// Tries every value of `graph`, in execution order, as the root of an idiom.
 /// Where `find` finds one, `build` makes what stands for the root, with
 /// [`Graph::insert_before`], and returns it; every user of the root then uses
-/// that instead.
+/// that instead. What nobody needs is removed before the first, and counted.
 ///
 /// # Errors
-/// When `build` makes a value that has no type.
+/// When `build` makes a value that has no type, or one of another type than the root.
 pub fn rewrite<M>(
     graph: &mut Graph,
     find: impl Fn(&Matcher<'_>, ValueId) -> Option<M>,
     build: impl Fn(&mut Graph, ValueId, M) -> Result<ValueId, GraphError>,
 ) -> Result<Changed, GraphError> {
-    let mut changed = Changed::default();
+    // A use by what nobody needs is none.
+    let mut changed = remove_dead(graph);
     let roots = graph.order().to_vec();
     let mut next = 0;
     while next < roots.len() {
@@ -210,6 +233,7 @@ pub fn rewrite<M>(
         };
         next += skipped + 1;
         let replacement = build(graph, root, found)?;
+        same_type(graph, root, replacement)?;
         graph.replace_uses(root, replacement);
         graph.remove_dead();
         changed.rewrites += 1;
@@ -217,10 +241,26 @@ pub fn rewrite<M>(
     Ok(changed)
 }
 
+/// Users of `root` were typed with its type, and are not typed anew.
+fn same_type(graph: &Graph, root: ValueId, replacement: ValueId) -> Result<(), GraphError> {
+    let (old, new) = (graph.value(root), graph.value(replacement));
+    if old.ty == new.ty {
+        return Ok(());
+    }
+    Err(GraphError::Type {
+        op: old.op.name(),
+        source_name: old.source.clone(),
+        reason: TypeError {
+            expected: format!("a replacement of type {}", old.ty),
+            found: format!("{} ({})", new.ty, new.op.name()),
+        },
+    })
+}
+
 /// Repeats [`rewrite`] until nothing matches, for rules that feed each other.
 ///
 /// # Errors
-/// When `build` makes a value that has no type.
+/// As those of [`rewrite`].
 pub fn rewrite_all<M>(
     graph: &mut Graph,
     find: impl Fn(&Matcher<'_>, ValueId) -> Option<M>,
@@ -312,6 +352,30 @@ mod tests {
     }
 
     #[test]
+    fn long_chains_of_movements() {
+        let chain = |leaf: &str, links: usize, link: &str| {
+            let links = (1..=links).map(|id| {
+                let before = id - 1;
+                format!(" %{id} = {}", link.replace('x', &format!("%{before}")))
+            });
+            graph(&format!("%0 = {leaf}{}", links.collect::<String>()))
+        };
+        let reshaped = |links| chain("const {f32=3.0}", links, "reshape x {shape=[1, 1]}");
+        for (links, found) in [(MAX_MOVEMENTS, Some(3.0)), (40_000, None)] {
+            let g = reshaped(links);
+            assert_eq!(Matcher::new(&g).number(id(links)), found);
+        }
+        let g = chain(
+            "input \"x\" : f32[2, 2]",
+            40_001,
+            "transpose x {perm=[1, 0]}",
+        );
+        let base = id(40_001 - MAX_MOVEMENTS);
+        let found = Matcher::new(&g).transposed(id(40_001));
+        assert_eq!(found, Some((base, vec![0, 1])));
+    }
+
+    #[test]
     fn reductions_along_the_last_axis() {
         let g = graph(
             "%0 = input \"x\" : f32[2, 3]
@@ -352,6 +416,23 @@ mod tests {
         assert!(about(0.797_884_6, (2.0 / std::f64::consts::PI).sqrt()));
         assert!(!about(0.797, (2.0 / std::f64::consts::PI).sqrt()));
         assert!(!about(1e-9, 0.0));
+    }
+
+    #[test]
+    fn a_replacement_has_the_type_of_what_it_replaces() {
+        let mut g = graph(
+            "%0 = input \"x\" : f32[1]
+             %1 = input \"y\" : f32[4]
+             %2 = neg %0 : f32[1] @h.0
+             %3 = add %2, %1
+             output \"z\" = %3",
+        );
+        let find = |m: &Matcher<'_>, root: ValueId| m.unary(root, UnaryOp::Neg);
+        let error = rewrite(&mut g, find, |_, _, _| Ok(id(1))).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "neg in `h.0`: expected a replacement of type f32[1], found f32[4] (input)"
+        );
     }
 
     /// A rewrite sees what the one before left: no value is taken twice.

@@ -35,6 +35,7 @@ impl Polynomial {
             m,
             variables,
             known: BTreeMap::new(),
+            entered: 0,
         };
         let terms = reader.read(id)?;
         let interior = reader.known.into_keys();
@@ -65,6 +66,8 @@ struct Reader<'m, 'g> {
     m: &'m Matcher<'g>,
     variables: [ValueId; 2],
     known: BTreeMap<ValueId, Terms>,
+    /// Values whose operands were looked at, read to the end or not.
+    entered: usize,
 }
 
 impl Reader<'_, '_> {
@@ -82,9 +85,11 @@ impl Reader<'_, '_> {
         if let Some(terms) = self.known.get(&id) {
             return Some(terms.clone());
         }
-        if self.known.len() >= MAX_VALUES {
+        // Counted on the way up, so that a long chain ends the descent.
+        if self.entered == MAX_VALUES {
             return None;
         }
+        self.entered += 1;
         let terms = match (self.m.op(id), self.m.inputs(id)) {
             (Op::Unary(UnaryOp::Neg), [x]) => scale(self.read(*x)?, -1.0),
             (Op::Binary(BinaryOp::Add), [a, b]) => add(self.read(*a)?, self.read(*b)?),
@@ -192,6 +197,18 @@ mod tests {
     fn what_cancels_is_no_term() {
         let g = graph("%2 = add %0, %1 %3 = sub %2, %1");
         assert!(read(&g).unwrap().is(&[((1, 0), 1.0)]));
+    }
+
+    /// A chain of any length, which no stack would hold.
+    #[test]
+    fn the_descent_is_bounded() {
+        let chain = |links: usize| {
+            let links = (2..links + 2).map(|id| format!(" %{id} = add %{}, %1", id - 1));
+            graph(&links.collect::<String>())
+        };
+        assert!(read(&chain(MAX_VALUES)).is_some());
+        assert!(read(&chain(MAX_VALUES + 1)).is_none());
+        assert!(read(&chain(40_000)).is_none());
     }
 
     #[test]

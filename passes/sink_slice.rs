@@ -89,6 +89,11 @@ fn find(m: &Matcher<'_>, root: ValueId) -> Option<Found> {
         }
         _ => return None,
     };
+    // Along an axis of size one nothing varies, and no operand would be sliced: the
+    // slice, which may be of another size, would be gone.
+    if axes.iter().all(Option::is_none) {
+        return None;
+    }
     Some(Found {
         of: *of,
         axes,

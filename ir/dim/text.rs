@@ -128,8 +128,7 @@ impl DimParser<'_> {
     }
 
     fn in_range(&self, dim: &Dim) -> Result<(), DimError> {
-        let mut coefficients = dim.terms.values();
-        if coefficients.any(|c| *c == i64::MAX || *c == i64::MIN) {
+        if dim.is_saturated() {
             return Err(self.error("a coefficient beyond 2^63 - 2"));
         }
         Ok(())

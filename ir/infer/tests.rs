@@ -103,6 +103,17 @@ fn movement() {
             "reshape %0 {shape=[b, s]}",
             "reshape: expected a shape of b*s*8 elements, found b*s",
         ),
+        (
+            "broadcast %5 {shape=[4611686018427387904, 4]} %9 = reshape %8 \
+             {shape=[4611686018427387904, 3]}",
+            "reshape: expected a shape whose elements can be counted in 63 bits, found \
+             f32[4611686018427387904, 4]",
+        ),
+        (
+            "reshape %0 {shape=[b*4611686018427387904, s*8]}",
+            "reshape: expected a shape whose elements can be counted in 63 bits, found \
+             f32[b*4611686018427387904, s*8]",
+        ),
         ("transpose %0 {perm=[2, 0, 1]}", "f32[8, b, s]"),
         (
             "transpose %0 {perm=[0, 1]}",
@@ -126,6 +137,19 @@ fn movement() {
         (
             "slice %0 {axis=2, start=3, end=2}",
             "slice: expected a range within 0..8, found 3..2",
+        ),
+        ("slice %0 {axis=1, start=0, end=p}", "f32[b, p, 8]"),
+        (
+            "slice %0 {axis=1, start=0, end=s + 1}",
+            "slice: expected a range within 0..s, found 0..s + 1",
+        ),
+        (
+            "slice %0 {axis=2, start=-1, end=2}",
+            "slice: expected a range within 0..8, found -1..2",
+        ),
+        (
+            "slice %0 {axis=1, start=s, end=s - 1}",
+            "slice: expected a range within 0..s, found s..s - 1",
         ),
         (
             "slice %0 {axis=3, start=0, end=1}",
@@ -226,6 +250,10 @@ fn norms_and_linear() {
             "f32[b, s, 6]",
         ),
         ("linear %0, %3, %4 {rms_norm=1e-6}", "f32[b, s, 6]"),
+        (
+            "linear %0, %3, %4, %4, %4 {layer_norm=1e-6, rms_norm=1e-6}",
+            "`linear` takes one norm, `layer_norm` or `rms_norm`",
+        ),
         (
             "linear %5, %3",
             "linear: expected an operand [.., 8], found f32[]",
@@ -392,4 +420,13 @@ fn shapes_broadcast_both_ways() {
     );
     assert_eq!(both(&["s"], &["past"]), None);
     assert_eq!(both(&["2"], &["3"]), None);
+}
+
+/// To the same shape no product is made: this one would have a million terms.
+#[test]
+fn a_reshape_to_the_same_shape_is_quick() {
+    let sum = (0..30).fold(Dim::default(), |sum, i| sum + format!("s{i}").as_str());
+    let x = TensorType::new(DType::F32, vec![sum; 16]);
+    let shape = x.shape.clone();
+    assert_eq!(infer(&Op::Reshape { shape }, &[&x]), Ok(x.clone()));
 }

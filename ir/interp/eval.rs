@@ -109,12 +109,11 @@ pub(super) fn eval<'a, T: Real>(
             Tensor::F(View::new(shape.to_vec(), values.collect()))
         }
         Op::Arange { start, .. } => {
-            let start = start.eval(bindings).map_err(|e| e.to_string())?;
-            let count = shape.iter().product::<usize>() as u64;
-            let end = i32::try_from(start + count)
-                .map_err(|_| format!("{} does not fit i32", start + count))?;
-            let start = end - count as i32;
-            Tensor::I(View::new(shape.to_vec(), (start..end).collect()))
+            let start = start.eval_wide(bindings).map_err(|e| e.to_string())?;
+            let count = shape.iter().product::<usize>() as i128;
+            let fits = |v: i128| i32::try_from(v).map_err(|_| format!("{v} does not fit i32"));
+            let range = fits(start)?..fits(start.saturating_add(count))?;
+            Tensor::I(View::new(shape.to_vec(), range.collect()))
         }
 
         Op::Unary(op) => unary(*op, any(operands, 0)?)?,

@@ -153,6 +153,9 @@ impl Op {
             }),
             "activate" => Op::Activate(attrs.activation("fn")?),
             "linear" => {
+                if attrs.has("layer_norm") && attrs.has("rms_norm") {
+                    return Err("`linear` takes one norm, `layer_norm` or `rms_norm`".to_owned());
+                }
                 let norm = if attrs.has("layer_norm") {
                     let eps = attrs.float("layer_norm")?;
                     Some(Norm::Layer { eps })

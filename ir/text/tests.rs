@@ -425,3 +425,11 @@ proptest! {
         let _ = parse(&format!("graph g {{ %0 = input \"x\" : f32[{text}] }}"));
     }
 }
+
+#[test]
+fn a_dimension_stands_on_one_line() {
+    let of = |shape: &str| parse(&format!("graph g {{ %0 = input \"x\" : f32[{shape}] }}"));
+    assert!(of("n,\n4\n").is_ok());
+    assert!(of("n // rows\n, 4").is_err());
+    assert!(of("n +\n4").is_err());
+}

@@ -380,13 +380,20 @@ fn invariant_13_numbers_are_finite() {
     expect(
         &infinite,
         13,
-        &["%1 = const: expected a finite number, found inf"],
+        &["%1 = const: expected a number that is finite as f32, found inf"],
     );
+    breaks(
+        13,
+        "%0 = const {f32=1e39}",
+        &["%0 = const: expected a number that is finite as f32, found 1e39"],
+    );
+    breaks(13, "%0 = const {f32=-3.4028234663852886e38}", &[]);
     let norm = "%1 = param \"g\" : f32[4] %2 = rms_norm %0, %1 {eps=0.0} @ln_f";
-    for eps in [-1e-5, f64::NAN, f64::INFINITY] {
+    for eps in [-1e-5, f64::NAN, f64::INFINITY, 1e39] {
         let op = Op::Normalize(crate::Norm::Rms { eps });
         let text = format!(
-            "%2 = rms_norm in `ln_f`: expected a finite epsilon, not negative, found {eps}"
+            "%2 = rms_norm in `ln_f`: expected an epsilon that is finite as f32, not negative, \
+             found {eps:?}"
         );
         expect(&set(norm, op), 13, &[text.as_str()]);
     }
@@ -397,7 +404,7 @@ fn invariant_13_numbers_are_finite() {
         norm,
         steps: vec![],
     };
-    let text = "%3 = linear: expected a finite epsilon, not negative, found -1";
+    let text = "%3 = linear: expected an epsilon that is finite as f32, not negative, found -1.0";
     expect(&set(linear, op), 13, &[text]);
     let spec = crate::AttentionSpec {
         heads: 2,
@@ -406,9 +413,85 @@ fn invariant_13_numbers_are_finite() {
         causal: true,
     };
     let table = set("%1 = table {f32=[1, 0.5]}", Op::Table(vec![1.0, f64::NAN]));
-    let text = "%1 = table: expected a finite number, found NaN";
+    let text = "%1 = table: expected a number that is finite as f32, found NaN";
     expect(&table, 13, &[text]);
     let probs = "%1 = attention_probs %0, %0 {heads=2, kv_heads=2, scale=1.0, causal=true}";
-    let text = "%1 = attention_probs: expected a finite number, found NaN";
+    let text = "%1 = attention_probs: expected a number that is finite as f32, found NaN";
     expect(&set(probs, Op::AttentionProbs(spec)), 13, &[text]);
+}
+
+#[test]
+fn invariant_14_slices_within_their_axes() {
+    let x = "%0 = input \"x\" : f32[seq, 4]";
+    breaks(
+        14,
+        &format!("{x} %1 = slice %0 {{axis=0, start=past - 8, end=1}} @h.0"),
+        &[
+            "%1 = slice in `h.0`: expected a range within 0..seq at the symbols' maxima, found \
+             past - 8..1, where `past - 8` evaluates to -1, outside 0..=2^63-1",
+        ],
+    );
+    breaks(
+        14,
+        &format!("{x} %1 = slice %0 {{axis=1, start=0, end=past}}"),
+        &[
+            "%1 = slice: expected a range within 0..4 at the symbols' maxima, found 0..past, where \
+             `-past + 4` evaluates to -3, outside 0..=2^63-1",
+        ],
+    );
+    breaks(
+        7,
+        &format!("{x} %1 = slice %0 {{axis=0, start=seq, end=past}}"),
+        &[
+            "%1 = slice: expected sizes from 0 to 2^63 - 1 at the symbols' maxima, found `past - \
+             seq` evaluates to -1, outside 0..=2^63-1",
+        ],
+    );
+    breaks(
+        14,
+        &format!("{x} %1 = slice %0 {{axis=0, start=0, end=past}}"),
+        &[],
+    );
+}
+
+#[test]
+fn invariant_15_elements() {
+    breaks(
+        15,
+        "%0 = const {f32=1.0}
+         %1 = broadcast %0 {shape=[4611686018427387904, 4]} @h.0",
+        &[
+            "%1 = broadcast in `h.0`: expected fewer than 2^48 elements at the symbols' maxima, \
+             found f32[4611686018427387904, 4]",
+        ],
+    );
+    // 8 * 7 * 2^43 is more, 8 * 2^45 - 8 is not. None of many are many for strides.
+    breaks(
+        15,
+        "%0 = input \"x\" : f32[seq, past, 8796093022208]
+         %1 = input \"y\" : f32[seq, 35184372088831]
+         %2 = input \"z\" : f32[0, 281474976710656]",
+        &[
+            "%0 = input: expected fewer than 2^48 elements at the symbols' maxima, found f32[seq, \
+             past, 8796093022208]",
+            "%2 = input: expected fewer than 2^48 elements at the symbols' maxima, found f32[0, \
+             281474976710656]",
+        ],
+    );
+}
+
+#[test]
+fn invariant_16_ranges_of_integers() {
+    breaks(
+        16,
+        "%0 = arange {start=seq*300000000, end=seq*300000000 + 1} @h.0",
+        &[
+            "%0 = arange in `h.0`: expected ends of type i32 at the symbols' maxima, found \
+             `seq*300000000`, which is 2400000000",
+            "%0 = arange in `h.0`: expected ends of type i32 at the symbols' maxima, found \
+             `seq*300000000 + 1`, which is 2400000001",
+        ],
+    );
+    breaks(16, "%0 = arange {start=-2, end=seq - 2}", &[]);
+    breaks(16, "%0 = arange {start=0, end=2147483647}", &[]);
 }

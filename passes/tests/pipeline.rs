@@ -126,6 +126,54 @@ fn a_pass_that_breaks_the_graph_is_named_with_all_that_is_wrong() {
     }
 }
 
+/// Makes the first output another value of another type, or names one more.
+struct Renamer(Option<&'static str>);
+
+impl Pass for Renamer {
+    fn name(&self) -> &'static str {
+        "renamer"
+    }
+
+    fn run(&self, graph: &mut Graph) -> Result<Changed, PassError> {
+        let (x, y) = (graph.order()[0], graph.outputs()[0].1);
+        match self.0 {
+            Some(name) => graph.add_output(name, x).unwrap(),
+            None => {
+                let op = Op::Reshape {
+                    shape: vec![1.into(), "n".into()],
+                };
+                let reshaped = graph.push(op, &[x], "").unwrap();
+                graph.replace_uses(y, reshaped);
+            }
+        }
+        Ok(Changed { rewrites: 1 })
+    }
+}
+
+#[test]
+fn a_pass_keeps_the_signature() {
+    for (pass, wrong) in [
+        (
+            Renamer(None),
+            "output `y`: expected f32[n], found f32[1, n]",
+        ),
+        (
+            Renamer(Some("z")),
+            "output `z`: expected none, found f32[n]",
+        ),
+    ] {
+        let passes: Vec<Box<dyn Pass>> = vec![Box::new(pass)];
+        let error = optimize_with(&passes, &mut relu(), &mut |_, _, _| {}).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "after pass `renamer`: {wrong}; a pass keeps the names and types of inputs, \
+                 outputs and states"
+            )
+        );
+    }
+}
+
 #[test]
 fn a_pass_that_fails_is_named() {
     let passes: Vec<Box<dyn Pass>> = vec![Box::new(Broken)];

@@ -99,6 +99,23 @@ fn symbols_that_no_shape_tells_are_given() {
 }
 
 #[test]
+fn ranges_start_below_zero_too() {
+    let text = "graph g {
+        symbol n <= 8
+        %0 = input \"x\" : i32[n]
+        %1 = arange {start=-2, end=n - 2}
+        %2 = arange {start=-n, end=0}
+        %3 = add %1, %2
+        output \"y\" = %1
+        output \"z\" = %3
+    }";
+    let inputs = tensors(&[("x", HostTensor::i32([3], [0, 0, 0]))]);
+    let out = run(&graph(text), &params(), &inputs, &mut tensors(&[])).unwrap();
+    assert_eq!(out["y"], HostTensor::i32([3], [-2, -1, 0]));
+    assert_eq!(out["z"], HostTensor::i32([3], [-5, -3, -1]));
+}
+
+#[test]
 fn one_value_under_several_names() {
     let text = "graph g {
         %0 = input \"x\" : f32[2]
