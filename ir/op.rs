@@ -307,7 +307,9 @@ pub enum Op {
     /// Multi-head attention with the heads side by side in the last axis:
     /// `(q[b, n, heads*d], k[b, m, kv_heads*d], v[b, m, kv_heads*d]) ->
     /// [b, n, heads*d]`; query head `h` uses key head `h / (heads/kv_heads)`.
-    /// An optional fourth operand `start i32[b]` hides keys before it.
+    /// An optional fourth operand `start i32[b]` hides keys before it. What a query
+    /// gets that sees no key, one of padding, is finite and means nothing: the mean of
+    /// all values from the interpreter and from primitive ops, 0 from kernels.
     Attention(AttentionSpec),
     /// The probabilities of [`Op::Attention`]: `(q, k[, start]) ->
     /// [b, heads, n, m]`.

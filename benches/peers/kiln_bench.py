@@ -51,7 +51,8 @@ def bench(args, device: str, timeout: float) -> dict:
     lengths = sorted({*args.prompts, *args.contexts})
     command = [args.kiln, "bench", "--random-weights", args.size, "--dtype", args.kiln_dtype or args.dtype]
     command += ["--lengths", peer.joined(lengths), "--batches", peer.joined(args.batches)]
-    command += ["--steps", str(args.steps), "--warm-up", str(peer.WARM_UP), "--device", device, "--json"]
+    command += ["--steps", str(args.steps), "--warm-up", str(peer.WARM_UP), "--limit", str(args.budget)]
+    command += ["--device", device, "--json"]
     peer.remark(" ".join(command))
     report = output(command, timeout)
     cases = {}

@@ -161,14 +161,7 @@ fn a_link_is_followed() {
 fn a_pipe_is_written_to() {
     use std::os::unix::fs::FileTypeExt;
     let folder = tempfile::tempdir().unwrap();
-    let pipe = folder.path().join("pipe");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let pipe = pipe_in(folder.path());
     let mut child = forward_command(&pipe).spawn().unwrap();
     let bytes = std::fs::read(&pipe).unwrap();
     assert!(child.wait().unwrap().success());

@@ -86,14 +86,7 @@ fn a_text_without_graphs_is_refused() {
 #[cfg(unix)]
 fn a_pipe_is_read() {
     let folder = tempfile::tempdir().unwrap();
-    let pipe = folder.path().join("pipe");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let pipe = pipe_in(folder.path());
     let mut command = command(["ir", pipe.to_str().unwrap()]);
     let child = command.stdout(Stdio::piped()).spawn().unwrap();
     let printed = kiln_line("ir demo").ok();

@@ -86,6 +86,15 @@ fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
+/// A named pipe.
+#[cfg(unix)]
+fn pipe_in(folder: &Path) -> PathBuf {
+    let pipe = folder.join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    pipe
+}
+
 /// The last line of an answer, as JSON.
 fn last_line(out: &str) -> Value {
     serde_json::from_str(out.lines().last().unwrap()).unwrap()
