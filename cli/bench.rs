@@ -21,7 +21,7 @@ use crate::out_file::{OutFile, parse_path};
 use crate::output::{print, print_line, remark};
 use crate::progress::Bar;
 use crate::units::ms;
-use crate::values::{seconds, size, whole};
+use crate::values::{seconds, size, steps};
 use report::{Case, Chosen, Report, Skipped, StartUp};
 
 /// Measure a model on an adapter
@@ -63,7 +63,7 @@ pub struct Args {
 
     /// New tokens after each prompt
     #[arg(long, value_name = "N", default_value_t = 16)]
-    #[arg(value_parser = whole, allow_negative_numbers = true)]
+    #[arg(value_parser = steps, allow_negative_numbers = true)]
     steps: u64,
 
     /// Leave out batch sizes and lengths that would take longer than this, all runs

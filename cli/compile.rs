@@ -13,7 +13,7 @@ use kiln_models::source::Loaded;
 use crate::failure::{Failure, Result};
 use crate::interrupt::{self, Interruptible};
 use crate::model::{DtypeArgs, ModelArgs, check_tier};
-use crate::output::print;
+use crate::output::{print, warn};
 use crate::progress::Bar;
 use crate::stages::{INPUT, Printer, Stages};
 use crate::values::{grid, size};
@@ -190,6 +190,11 @@ fn wrong_option(error: ModelError) -> Failure {
 
 fn write(args: &Args, loaded: &Loaded, compiled: &Compiled) -> Result {
     let tokenizer = loaded.tokenizer.as_ref().map(|t| t.to_json()).transpose()?;
+    if let Err(error) = loaded.tokenizer() {
+        warn(format_args!(
+            "the compiled model will have no tokenizer, so it runs with `--tokens` alone: {error}"
+        ));
+    }
     let params = Interruptible(loaded.params.as_ref());
     let bar = Bar::bytes("weights", 0);
     let graceful = interrupt::Graceful::begin();

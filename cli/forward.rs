@@ -139,6 +139,7 @@ fn on_adapter(
     for port in ports.into_iter().flatten() {
         tensors.push(tensor(port, &bindings)?);
     }
+    let graceful = interrupt::Graceful::begin();
     let mut writer = Writer::create(&args.output, tensors)?;
     let bar = Bar::bytes("outputs", writer.total());
     let mut failure = None;
@@ -153,7 +154,6 @@ fn on_adapter(
             Error::other("the file could not be written")
         })
     };
-    let graceful = interrupt::Graceful::begin();
     let inputs: [(&str, &[u8]); 1] = [("ids", &flat)];
     let outcome = model.run_entry(entry, &inputs, &bindings, &RunOptions::default(), &mut sink);
     drop(graceful);

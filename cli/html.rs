@@ -79,8 +79,10 @@ struct Data {
 
 /// Writes the page about `subject` to `file`.
 pub fn write(file: &Path, subject: Subject) -> Result {
+    // Nothing is left of a file that was not begun.
+    let page = page(subject)?;
     let mut file = OutFile::create(file)?;
-    file.write(page(subject)?.as_bytes())?;
+    file.write(page.as_bytes())?;
     file.finish()
 }
 

@@ -117,11 +117,30 @@ fn begin(path: &Path) -> io::Result<Kind> {
 
 /// Where a file is to be put; `None` for what is written to as it stands.
 fn place(path: &Path) -> io::Result<Option<PathBuf>> {
+    if path
+        .as_os_str()
+        .to_string_lossy()
+        .ends_with(std::path::is_separator)
+    {
+        return Err(io::Error::other("it is the name of a folder"));
+    }
     match fs::metadata(path) {
         Ok(there) if there.is_dir() => Err(io::Error::other("it is a folder")),
         Ok(there) if !there.is_file() => Ok(None),
+        // Its folder may let it be replaced, but somebody wants it kept.
+        Ok(there) if there.permissions().readonly() => Err(io::ErrorKind::PermissionDenied.into()),
+        // What stands in that file already belongs to whoever directed output into it.
+        Ok(_) if is_descriptor(path) => Err(io::Error::other(
+            "it is a file that output is redirected to; give the name of that file",
+        )),
         _ => without_links(path).map(Some),
     }
+}
+
+/// Whether a path names what the process has open.
+fn is_descriptor(path: &Path) -> bool {
+    let of_process = path.starts_with("/proc") && path.components().any(|c| c.as_os_str() == "fd");
+    of_process || path.starts_with("/dev/fd") || path == Path::new("/dev/stdout")
 }
 
 /// What a link leads to, whether that is there or not.

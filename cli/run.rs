@@ -267,7 +267,11 @@ fn texts(args: &Args) -> Result<Vec<String>> {
         let file = file.display();
         Failure::because(format!("cannot read the prompt from `{file}`"), e)
     })?;
-    // Editors end a text with a line break that is no part of it.
+    // Editors begin a text with a byte order mark, and end it with a line break, that are no
+    // parts of it.
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
     let line = text.strip_suffix('\n');
     let line = line.map(|l| l.strip_suffix('\r').unwrap_or(l).len());
     text.truncate(line.unwrap_or(text.len()));

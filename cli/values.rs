@@ -27,6 +27,13 @@ pub fn size(text: &str) -> Read<u64> {
     number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
+/// A number of steps, perhaps none.
+pub fn steps(text: &str) -> Read<u64> {
+    let number = text.trim().parse().ok();
+    let number = number.filter(|n| *n <= MOST);
+    number.ok_or_else(|| format!("expected a whole number up to {MOST}"))
+}
+
 /// A number of workgroups.
 pub fn grid(text: &str) -> Read<u32> {
     let number = text.trim().parse::<u32>().ok();

@@ -70,7 +70,7 @@ impl Compiled {
             return Ok(());
         }
         if !out.exists() {
-            return Err(occupied("is a link to nothing".to_owned()));
+            return Err(occupied("is a broken link".to_owned()));
         }
         let Some(listed) = listed_files(out) else {
             return Err(occupied("is not a compiled model".to_owned()));
@@ -187,6 +187,13 @@ fn listed_files(dir: &Path) -> Option<BTreeSet<String>> {
     Some(listed.chain([PLAN_FILE.to_owned()]).collect())
 }
 
+/// Whether a file manager leaves such a file in every folder that somebody looks at.
+fn is_of_file_manager(name: &std::ffi::OsStr) -> bool {
+    [".DS_Store", "Thumbs.db", "desktop.ini"]
+        .iter()
+        .any(|known| name == *known)
+}
+
 /// The paths of all files below a folder that are not `listed`, in order. A link counts
 /// as a file, and so does a folder without files.
 fn strange_files(dir: &Path, listed: &BTreeSet<String>) -> std::io::Result<Vec<String>> {
@@ -200,7 +207,7 @@ fn strange_files(dir: &Path, listed: &BTreeSet<String>) -> std::io::Result<Vec<S
             let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
             if entry.file_type()?.is_dir() {
                 folders.push((entry.path(), name + "/"));
-            } else if !listed.contains(&name) {
+            } else if !listed.contains(&name) && !is_of_file_manager(&entry.file_name()) {
                 strange.push(name);
             }
         }

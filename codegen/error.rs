@@ -44,8 +44,9 @@ pub enum CodegenError {
     },
     /// A launch would bind more than devices have to let it.
     #[error(
-        "`{label}` of entry `{entry}` takes {found} buffers in one launch, where devices need let \
-         it bind {most}; make some of what it reads an output, so that it is computed before"
+        "`{label}` of entry `{entry}` binds {found} buffers in one launch, but devices need only \
+         support {most}; make some of the values that it reads outputs, so that they are computed \
+         beforehand"
     )]
     TooManyBuffers {
         /// The entry.
@@ -163,6 +164,17 @@ pub enum CodegenError {
         packing: Packing,
         /// The largest that it holds.
         most: f32,
+    },
+    /// A parameter has a weight that is no number.
+    #[error(
+        "parameter `{name}` has a weight that is not a finite number ({value}); the checkpoint may \
+         be damaged"
+    )]
+    NoNumber {
+        /// Its dotted name.
+        name: String,
+        /// The weight.
+        value: f32,
     },
     /// A parameter has another number of elements than its type.
     #[error("parameter `{name}` has {found} elements, expected {expected}")]

@@ -12,7 +12,7 @@ use crate::generic;
 use crate::join::{self, GridSize};
 use crate::kernel::{Element, Launch};
 use crate::linear::{Blocked, Linear};
-use crate::place::{Local, Placement, Role, describe, is_wide_concat};
+use crate::place::{Local, Placement, Role, describe};
 use crate::plan::BATCH;
 use crate::row_norm::RowNorm;
 use crate::tier::{Shape, Tier};
@@ -377,7 +377,7 @@ impl<'a> Lowering<'a> {
                     &place,
                 )?])
             }
-            Op::Concat { axis } if is_wide_concat(&value.op, value.inputs.len()) => {
+            Op::Concat { axis } if source.placement.wide.contains(&id) => {
                 let mut launches = Vec::new();
                 let mut start = Dim::constant(0);
                 for x in &value.inputs {

@@ -6,10 +6,10 @@ use kiln_ir::Graph;
 use kiln_ir::plan::{BLOCK, CONTEXT};
 
 use crate::error::CodegenError;
-use crate::weights::SCALES;
+use crate::weights::{PART, SCALES};
 
 /// Holds that each graph has a name of its own that a file can have, and that no symbol or
-/// parameter is called like what the generator adds.
+/// parameter is called like a size, or a buffer of another parameter, that the generator adds.
 pub(crate) fn check(graphs: &[Graph]) -> Result<(), CodegenError> {
     let wrong = |what, name: &str, reason: &str| CodegenError::Name {
         what,
@@ -38,14 +38,20 @@ pub(crate) fn check(graphs: &[Graph]) -> Result<(), CodegenError> {
         }
         params.extend(graph.params().map(|(name, _)| name.to_owned()));
     }
-    let scales = |name: &&String| {
-        let of = name.strip_suffix(SCALES);
-        of.is_some_and(|of| params.contains(of))
+    let is_taken = |name: &&String| {
+        let (whole, is_scales) = match name.strip_suffix(SCALES) {
+            Some(of) => (of, true),
+            None => (name.as_str(), false),
+        };
+        let of_part = whole
+            .rsplit_once(PART)
+            .filter(|(_, n)| n.parse::<u64>().is_ok());
+        is_scales && params.contains(whole) || of_part.is_some_and(|(of, _)| params.contains(of))
     };
-    match params.iter().find(scales) {
+    match params.iter().find(is_taken) {
         None => Ok(()),
         Some(name) => {
-            let reason = "that is what the scales of another parameter are called";
+            let reason = "that is what a part or the scales of another parameter are called";
             Err(wrong("parameter", name, reason))
         }
     }

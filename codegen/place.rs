@@ -77,6 +77,8 @@ pub(crate) struct Placement {
     /// Concatenations that extend a state in place: the operand that has to be
     /// copied there, unless the op that computes it writes there itself.
     pub appended: BTreeSet<ValueId>,
+    /// Concatenations of more buffers than a launch reads: each operand has one of its own.
+    pub wide: BTreeSet<ValueId>,
     /// Outputs that have to be copied, and to which buffer.
     pub copies: Vec<(ValueId, usize)>,
 }
@@ -123,9 +125,9 @@ fn wants_vector(op: &Op, operand: usize) -> bool {
     }
 }
 
-/// Whether an op puts so many values side by side that each has a launch of its own.
-pub(crate) fn is_wide_concat(op: &Op, operands: usize) -> bool {
-    matches!(op, Op::Concat { .. }) && operands > INLINE_BUFFERS
+/// Whether an op may have to be computed by several launches.
+fn is_wide(op: &Op) -> bool {
+    matches!(op, Op::Concat { .. })
 }
 
 /// Whether evaluating the op again for another user costs next to nothing.
@@ -160,6 +162,7 @@ pub(crate) fn place(
             locals: Vec::new(),
             parts: BTreeMap::new(),
             appended: BTreeSet::new(),
+            wide: BTreeSet::new(),
             copies: Vec::new(),
         },
         reads: vec![BTreeSet::new(); graph.arena_len()],
@@ -260,7 +263,7 @@ impl Placer<'_> {
             let direct = self.counts[new.index()] == 1
                 && (self.is_part(*new)
                     || matches!(op, Op::Linear { .. })
-                    || (is_computed && !has_kernel(op) && !is_cheap(op)));
+                    || (is_computed && !has_kernel(op) && !is_cheap(op) && !is_wide(op)));
             if direct {
                 self.out.views[new.index()] = whole.apply(&appended);
             } else {
@@ -370,9 +373,13 @@ impl Placer<'_> {
             wants_view(op, operand) || wants_vector(op, operand)
         });
         let shared = self.counts[id.index()] > 1 && !is_cheap(&value.op);
+        if is_wide(&value.op) && self.operand_reads(id).len() > INLINE_BUFFERS {
+            self.out.wide.insert(id);
+            self.materialise(id);
+            return;
+        }
         self.materialise_operands(id, INLINE_BUFFERS);
-        let takes_many = is_wide_concat(&value.op, value.inputs.len());
-        if required || shared || takes_many || self.size(id) > INLINE_OPS {
+        if required || shared || self.size(id) > INLINE_OPS {
             self.materialise(id);
             return;
         }
@@ -391,7 +398,10 @@ impl Placer<'_> {
 
     /// The ops of which evaluating a value takes, each as often as it is evaluated.
     fn size(&self, id: ValueId) -> usize {
-        let operands = self.graph.value(id).inputs.iter();
+        let value = self.graph.value(id);
+        // A rotary embedding takes two elements of what it turns.
+        let twice = value.inputs.first().filter(|_| value.op == Op::Rotary);
+        let operands = value.inputs.iter().chain(twice);
         let sizes = operands.map(|x| self.sizes[x.index()]);
         sizes.fold(1, usize::saturating_add)
     }
@@ -433,6 +443,8 @@ impl Placer<'_> {
         let local = self.local(id, Role::Scratch);
         self.set_contiguous(id, local);
         self.out.materialised.push(id);
+        // From here on it is a load.
+        self.sizes[id.index()] = 0;
     }
 
     /// The buffers that evaluating `id` in place reads through its operands.

@@ -65,6 +65,9 @@ pub(crate) struct Weights {
     pub parameters: u64,
 }
 
+/// What the name of the buffer of a part of a matrix ends with, before its number.
+pub(crate) const PART: &str = ".part";
+
 /// What the name of the buffer of a matrix's scales ends with.
 pub(crate) const SCALES: &str = ".scales";
 
@@ -260,7 +263,7 @@ impl Weights {
             let suffix = if part_rows == rows {
                 String::new()
             } else {
-                format!(".part{}", parts.len())
+                format!("{PART}{}", parts.len())
             };
             let mut push = |scales: bool, bytes: usize| {
                 let kind = if scales { SCALES } else { "" };
@@ -409,16 +412,8 @@ pub(crate) fn fill(
         let k = part.shape.last().copied().unwrap_or(1) as usize;
         let first = part.first_row as usize * k;
         let rows = &values[first..first + part.rows as usize * k];
-        // A NaN is nothing that a person meant, nor anything that integers can be.
-        let is_held = |v: &&f32| v.abs() <= part.packing.most();
-        let lost = rows.par_iter().find_first(|v| !is_held(v));
-        if let Some(value) = lost.filter(|_| part.packing != Packing::F32) {
-            return Err(CodegenError::ParamValue {
-                name: part.param.clone(),
-                value: *value,
-                packing: part.packing,
-                most: part.packing.most(),
-            });
+        if part.packing != Packing::F32 {
+            check_range(part, rows)?;
         }
         let packed = part.packing.pack(rows, k);
         let (own, other) = match part.scales {
@@ -441,6 +436,26 @@ pub(crate) fn fill(
         }
     }
     Ok(out)
+}
+
+/// Holds that a packing has room for these weights of a part.
+fn check_range(part: &WeightPart, rows: &[f32]) -> Result<(), CodegenError> {
+    let (name, packing) = (part.param.clone(), part.packing);
+    let most = packing.most();
+    let is_lost = |v: &&f32| !v.is_finite() || v.abs() > most;
+    match rows.par_iter().find_first(is_lost) {
+        None => Ok(()),
+        Some(value) if !value.is_finite() => Err(CodegenError::NoNumber {
+            name,
+            value: *value,
+        }),
+        Some(value) => Err(CodegenError::ParamValue {
+            name,
+            value: *value,
+            packing,
+            most,
+        }),
+    }
 }
 
 /// What [`fill`] makes.

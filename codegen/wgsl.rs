@@ -60,7 +60,8 @@ pub(crate) fn symbol(symbol: &Symbol) -> String {
 /// that.
 pub(crate) fn member(symbol: &str) -> String {
     let is_reserved = naga::keywords::wgsl::RESERVED.contains(&symbol);
-    match is_reserved || symbol == "_" || symbol.starts_with("__") {
+    let is_other = symbol.starts_with("symbol_");
+    match is_reserved || is_other || symbol == "_" || symbol.starts_with("__") {
         true => format!("symbol_{symbol}"),
         false => symbol.to_owned(),
     }

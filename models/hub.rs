@@ -3,9 +3,9 @@
 //! A hub id such as `openai-community/gpt2` (or `openai-community/gpt2@v1.0` for
 //! a branch, tag or commit) becomes the path of a folder in the Hugging Face
 //! layout. Only the files that kiln reads are fetched: `config.json`,
-//! `generation_config.json`, the tokenizer's, and the safetensors. The crate hf-hub does the fetching, into
-//! the cache that every Hugging Face tool shares, and so the environment
-//! variables are the usual ones: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
+//! `generation_config.json`, the tokenizer's, and the safetensors. The crate
+//! hf-hub does the fetching, into the cache that every Hugging Face tool shares,
+//! and so the environment variables are the usual ones: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
 //! `HF_TOKEN` and its kin. `HF_HUB_OFFLINE=1` keeps to what is in the cache.
 //!
 //! ```no_run
@@ -37,7 +37,10 @@ pub use error::HubError;
 pub use id::HubId;
 
 use crate::checkpoint::{CONFIG_FILE, GENERATION_FILE, INDEX_FILE, SINGLE_FILE, shards_of_index};
-use crate::tokenizer::{ADDED_TOKENS_FILE, MERGES_FILE, TOKENIZER_FILE, VOCAB_FILE};
+use crate::config::Settings;
+use crate::tokenizer::{
+    ADDED_TOKENS_FILE, FAMILY as VOCAB_FAMILY, MERGES_FILE, TOKENIZER_FILE, VOCAB_FILE,
+};
 
 /// How far the fetching of one file has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,10 +166,24 @@ impl Hub {
             commit.clone_into(&mut fetch.revision);
         }
         fetch.weights()?;
-        fetch.tokenizer(&folder)?;
+        fetch.tokenizer(&folder, &family(&config)?)?;
         fetch.optional(GENERATION_FILE)?;
         Ok(folder)
     }
+}
+
+/// The family that a model's `config.json` names; none if it is not to be had, which is said
+/// when the model is opened.
+fn family(config: &Path) -> Result<String, HubError> {
+    let text = fs::read_to_string(config).map_err(|source| HubError::Cache {
+        path: config.to_owned(),
+        source,
+    })?;
+    let settings = Settings::parse(&text).ok();
+    let family = settings
+        .as_ref()
+        .and_then(|s| s.get("model_type")?.as_str());
+    Ok(family.unwrap_or_default().to_owned())
 }
 
 /// One model being fetched.
@@ -215,7 +232,7 @@ impl Fetch<'_> {
     /// A model may come without a tokenizer; whether it can do without one is
     /// not for the hub to say. But where the cache does not know, kiln must not
     /// take another tokenizer for it.
-    fn tokenizer(&self, folder: &Path) -> Result<(), HubError> {
+    fn tokenizer(&self, folder: &Path, family: &str) -> Result<(), HubError> {
         let not_asked = match self.file(TOKENIZER_FILE) {
             Ok(Some(_)) => return Ok(()),
             Ok(None) => None,
@@ -225,14 +242,14 @@ impl Fetch<'_> {
         for name in [VOCAB_FILE, MERGES_FILE, ADDED_TOKENS_FILE] {
             found.push(self.optional(name)?.is_some());
         }
-        match (not_asked, found.as_slice()) {
-            (Some(reason), [vocab, merges, ..]) if !(*vocab && *merges) => {
-                Err(HubError::NoTokenizerCached {
-                    id: self.id.clone(),
-                    folder: folder.to_owned(),
-                    reason,
-                })
-            }
+        // These make a tokenizer for one family alone.
+        let is_one = family == VOCAB_FAMILY && found[..2].iter().all(|found| *found);
+        match not_asked {
+            Some(reason) if !is_one => Err(HubError::NoTokenizerCached {
+                id: self.id.clone(),
+                folder: folder.to_owned(),
+                reason,
+            }),
             _ => Ok(()),
         }
     }

@@ -15,10 +15,11 @@
 use std::path::Path;
 
 use kiln_ir::plan::ModelInfo;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::adapter::ModelParams;
 use crate::checkpoint::Checkpoint;
+use crate::config::{ConfigError, Settings};
 use crate::demo;
 #[cfg(feature = "hub")]
 use crate::hub::{Hub, HubId};
@@ -121,11 +122,13 @@ impl Loaded {
 
 /// The end tokens that the text of a `generation_config.json` names.
 fn end_tokens(text: &str) -> Result<Vec<u32>, String> {
-    let settings: Map<String, Value> =
-        serde_json::from_str(text).map_err(|error| format!("cannot be parsed: {error}"))?;
+    let settings = Settings::parse(text).map_err(|error| match error {
+        ConfigError::NotJson { reason } => format!("cannot be parsed: {reason}"),
+        other => other.to_string(),
+    })?;
     let key = "eos_token_id";
     let ids = match settings.get(key) {
-        None | Some(Value::Null) => return Ok(Vec::new()),
+        None => return Ok(Vec::new()),
         Some(Value::Array(ids)) => ids.as_slice(),
         Some(id) => std::slice::from_ref(id),
     };

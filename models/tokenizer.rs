@@ -45,7 +45,7 @@ pub const ADDED_TOKENS_FILE: &str = "added_tokens.json";
 pub const GPT2_VOCAB_SIZE: usize = 50_257;
 
 /// The family whose tokenizer need not be a `tokenizer.json`.
-const FAMILY: &str = crate::gpt2::MODEL_TYPE;
+pub(crate) const FAMILY: &str = crate::gpt2::MODEL_TYPE;
 
 /// What models call the token after which a text is over, most usual first.
 const END_TOKENS: [&str; 4] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"];
@@ -291,8 +291,8 @@ impl Tokenizer {
         self
     }
 
-    /// The same tokenizer with the end token that the model's `config.json`
-    /// names. An id that the vocabulary does not have is not taken.
+    /// The same tokenizer with the end token that the model's `config.json`, or its
+    /// `generation_config.json`, names. An id that the vocabulary does not have is not taken.
     #[must_use]
     pub fn with_eos(mut self, id: Option<u32>) -> Self {
         if let Some(id) = id

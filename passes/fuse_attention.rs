@@ -125,7 +125,9 @@ impl Scores {
             };
             // A query that sees no key gives all of them the same probability. Of two
             // numbers, it would give it to those alone that the larger one hides.
-            let another = hidden_by.replace(by).is_some_and(|before| before != by);
+            let another = hidden_by
+                .replace(by)
+                .is_some_and(|before| before as f32 != by as f32);
             if another || m.ty(inner) != m.ty(id) {
                 return None;
             }

@@ -3,9 +3,10 @@
 //! The compiler checks its plans far more closely; this is what keeps a plan that
 //! was damaged or written by another program from being indexed out of bounds:
 //! every index and kernel name resolves, a launch binds as many buffers as its
-//! kernel has, every kernel's text is there, ports and states of grids lie in buffers, matrices have
-//! columns, and a stream's rows are many and its output exists. What the texts of kernels do
-//! with what they bind is not looked at: they are trusted as the compiler's.
+//! kernel has, every kernel's text is there, ports and states of grids lie in
+//! buffers, matrices have columns, and a stream's rows are many and its output
+//! exists. What the texts of kernels do with what they bind is not looked at: they
+//! are trusted as the compiler's.
 
 use kiln_ir::plan::{Binding, Entry, Launch, Plan, Tier};
 

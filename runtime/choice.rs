@@ -88,7 +88,9 @@ impl ChoiceFile {
     /// Notes that a variant is being measured, in case that this is the end of the process.
     pub fn begin(&mut self, variant: &str) {
         self.measured.insert(variant.to_owned());
-        *self.choices.tries.entry(variant.to_owned()).or_default() += 1;
+        let others = read(&self.path).and_then(|there| there.tries.get(variant).copied());
+        let times = others.unwrap_or_default() + 1;
+        self.choices.tries.insert(variant.to_owned(), times);
         self.save();
     }
 
@@ -107,7 +109,9 @@ impl ChoiceFile {
     /// Writes them, with what is there by now; whether that could be done.
     pub fn save(&mut self) -> bool {
         if let Some(mut others) = read(&self.path) {
+            // Of what is measured here this process knows best, of all else the file.
             others.tries.retain(|v, _| !self.measured.contains(v));
+            self.choices.tries.retain(|v, _| self.measured.contains(v));
             self.choices.extend(others);
         }
         let bytes = serde_json::to_vec_pretty(&self.choices);

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_ir::DType;
 use kiln_ir::plan::{self, Access, Binding, Entry, Grid, Launch, Plan, Port, TEXEL_BYTES};
+use kiln_ir::{DType, Symbol};
 use wgpu::BufferUsages as Usage;
 
 use crate::device::Device;
@@ -20,6 +20,8 @@ pub(crate) struct Program {
     pub name: String,
     /// Inclusive maxima of the symbols.
     pub maxima: BTreeMap<String, u64>,
+    /// The symbols that inputs and outputs have among their sizes.
+    pub symbols: BTreeSet<Symbol>,
     pub inputs: Vec<PortProgram>,
     pub outputs: Vec<PortProgram>,
     pub buffers: Vec<BufferProgram>,
@@ -86,6 +88,12 @@ pub(crate) fn maxima(plan: &Plan, entry: &Entry) -> BTreeMap<String, u64> {
     declared
         .map(|s| (s.name.name().to_owned(), s.max))
         .collect()
+}
+
+fn symbols(entry: &Entry) -> BTreeSet<Symbol> {
+    let ports = entry.inputs.iter().chain(&entry.outputs);
+    let sizes = ports.flat_map(|port| &port.ty.shape);
+    sizes.flat_map(|size| size.symbols()).collect()
 }
 
 impl Program {
@@ -172,6 +180,7 @@ impl Program {
         Ok(Program {
             name: name.to_owned(),
             maxima: maxima(plan, entry),
+            symbols: symbols(entry),
             inputs: ports(&entry.inputs)?,
             outputs: ports(&entry.outputs)?,
             buffers,

@@ -479,7 +479,9 @@ impl Model {
     pub fn untuned(&self) -> impl Iterator<Item = &str> {
         let variants = self.entries.get(STEP).into_iter().flat_map(|e| &e.variants);
         let names = variants.map(|v| v.name.as_str());
-        names.filter(|name| self.choices.has_given_up(name))
+        let kernels = &self.choices.kernels;
+        let is_known = |name: &str| kernels.get(name).is_some_and(|k| !k.is_empty());
+        names.filter(move |name| self.choices.has_given_up(name) && !is_known(name))
     }
 
     /// The device it is on.

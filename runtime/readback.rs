@@ -62,8 +62,10 @@ impl Staging {
     ) -> Result<T> {
         let out = self.map(device, bytes, on, f);
         // Also where that failed: the buffer is to be mapped again.
-        self.buffer.unmap();
-        out
+        let unmapped = device.scoped(WHAT, || self.buffer.unmap());
+        let out = out?;
+        unmapped?;
+        Ok(out)
     }
 
     fn map<T>(

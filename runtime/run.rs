@@ -278,7 +278,7 @@ impl Model {
             }
         }
         let values = self.values(program, bindings)?;
-        check_sizes(program, bindings, &values)?;
+        check_sizes(program, bindings)?;
         // Workgroups may wait for each other in vain, and only a session computes again what
         // that loses; but a profile is of what a session runs.
         let apart = program.variant_of(&values, |v| timer.is_none() && v.grid.is_none());
@@ -364,9 +364,8 @@ impl Model {
     }
 }
 
-/// Holds that `bindings` are sizes of the program, and all that it needs: without one of
-/// them an input or output has no elements.
-fn check_sizes(program: &Program, bindings: &Bindings, values: &Values) -> Result<()> {
+/// Holds that `bindings` are sizes of the program, and all that its inputs and outputs have.
+fn check_sizes(program: &Program, bindings: &Bindings) -> Result<()> {
     let known = || {
         let names = program.maxima.keys().map(String::as_str);
         names.chain([CONTEXT]).collect::<Vec<_>>().join(", ")
@@ -382,10 +381,9 @@ fn check_sizes(program: &Program, bindings: &Bindings, values: &Values) -> Resul
             return Err(wrong(name, reason));
         }
     }
-    for port in program.inputs.iter().chain(&program.outputs) {
-        if port.bytes(values)? == 0 {
-            let reason = format!("it has no elements; give all sizes of {}", known());
-            return Err(wrong(&port.name, reason));
+    for symbol in &program.symbols {
+        if bindings.get(symbol).is_none() && symbol.name() != CONTEXT {
+            return Err(wrong(symbol.name(), "this size is not given".to_owned()));
         }
     }
     let of = |name: &str| bindings.get(&Symbol::new(name)).unwrap_or(0);

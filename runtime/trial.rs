@@ -167,9 +167,11 @@ fn is_final(error: &Error) -> bool {
     trust::is_verdict(error) || matches!(error, Error::DeviceLost { .. })
 }
 
-/// An outcome, or `None` where it says that the driver cannot do what was tried.
+/// An outcome, or `None` where it says that the driver cannot do what was tried, or that there
+/// was no memory for that, which does not say that there is none for a session.
 fn tried<T>(outcome: Result<T>) -> Result<Option<T>> {
     match outcome {
+        Err(Error::OutOfMemory { .. }) => Ok(None),
         Err(error) if trust::is_verdict(&error) => Ok(None),
         outcome => outcome.map(Some),
     }
@@ -270,11 +272,7 @@ impl Model {
                 Err(error) if is_final(error) => file.give_up(name),
                 _ => file.end(name),
             }
-            let means = match outcome {
-                // Perhaps less memory is taken by others when it is loaded the next time.
-                Err(Error::OutOfMemory { .. }) => Means::default(),
-                outcome => tried(outcome)?.unwrap_or_default(),
-            };
+            let means = tried(outcome)?.unwrap_or_default();
             let least = means.least();
             if !least.is_empty() {
                 let kernel = |kernel: &usize| self.kernels[*kernel].name.clone();

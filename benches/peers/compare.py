@@ -158,6 +158,11 @@ def timeout(args, modes: int) -> float:
     return args.timeout or (modes + 1) * args.budget
 
 
+def kiln_timeout(args) -> float:
+    """The seconds that kiln may take, whose budget is for each case."""
+    return timeout(args, len(kiln_bench.lengths(args)) * len(args.batches))
+
+
 def modes(one: Peer, args) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--modes")
@@ -226,7 +231,7 @@ def main():
 
     try:
         kiln_device = args.kiln_device or kiln_bench.adapter(args.kiln, args.device)
-        found = Comparison(args, load, kiln_bench.bench(args, kiln_device, timeout(args, 1)))
+        found = Comparison(args, load, kiln_bench.bench(args, kiln_device, kiln_timeout(args)))
     except kiln_bench.Failed as error:
         raise SystemExit(str(error)) from error
     with tempfile.TemporaryDirectory() as folder:
@@ -249,7 +254,7 @@ def main():
                 if args.json != "-":
                     write(args, found)
     try:
-        found.kiln.append(kiln_bench.bench(args, kiln_device, timeout(args, 1)))
+        found.kiln.append(kiln_bench.bench(args, kiln_device, kiln_timeout(args)))
     except kiln_bench.Failed as error:
         found.failure = str(error)
     write(args, found)

@@ -45,12 +45,16 @@ def adapter(program: str, kind: str) -> str:
     raise Failed(f"kiln finds no GPU: {names}. `--device cpu` compares on a software driver")
 
 
+def lengths(args) -> list[int]:
+    """All lengths of prompts and contexts, each once."""
+    return sorted({*args.prompts, *args.contexts})
+
+
 def bench(args, device: str, timeout: float) -> dict:
     """Milliseconds and numbers of runs by (what, batch, length), beside kiln's own
     words on itself."""
-    lengths = sorted({*args.prompts, *args.contexts})
     command = [args.kiln, "bench", "--random-weights", args.size, "--dtype", args.kiln_dtype or args.dtype]
-    command += ["--lengths", peer.joined(lengths), "--batches", peer.joined(args.batches)]
+    command += ["--lengths", peer.joined(lengths(args)), "--batches", peer.joined(args.batches)]
     command += ["--steps", str(args.steps), "--warm-up", str(peer.WARM_UP), "--limit", str(args.budget)]
     command += ["--device", device, "--json"]
     peer.remark(" ".join(command))

@@ -102,7 +102,7 @@ pub enum HubError {
     },
     /// The hub was not to be asked, and the cache has not all of the model.
     #[error(
-        "the cache has a part of model `{id}` but not its {file}, and HF_HUB_OFFLINE forbids fetching that; \
+        "the cache has only part of model `{id}` but not its {file}, and HF_HUB_OFFLINE forbids fetching that; \
          unset it to fetch the rest"
     )]
     PartlyCached {
@@ -114,7 +114,8 @@ pub enum HubError {
     /// The hub could not be asked for a tokenizer, and the cache has none.
     #[error(
         "the cache has model `{id}` without a tokenizer, and the hub cannot be asked for one ({reason}); \
-         fetch it with the hub at hand, or do without by giving the folder {} instead of the id",
+         fetch it while the hub can be reached, or give the folder {} instead of the id to run \
+         without one",
         folder.display()
     )]
     NoTokenizerCached {

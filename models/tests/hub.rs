@@ -388,7 +388,7 @@ fn fetch_again(content: Content, without: &[&str], offline: bool) -> Result<(), 
 fn what_the_cache_lacks_is_named_offline() {
     let lacks = |file: &str| {
         Err(format!(
-            "the cache has a part of model `someone/tiny` but not its {file}, and HF_HUB_OFFLINE forbids \
+            "the cache has only part of model `someone/tiny` but not its {file}, and HF_HUB_OFFLINE forbids \
              fetching that; unset it to fetch the rest"
         ))
     };
@@ -403,8 +403,8 @@ fn what_the_cache_lacks_is_named_offline() {
     assert_eq!(
         fetch_again(single(), &["tokenizer.json"], true).unwrap_err(),
         "the cache has model `someone/tiny` without a tokenizer, and the hub cannot be asked for one \
-         (HF_HUB_OFFLINE forbids it); fetch it with the hub at hand, or do without by giving the folder FOLDER \
-         instead of the id"
+         (HF_HUB_OFFLINE forbids it); fetch it while the hub can be reached, or give the \
+         folder FOLDER instead of the id to run without one"
     );
 }
 
@@ -413,11 +413,18 @@ fn the_cache_of_another_tool_serves_without_a_hub() {
     for offline in [false, true] {
         assert_eq!(fetch_again(sharded(), &[], offline), Ok(()));
         assert_eq!(fetch_again(single(), &[], offline), Ok(()));
-        let mut older = single();
-        older.files.remove("tokenizer.json");
-        older.files.insert("vocab.json", b"{}".to_vec());
-        older.files.insert("merges.txt", Vec::new());
-        assert_eq!(fetch_again(older, &[], offline), Ok(()));
+        let older = |config: &str| {
+            let mut older = single();
+            older.files.remove("tokenizer.json");
+            older.files.insert("vocab.json", b"{}".to_vec());
+            older.files.insert("merges.txt", Vec::new());
+            older.files.insert("config.json", config.into());
+            fetch_again(older, &[], offline)
+        };
+        // They are a tokenizer of GPT-2's family, and of no other.
+        assert_eq!(older(r#"{"model_type": "gpt2"}"#), Ok(()));
+        let error = older(r#"{"model_type": "qwen2"}"#).unwrap_err();
+        assert!(error.contains("without a tokenizer"), "{error}");
     }
     let error = fetch_again(sharded(), &["tokenizer.json"], false).unwrap_err();
     assert!(

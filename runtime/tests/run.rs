@@ -346,10 +346,7 @@ fn what_does_not_fit_an_entry_is_refused_by_name() {
         at(&[("batch", 1), ("sequence", 2)]),
         "input `sequence`: there is no such size; there are batch, past, seq, context"
     );
-    assert_eq!(
-        at(&[("batch", 1)]),
-        "input `ids`: it has no elements; give all sizes of batch, past, seq, context"
-    );
+    assert_eq!(at(&[("batch", 1)]), "input `seq`: this size is not given");
     assert_eq!(
         at(&[("batch", 1), ("seq", 2), ("past", 3), ("context", 4)]),
         "the context is full: 3 of 4 positions are taken and 2 more are wanted"

@@ -10,7 +10,6 @@ use kiln_ir::Bindings;
 use kiln_ir::plan::{Access, Binding, Buffer, Check, Grid, Kernel, Plan, Requirements, Tier};
 use kiln_runtime::generate::{GenerateOptions, generate};
 use kiln_runtime::sampling::SamplingOptions;
-
 use kiln_runtime::{Artifact, LoadOptions, Model, RunOptions, Session};
 
 const WORDS: u64 = 64;

@@ -157,6 +157,35 @@ fn a_link_is_followed() {
 }
 
 #[test]
+fn a_file_that_is_to_be_kept_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    std::fs::write(&out, "kept").unwrap();
+    let mut readonly = std::fs::metadata(&out).unwrap().permissions();
+    readonly.set_readonly(true);
+    std::fs::set_permissions(&out, readonly).unwrap();
+    let message = forward_into(&out).fails(1);
+    assert!(message.contains("cannot write"), "{message}");
+    assert_eq!(std::fs::read(&out).unwrap(), b"kept");
+    let message = forward_into(&folder.path().join("none/")).fails(1);
+    assert!(message.contains("the name of a folder"), "{message}");
+}
+
+/// As by `(echo header; kiln forward .. -o /dev/stdout) > FILE`.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_output_is_redirected_to_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "header").unwrap();
+    let redirected = std::fs::OpenOptions::new().append(true).open(&file);
+    let mut command = forward_command(Path::new("/dev/stdout"));
+    let status = command.stdout(redirected.unwrap()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(std::fs::read(&file).unwrap(), b"header");
+}
+
+#[test]
 #[cfg(unix)]
 fn a_pipe_is_written_to() {
     use std::os::unix::fs::FileTypeExt;

@@ -178,6 +178,10 @@ fn names_and_numbers() {
         %4 = pow %3, %3
         %5 = const {f32=3.0}
         %6 = pow %0, %5
+        %7 = const {f32=0.5}
+        %8 = pow %0, %7
+        %9 = ge %8, %1
+        output "is_a_root" = %9
         output "one" = %2
         output "one_of_zero" = %4
         output "cubes" = %6"#;
@@ -210,8 +214,8 @@ fn what_cannot_be_compiled_is_named() {
         output "y" = %3"#;
     assert_eq!(
         error(&[graph("g", scales)]).to_string(),
-        "parameter `w.scales` cannot be compiled: that is what the scales of another parameter \
-         are called"
+        "parameter `w.scales` cannot be compiled: that is what a part or the scales of another \
+         parameter are called"
     );
     let factors = r#"%0 = input "x" : f32[n, 4]
         %1 = param "w" : f32[4, 4]
@@ -228,8 +232,8 @@ fn what_cannot_be_compiled_is_named() {
         output "y" = %11"#;
     assert_eq!(
         error(&[graph("g", factors)]).to_string(),
-        "`y` of entry `g` takes 9 buffers in one launch, where devices need let it bind 8; make \
-         some of what it reads an output, so that it is computed before"
+        "`y` of entry `g` binds 9 buffers in one launch, but devices need only support 8; make some \
+         of the values that it reads outputs, so that they are computed beforehand"
     );
     let heads = r#"%0 = input "q" : f32[n, 2, 2048]
         %1 = attention %0, %0, %0 {heads=1, kv_heads=1, scale=0.3, causal=false}
@@ -251,7 +255,7 @@ fn weights_out_of_range_are_named() {
     let graphs = [graph("g", lines)];
     for (packing, value, most) in [
         (Packing::F16, 1e5, "65504"),
-        (Packing::Q8, f32::NAN, "8319008"),
+        (Packing::Q8, 1e7, "8319008"),
         (Packing::Q4, -1e6, "524032"),
     ] {
         let options = CompileOptions {
@@ -273,6 +277,11 @@ fn weights_out_of_range_are_named() {
                 "parameter `w` has the weight {value}, but {name} holds numbers up to {most}; \
                  compile with --dtype f32"
             )
+        );
+        assert_eq!(
+            fill(f32::NAN).unwrap_err().to_string(),
+            "parameter `w` has a weight that is not a finite number (NaN); the checkpoint may be \
+             damaged"
         );
     }
 }
