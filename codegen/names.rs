@@ -20,9 +20,11 @@ pub(crate) fn check(graphs: &[Graph]) -> Result<(), CodegenError> {
     let mut params = BTreeSet::new();
     for graph in graphs {
         let name = graph.name.as_str();
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if name.is_empty() || !name.chars().all(is_plain) {
-            let reason = "entry points are called by letters, digits, `_` and `-`";
+        // A file is called so, with something behind it.
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
+            let reason = "names of entry points have letters, digits, `_`, `-` and, but for the \
+                          first, `.`";
             return Err(wrong("graph", name, reason));
         }
         if !entries.insert(name) {

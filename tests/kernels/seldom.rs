@@ -200,6 +200,13 @@ fn what_cannot_be_compiled_is_named() {
         error(&[plain(), plain()]).to_string(),
         "graph `twins` cannot be compiled: another one has this name; each is an entry point"
     );
+    let mut outside = plain();
+    outside.name = "../g".to_owned();
+    assert_eq!(
+        error(&[outside]).to_string(),
+        "graph `../g` cannot be compiled: names of entry points have letters, digits, `_`, `-` \
+         and, but for the first, `.`"
+    );
     let context = "graph g {\n  symbol context <= 9\n  %0 = input \"x\" : f32[context]\n  \
                    output \"y\" = %0\n}";
     assert_eq!(
