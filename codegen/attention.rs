@@ -519,16 +519,21 @@ impl Attention<'_> {
         let keys = wgsl::dim(keys);
         let row = "(b * HEADS + h) * queries() + i";
         let block = wgsl::symbol(&kiln_ir::Symbol::new(kiln_ir::plan::BLOCK));
-        let row = match self.blocked {
-            Some(_) => {
-                // A block is a multiple of the workgroup, so it starts with one.
+        let (row, guard) = match self.blocked {
+            Some(blocked) => {
+                // A block is a multiple of the workgroup, so it starts with one. A folded grid
+                // has workgroups beyond its end, which is not the end of all.
                 d.first_workgroup(format!("{block} / WORKGROUP"));
-                format!("({row} - {block})")
+                let row = format!("({row} - {block})");
+                let most = blocked.rows_per_block;
+                let guard = format!("    if {row} >= {most}u {{\n        return;\n    }}\n");
+                (row, guard)
             }
-            None => format!("({row})"),
+            None => (format!("({row})"), String::new()),
         };
         d.hook(format!(
-            "fn store_prob(b: u32, h: u32, i: u32, j: u32, p: f32) {{\n    {y}[{row} * {keys} + j] = p;\n}}\n"
+            "fn store_prob(b: u32, h: u32, i: u32, j: u32, p: f32) {{\n{guard}    \
+             {y}[{row} * {keys} + j] = p;\n}}\n"
         ));
         Ok(())
     }
