@@ -443,7 +443,10 @@ fn check_range(part: &WeightPart, rows: &[f32]) -> Result<(), CodegenError> {
     let (name, packing) = (part.param.clone(), part.packing);
     let most = packing.most();
     let is_lost = |v: &&f32| !v.is_finite() || v.abs() > most;
-    match rows.par_iter().find_first(is_lost) {
+    // By pieces: asking for each weight whether another thread has found one takes longer
+    // than to look at it.
+    let pieces = rows.par_chunks(1 << 14);
+    match pieces.find_map_first(|piece| piece.iter().find(is_lost)) {
         None => Ok(()),
         Some(value) if !value.is_finite() => Err(CodegenError::NoNumber {
             name,
