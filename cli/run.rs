@@ -20,7 +20,7 @@ use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
 use crate::output::{print_line, remark, warn};
 use crate::units::ms;
-use crate::values::{count, number, whole};
+use crate::values::{number, whole};
 use printer::{Mode, Printer};
 
 /// Continue a text
@@ -58,7 +58,7 @@ pub struct Args {
 
     /// Stop after this many new tokens
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    #[arg(value_parser = count, allow_negative_numbers = true)]
+    #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     max_new_tokens: usize,
 
     /// Stop before this text; may be given several times
@@ -98,7 +98,7 @@ struct SamplingArgs {
 
     /// Draw only from the N most likely tokens; 0 draws from all
     #[arg(long, value_name = "N", default_value_t = 0)]
-    #[arg(value_parser = count, allow_negative_numbers = true)]
+    #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     top_k: usize,
 
     /// Draw only from the most likely tokens that together have this probability
@@ -118,7 +118,7 @@ struct SamplingArgs {
 
     /// Seed of the random number generator; the same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
-    #[arg(value_parser = whole, allow_negative_numbers = true)]
+    #[arg(value_parser = whole::<u64>, allow_negative_numbers = true)]
     seed: u64,
 }
 

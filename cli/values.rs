@@ -1,5 +1,7 @@
 //! Readers of options' values, whose errors say what is expected.
 
+use std::str::FromStr;
+
 /// The largest size that a graph's symbol may have.
 const MOST: u64 = i32::MAX as u64;
 
@@ -9,29 +11,25 @@ const MOST_WORKGROUPS: u32 = 1 << 15;
 type Read<T> = Result<T, String>;
 
 /// A whole number.
-pub fn whole(text: &str) -> Read<u64> {
-    let number = text.trim().parse();
-    number.map_err(|_| "expected a whole number, 0 or more".to_owned())
-}
-
-/// A number of things in memory.
-pub fn count(text: &str) -> Read<usize> {
+pub fn whole<T: FromStr>(text: &str) -> Read<T> {
     let number = text.trim().parse();
     number.map_err(|_| "expected a whole number, 0 or more".to_owned())
 }
 
 /// A size of batches or of contexts.
 pub fn size(text: &str) -> Read<u64> {
-    let number = text.trim().parse().ok();
-    let number = number.filter(|n| (1..=MOST).contains(n));
-    number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
+    within(1, text)
 }
 
 /// A number of steps, perhaps none.
 pub fn steps(text: &str) -> Read<u64> {
+    within(0, text)
+}
+
+fn within(least: u64, text: &str) -> Read<u64> {
     let number = text.trim().parse().ok();
-    let number = number.filter(|n| *n <= MOST);
-    number.ok_or_else(|| format!("expected a whole number up to {MOST}"))
+    let number = number.filter(|n| (least..=MOST).contains(n));
+    number.ok_or_else(|| format!("expected a whole number from {least} to {MOST}"))
 }
 
 /// A number of workgroups.
@@ -60,8 +58,9 @@ mod tests {
 
     #[test]
     fn values_outside_their_range_are_refused() {
-        assert_eq!(whole("7"), Ok(7));
-        assert!(whole("-1").is_err() && count("-1").is_err() && whole("").is_err());
+        assert_eq!(whole("7"), Ok(7u64));
+        assert!(whole::<u64>("-1").is_err() && whole::<usize>("-1").is_err());
+        assert!(whole::<u64>("").is_err());
         assert_eq!((size("1"), size("2147483647")), (Ok(1), Ok(MOST)));
         assert!(size("0").is_err() && size("2147483648").is_err());
         assert_eq!((grid("0"), grid("32768")), (Ok(0), Ok(32768)));

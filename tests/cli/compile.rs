@@ -336,17 +336,8 @@ fn a_reader_that_leaves_does_not_keep_the_model_from_being_written() {
     let out = folder.path().join("out.kiln");
     let fixture = Fixture::gpt2("base");
     let args = ["compile", fixture.path(), "--print-after", "all", "-o"];
-    let mut command = command(args.into_iter().chain([out.to_str().unwrap()]));
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
+    let told = unread(command(args.into_iter().chain([out.to_str().unwrap()])));
     // Of the checkpoint there is something to say, of the reader nothing.
-    let told = String::from_utf8(output.stderr).unwrap();
     let mut lines = told.lines();
     let is_of_tokenizer = |line: &str| line.starts_with("warning: ") && line.contains("tokenizer");
     assert!(lines.next().is_some_and(is_of_tokenizer), "{told}");

@@ -65,6 +65,17 @@ fn kiln<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
     finish(&mut command(args))
 }
 
+/// Standard error of a process that succeeded while nobody read its answer, as with
+/// `| head`.
+fn unread(mut command: Command) -> String {
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    String::from_utf8(output.stderr).unwrap()
+}
+
 /// `kiln` with the arguments in a line, none of which has a space.
 fn kiln_line(line: &str) -> Ran {
     kiln(line.split(' '))
