@@ -379,12 +379,13 @@ impl Placer<'_> {
             return;
         }
         self.materialise_operands(id, INLINE_BUFFERS);
-        if required || shared || self.size(id) > INLINE_OPS {
+        let size = self.size(id);
+        if required || shared || size > INLINE_OPS {
             self.materialise(id);
             return;
         }
         self.reads[id.index()] = self.operand_reads(id);
-        self.sizes[id.index()] = self.size(id);
+        self.sizes[id.index()] = size;
     }
 
     /// Whether `wants` is true of a use of a value.
