@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::plan::{
     Access, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
-    StateBuffer, Stream, Variant,
+    SliceRange, StateBuffer, Stream, Variant, always_within,
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
@@ -16,7 +16,7 @@ use crate::kernel;
 use crate::kernels::Kernels;
 use crate::lower::{Lowered, Lowering, Offer, Streams, maxima, streams};
 use crate::memory::{Pool, bytes, check_sharing};
-use crate::place::{Local, Placement, Role, place};
+use crate::place::{Local, Placement, Role, describe, place};
 use crate::states::{State, bytes_of_state, keeps_halves, states};
 use crate::tier::{Shape, Tier};
 use crate::trust;
@@ -292,6 +292,7 @@ impl Placed {
             inputs: self.ports(self.inputs(), &pool),
             outputs: self.ports(self.outputs(), &pool),
             buffers: pool.buffers,
+            slices: slices(&self.graph),
             variants,
         })
     }
@@ -633,6 +634,24 @@ fn too_large(
         }
     }
     Ok(None)
+}
+
+/// The slices of `graph` that do not lie within their axes at all sizes.
+fn slices(graph: &Graph) -> Vec<SliceRange> {
+    let ranges = graph.iter().filter_map(|(id, value)| {
+        let (Op::Slice { axis, start, end }, [x]) = (&value.op, value.inputs.as_slice()) else {
+            return None;
+        };
+        Some(SliceRange {
+            name: describe(graph, id),
+            start: start.clone(),
+            end: end.clone(),
+            size: graph.ty(*x).shape.get(*axis)?.clone(),
+        })
+    });
+    ranges
+        .filter(|range| !always_within(&range.start, &range.end, &range.size))
+        .collect()
 }
 
 /// The local buffers that a launch binds.

@@ -315,6 +315,30 @@ impl Dim {
         }
     }
 
+    /// Whether this is zero or more wherever each symbol is at least as large as `least`
+    /// says. A `false` says only that it was not found to be so.
+    pub fn is_never_negative(&self, least: impl Fn(&Symbol) -> u64) -> bool {
+        let beyond = self
+            .symbols()
+            .into_iter()
+            .fold(self.clone(), |dim, symbol| {
+                let least = Dim::constant(least(&symbol));
+                let value = &Dim::symbol(symbol.name()) + &least;
+                dim.substitute(&symbol, &value)
+            });
+        !beyond.is_saturated() && beyond.has_no_minus()
+    }
+
+    fn has_no_minus(&self) -> bool {
+        self.terms.iter().all(|(atoms, coefficient)| {
+            *coefficient > 0
+                && atoms.iter().all(|atom| match atom {
+                    Atom::Symbol(_) => true,
+                    Atom::CeilDiv(dim, _) => dim.has_no_minus(),
+                })
+        })
+    }
+
     /// This dimension where the symbols that are bound have these values.
     #[must_use]
     pub fn at(&self, values: &Bindings) -> Self {

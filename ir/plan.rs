@@ -33,12 +33,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::dim::{Bindings, Dim, DimError, SymbolDecl};
+use crate::dim::{Bindings, Dim, DimError, Symbol, SymbolDecl};
 use crate::packing::{BAND_ROWS, Packing};
 use crate::types::{DType, TensorType};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 9;
+pub const PLAN_VERSION: u32 = 10;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -444,8 +444,37 @@ pub struct Entry {
     pub outputs: Vec<Port>,
     /// Buffers that live for a run.
     pub buffers: Vec<Buffer>,
+    /// Slices that do not lie within their axes at all sizes. A runner refuses sizes at which
+    /// one does not, for kernels would read something else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<SliceRange>,
     /// Specialisations; the first whose bounds hold is run.
     pub variants: Vec<Variant>,
+}
+
+/// Where a slice begins and ends along its axis, and what the axis has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliceRange {
+    /// What it is called in the model, for a person.
+    pub name: String,
+    /// Its first element.
+    pub start: Dim,
+    /// The element behind its last.
+    pub end: Dim,
+    /// The size of the axis.
+    pub size: Dim,
+}
+
+/// Whether `start..end` was found to lie within `0..size` at all sizes that an entry point
+/// may be run at: those that are [`least`] or more.
+pub fn always_within(start: &Dim, end: &Dim, size: &Dim) -> bool {
+    let distances = [start.clone(), end - start, size - end];
+    distances.iter().all(|d| d.is_never_negative(least))
+}
+
+/// The least that a symbol of an entry point is when that is run.
+pub fn least(symbol: &Symbol) -> u64 {
+    u64::from(["batch", "seq", CONTEXT].contains(&symbol.name()))
 }
 
 /// An input or output.

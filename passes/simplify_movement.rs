@@ -1,5 +1,6 @@
 //! Ops that only move elements, and cancel.
 
+use kiln_ir::plan::always_within;
 use kiln_ir::{Dim, Graph, GraphError, Op, ValueId};
 
 use crate::matcher::{Matcher, rewrite_all};
@@ -63,7 +64,8 @@ fn find(m: &Matcher<'_>, root: ValueId) -> Option<Simpler> {
             let (y, perm) = m.transposed(root)?;
             Some(Simpler::Op(Op::Transpose { perm }, y))
         }
-        // slice(slice(x)) along one axis: the offsets add up.
+        // slice(slice(x)) along one axis: the offsets add up. What the outer one takes has to
+        // be there at all sizes, for the one that is left does not know where the inner ended.
         (
             Op::Slice { axis, start, end },
             Op::Slice {
@@ -72,7 +74,11 @@ fn find(m: &Matcher<'_>, root: ValueId) -> Option<Simpler> {
                 ..
             },
             [y],
-        ) if axis == inner_axis => {
+        ) if axis == inner_axis
+            && m.shape(*x)
+                .get(*axis)
+                .is_some_and(|size| always_within(start, end, size)) =>
+        {
             let op = Op::Slice {
                 axis: *axis,
                 start: offset + start,

@@ -108,7 +108,8 @@ impl SlotDim {
             })
     }
 
-    fn wide(&self, values: &Values) -> i128 {
+    /// The value, of either sign.
+    pub fn wide(&self, values: &Values) -> i128 {
         let mut sum: i128 = 0;
         for (coefficient, factors) in &self.terms {
             let mut product = *coefficient;

@@ -217,6 +217,21 @@ pub enum Error {
         /// What to do.
         advice: &'static str,
     },
+    /// A slice of the model's is not within its axis at these sizes.
+    #[error(
+        "`{name}` takes {range} of an axis, which is {found} of {size} elements at these sizes; the model \
+         needs others"
+    )]
+    Slice {
+        /// What is sliced, or what becomes of it, as the model calls it.
+        name: String,
+        /// The slice's ends, which depend on sizes.
+        range: String,
+        /// What they are.
+        found: String,
+        /// What the axis has.
+        size: i128,
+    },
     /// A session has no room for more tokens.
     #[error(
         "the context is full: {past} of {context} positions are taken and {wanted} more are wanted"

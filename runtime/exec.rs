@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_ir::plan::{self, Access, Binding, Entry, Grid, Launch, Plan, Port, TEXEL_BYTES};
+use kiln_ir::plan::{
+    self, Access, Binding, Entry, Grid, Launch, Plan, Port, SliceRange, TEXEL_BYTES,
+};
 use kiln_ir::{DType, Symbol};
 use wgpu::BufferUsages as Usage;
 
@@ -25,6 +27,7 @@ pub(crate) struct Program {
     pub inputs: Vec<PortProgram>,
     pub outputs: Vec<PortProgram>,
     pub buffers: Vec<BufferProgram>,
+    pub slices: Vec<SliceProgram>,
     pub variants: Vec<VariantProgram>,
     /// What each of the plan's states is, if any launch binds one.
     pub states: Vec<Form>,
@@ -35,6 +38,13 @@ pub(crate) struct BufferProgram {
     /// It has the most of these.
     pub bytes: Vec<SlotDim>,
     pub form: Form,
+}
+
+pub(crate) struct SliceProgram {
+    range: SliceRange,
+    start: SlotDim,
+    end: SlotDim,
+    size: SlotDim,
 }
 
 pub(crate) struct PortProgram {
@@ -168,6 +178,14 @@ impl Program {
                 form: Form::of_image(buffer.image),
             });
         }
+        let slices = entry.slices.iter().map(|range| {
+            Ok(SliceProgram {
+                range: range.clone(),
+                start: slots.compile(&range.start)?,
+                end: slots.compile(&range.end)?,
+                size: slots.compile(&range.size)?,
+            })
+        });
         let mut states = Vec::new();
         for (binding, access) in plan.bound_by(entry) {
             if let Binding::State(state) = binding {
@@ -184,6 +202,7 @@ impl Program {
             inputs: ports(&entry.inputs)?,
             outputs: ports(&entry.outputs)?,
             buffers,
+            slices: slices.collect::<Result<_>>()?,
             variants,
             states,
         })
@@ -209,11 +228,17 @@ impl Program {
     }
 
     /// The first variant of which `takes` holds, and whose bounds do.
+    ///
+    /// # Errors
+    /// When there is none, or when a slice is not within its axis at these sizes.
     pub fn variant_of(
         &self,
         values: &Values,
         takes: impl Fn(&VariantProgram) -> bool,
     ) -> Result<usize> {
+        for slice in &self.slices {
+            slice.check(values)?;
+        }
         'variants: for (index, variant) in self.variants.iter().enumerate() {
             for (size, max) in &variant.bounds {
                 if size.eval(values)? > *max {
@@ -228,6 +253,22 @@ impl Program {
             "no variant of `{}` takes these sizes",
             self.name
         )))
+    }
+}
+
+impl SliceProgram {
+    fn check(&self, values: &Values) -> Result<()> {
+        let [start, end, size] = [&self.start, &self.end, &self.size].map(|d| d.wide(values));
+        if 0 <= start && start <= end && end <= size {
+            return Ok(());
+        }
+        let range = &self.range;
+        Err(Error::Slice {
+            name: range.name.clone(),
+            range: format!("{}..{}", range.start, range.end),
+            found: format!("{start}..{end}"),
+            size,
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Running an entry once, with outputs collected or streamed.
 
-use kiln_ir::plan::{CONTEXT, PAST};
+use kiln_ir::plan::{CONTEXT, PAST, least};
 use kiln_ir::{Bindings, DType, Symbol};
 
 use crate::dims::Values;
@@ -234,7 +234,7 @@ impl Model {
         for (symbol, value) in bindings.iter() {
             let name = symbol.name();
             let max = program.maxima.get(name).copied();
-            let least = u64::from(name == "batch" || name == "seq");
+            let least = least(symbol);
             if let Some(max) = max
                 && (value > max || value < least)
             {

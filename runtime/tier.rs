@@ -290,6 +290,7 @@ mod tests {
             inputs: Vec::new(),
             outputs: Vec::new(),
             buffers: Vec::new(),
+            slices: Vec::new(),
             variants: vec![
                 grid(&["shader-f16"]),
                 grid(&["timestamp-query", "telepathy"]),

@@ -64,6 +64,27 @@ fn evaluation() {
 }
 
 #[test]
+fn what_is_never_negative() {
+    let least = |symbol: &Symbol| u64::from(symbol.name() == "seq");
+    for (text, wanted) in [
+        ("0", true),
+        ("-1", false),
+        ("past", true),
+        ("seq - 1", true),
+        ("seq - 2", false),
+        ("past - 1", false),
+        ("batch*seq - batch", true),
+        ("batch*seq - seq", false),
+        ("ceil(seq - 1 / 4)", true),
+        ("ceil(past - 1 / 4)", false),
+        ("9223372036854775806 + past - seq", false),
+    ] {
+        let dim: Dim = text.parse().unwrap();
+        assert_eq!(dim.is_never_negative(least), wanted, "{text}");
+    }
+}
+
+#[test]
 fn arithmetic_stops_at_the_ends() {
     let most = Dim::constant(u64::MAX);
     assert_eq!(most.as_const(), Some(i64::MAX as u64));

@@ -38,10 +38,10 @@
 //! Sizes
 //!
 //! 11. A size uses only symbols that have a value where it stands: those of the
-//!     entry point, [`CONTEXT`] except in the types of inputs and outputs, and
-//!     [`BLOCK`] in the launches of streams alone.
-//! 12. Every size has a value, not negative and below 2^63, at the maxima and at
-//!     the least sizes.
+//!     entry point, [`CONTEXT`] except in the types of inputs and outputs and in the
+//!     ranges of slices, and [`BLOCK`] in the launches of streams alone.
+//! 12. Every size, but for the ranges of slices, has a value, not negative and below
+//!     2^63, at the maxima and at the least sizes.
 //! 13. At the maxima, every buffer, and every state and weight that is bound, has
 //!     a multiple of 4 bytes and is no larger than a storage binding may be, or an
 //!     image no larger than a texture.

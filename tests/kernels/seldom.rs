@@ -7,7 +7,9 @@ use kiln_ir::plan::ModelInfo;
 use kiln_ir::text::parse;
 use kiln_ir::{Bindings, Graph, Packing};
 
-use crate::common::TIERS;
+use kiln_runtime::RunOptions;
+
+use crate::common::{NATIVE, TIERS, in_memory, try_open};
 use crate::suite::Suite;
 
 /// A graph called `name` over the symbol `n`, by its lines.
@@ -114,6 +116,36 @@ fn where_what_is_seen_begins_is_computed() {
 }
 
 /// More values side by side than a kernel binds buffers.
+/// Slices whose ends sizes decide: as far as they lie within their axes, and where one
+/// does not, the run is refused, since kernels would read what lies elsewhere.
+#[test]
+fn slices_within_their_axes() {
+    let last = || {
+        graph(
+            "last",
+            r#"%0 = input "x" : f32[n, 3]
+            %1 = slice %0 {axis=0, start=n - 4, end=n} @of_last
+            %2 = neg %1
+            output "y" = %2"#,
+        )
+    };
+    let mut suite = Suite::new(Packing::F32);
+    suite.add(last(), [4, 5, 9].map(|n| Bindings::new().with("n", n)));
+    suite.run(&TIERS);
+
+    let artifact = in_memory(suite.compile(Some(&["base"])), &BTreeMap::new());
+    let model = try_open(NATIVE, "base", &artifact).unwrap();
+    let run = |n: usize| {
+        let x = vec![0; n * 3 * 4];
+        let sizes = Bindings::new().with("n", n as u64);
+        model.run_collect("last", &[("x", &x)], &sizes, &RunOptions::default())
+    };
+    let message = run(3).unwrap_err().to_string();
+    let wanted = "`of_last` takes n - 4..n of an axis, which is -1..3 of 3 elements";
+    assert!(message.contains(wanted), "{message}");
+    assert!(run(4).is_ok());
+}
+
 #[test]
 fn wide_concatenations() {
     let inputs = |axes: &str| {

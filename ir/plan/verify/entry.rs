@@ -84,6 +84,7 @@ pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report
     };
     checker.report.declarations(&entry.symbols);
     checker.ports();
+    checker.slices();
     checker.buffers();
     checker.bound_buffers();
     checker.zeroed_buffers();
@@ -245,6 +246,17 @@ impl Checker<'_, '_> {
                     }
                     Some(_) => {}
                 }
+            }
+        }
+    }
+
+    fn slices(&mut self) {
+        for slice in &self.entry.slices {
+            let allowed = self.sizes.with(&[]);
+            for dim in [&slice.start, &slice.end, &slice.size] {
+                // They have no value where a run is refused.
+                let subject = format!("slice `{}`", slice.name);
+                self.report.dim(&subject, dim, &allowed, &[]);
             }
         }
     }

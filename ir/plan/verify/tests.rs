@@ -221,6 +221,16 @@ fn invariant_11_symbols_in_scope() {
         entry(p, "step").outputs[0].ty.shape[0] = dim("context");
         entry(p, "step").buffers[1].bytes = vec![dim("context*200")];
     });
+    let of_slice = "tier `base`, entry `step`: slice `last`: expected symbols that have a value \
+                    here (batch, past, seq), found `context` in `context`";
+    breaks(11, of_slice, |p| {
+        entry(p, "step").slices.push(SliceRange {
+            name: "last".into(),
+            start: dim("seq - 4"),
+            end: dim("seq"),
+            size: dim("context"),
+        });
+    });
     let of_state = "state `kept`: expected symbols that have a value here (batch, past, seq, \
                     context), found `block` in `batch*block*4`";
     breaks(11, of_state, |p| p.states[0].bytes = dim("batch*block*4"));

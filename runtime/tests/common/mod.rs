@@ -135,6 +135,7 @@ fn forward() -> Entry {
             buffer("hidden", "batch*seq*8"),
             buffer("logits", "132"),
         ],
+        slices: Vec::new(),
         variants: vec![Variant {
             grid: None,
             name: "all".into(),
@@ -177,6 +178,7 @@ fn step() -> Entry {
             buffer("start", "batch*4"),
             buffer("logits", "batch*44"),
         ],
+        slices: Vec::new(),
         variants: vec![variant("decode", 1), variant("prefill", STEP_MAX)],
     }
 }
