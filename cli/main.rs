@@ -7,6 +7,7 @@ mod devices;
 mod failure;
 mod forward;
 mod html;
+mod hub;
 mod interpreter;
 mod interrupt;
 mod ir;

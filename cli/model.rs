@@ -6,15 +6,15 @@ use std::path::Path;
 use kiln_codegen::{CompileOptions, compile};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Graph, Packing, text};
-use kiln_models::hub::{Hub, HubId};
 use kiln_models::registry::{EntryOptions, preset_names};
 use kiln_models::source::{self, Loaded};
 use kiln_models::tokenizer::Tokenizer;
 use kiln_runtime::{Artifact, WeightFn};
 
 use crate::failure::{Failure, Result};
+use crate::hub::{self, OR_HUB};
 use crate::interpreter::Interpretable;
-use crate::progress::{Bar, FileBars};
+use crate::progress::Bar;
 
 /// The name of the built-in model.
 const DEMO: &str = "demo";
@@ -94,16 +94,17 @@ impl ModelArgs {
                 "`{name}` is a file; a model is a folder, in the Hugging Face layout or compiled"
             )));
         }
-        let id = match HubId::parse(name) {
-            Ok(id) if !looks_like_path(name) => id,
-            _ => {
-                return Err(Failure::failed(format!(
-                    "there is no folder `{name}`; a model is `{DEMO}`, a folder in the Hugging Face \
-                     layout, a compiled `.kiln` folder, or a hub id such as `openai-community/gpt2`"
-                )));
-            }
+        let fetched = match looks_like_path(name) {
+            true => None,
+            false => hub::folder(name)?,
         };
-        Ok(checkpoint(source::open_folder(&fetch(name, &id)?)?))
+        let folder = fetched.ok_or_else(|| {
+            Failure::failed(format!(
+                "there is no folder `{name}`; a model is `{DEMO}`, a folder in the Hugging Face \
+                 layout, a compiled `.kiln` folder{OR_HUB}"
+            ))
+        })?;
+        Ok(checkpoint(source::open_folder(&folder)?))
     }
 
     /// Opens a checkpoint; what is compiled is refused.
@@ -129,19 +130,6 @@ fn looks_like_path(name: &str) -> bool {
         || name.contains('\\')
         || slashes > 1
         || name.ends_with(".kiln")
-}
-
-/// The folder of a model from the hub. Whatever goes wrong, a mistyped path may be the
-/// reason.
-fn fetch(name: &str, id: &HubId) -> Result<std::path::PathBuf> {
-    let bars = FileBars::default();
-    let hub = Hub::from_env();
-    let hub = hub.map(|hub| hub.with_progress(move |p| bars.set(&p.file, p.done, p.total)));
-    hub.and_then(|hub| hub.fetch(id)).map_err(|error| {
-        let taken =
-            format!("there is no file or folder `{name}` here, so it was taken as a hub id");
-        Failure::because(taken, error)
-    })
 }
 
 /// Refuses tiers that have no kernels for weights of a type.

@@ -1,10 +1,13 @@
 //! Progress on standard error, shown only when that is a terminal.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+#[cfg(feature = "hub")]
+mod files;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use kiln_runtime::LoadProgress;
+
+#[cfg(feature = "hub")]
+pub use files::FileBars;
 
 /// A bar that counts bytes. It vanishes when dropped.
 pub struct Bar(ProgressBar);
@@ -91,27 +94,6 @@ impl Drop for LoadBars {
     fn drop(&mut self) {
         self.weights.finish_and_clear();
         self.kernels.finish_and_clear();
-    }
-}
-
-/// A bar for each file that is fetched; may be told of them from any thread.
-#[derive(Default)]
-pub struct FileBars {
-    group: MultiProgress,
-    bars: Mutex<BTreeMap<String, Bar>>,
-}
-
-impl FileBars {
-    pub fn set(&self, file: &str, done: u64, total: u64) {
-        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
-        if !bars.contains_key(file) {
-            let bar = Bar::bytes(file, total);
-            let bar = Bar(self.group.add(bar.0.clone()));
-            bars.insert(file.to_owned(), bar);
-        }
-        if let Some(bar) = bars.get(file) {
-            bar.set(done, total);
-        }
     }
 }
 

@@ -96,6 +96,8 @@ cargo fmt --all --check
 
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
+# The command without what fetches models.
+cargo clippy --no-default-features --locked -- -D warnings
 
 step "tests"
 cargo test --workspace --locked
