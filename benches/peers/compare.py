@@ -82,6 +82,8 @@ PEERS = [
         f"cargo build --release --manifest-path {HERE / 'burn' / 'Cargo.toml'}",
     ),
 ]
+# Types of kiln's weights.
+DTYPES = ["f32", "f16", "q8", "q4"]
 SCRIPTS = [p.name for p in PEERS if p.script]
 
 
@@ -115,7 +117,11 @@ def arguments():
     add = parser.add_argument
     add("--peers", **peer.some_of([p.name for p in PEERS]))
     add("--kiln", default=str(ROOT / "target" / "release" / "kiln"), metavar="PROGRAM")
-    add("--kiln-dtype", choices=["f32", "f16", "q8", "q4"], help="where it is not --dtype")
+    add("--kiln-dtype", choices=DTYPES, help="where it is not --dtype")
+    add(
+        "--kiln-also",
+        **peer.some_of(DTYPES, default=[], what="kiln in these types too, compared as peers are: "),
+    )
     add(
         "--kiln-device",
         metavar="DEVICE",
@@ -146,6 +152,7 @@ def arguments():
     )
     args = parser.parse_args()
     args.python = dict(args.python)
+    args.kiln_dtype = args.kiln_dtype or args.dtype
     args.flags = {
         p.name: [flag for name, more in args.flags if name == p.name for flag in more] for p in PEERS
     }
@@ -158,9 +165,10 @@ def timeout(args, modes: int) -> float:
     return args.timeout or (modes + 1) * args.budget
 
 
-def kiln_timeout(args) -> float:
-    """The seconds that kiln may take, whose budget is for each case."""
-    return timeout(args, len(kiln_bench.lengths(args)) * len(args.batches))
+def kiln(args, dtype: str, device: str) -> dict:
+    """What kiln measures, whose budget is for each case."""
+    cases = len(kiln_bench.lengths(args)) * len(args.batches)
+    return kiln_bench.bench(args, dtype, device, timeout(args, cases))
 
 
 def modes(one: Peer, args) -> int:
@@ -231,9 +239,14 @@ def main():
 
     try:
         kiln_device = args.kiln_device or kiln_bench.adapter(args.kiln, args.device)
-        found = Comparison(args, load, kiln_bench.bench(args, kiln_device, kiln_timeout(args)))
+        found = Comparison(args, load, kiln(args, args.kiln_dtype, kiln_device))
     except kiln_bench.Failed as error:
         raise SystemExit(str(error)) from error
+    for dtype in args.kiln_also:
+        try:
+            found.reports.append(kiln_bench.as_report(kiln(args, dtype, kiln_device)))
+        except kiln_bench.Failed as error:
+            found.missing.append({"peer": f"kiln {dtype}", "reason": str(error), "install": None})
     with tempfile.TemporaryDirectory() as folder:
         for one in PEERS:
             if one.name not in args.peers:
@@ -254,7 +267,7 @@ def main():
                 if args.json != "-":
                     write(args, found)
     try:
-        found.kiln.append(kiln_bench.bench(args, kiln_device, kiln_timeout(args)))
+        found.kiln.append(kiln(args, args.kiln_dtype, kiln_device))
     except kiln_bench.Failed as error:
         found.failure = str(error)
     write(args, found)

@@ -50,10 +50,10 @@ def lengths(args) -> list[int]:
     return sorted({*args.prompts, *args.contexts})
 
 
-def bench(args, device: str, timeout: float) -> dict:
+def bench(args, dtype: str, device: str, timeout: float) -> dict:
     """Milliseconds and numbers of runs by (what, batch, length), beside kiln's own
     words on itself."""
-    command = [args.kiln, "bench", "--random-weights", args.size, "--dtype", args.kiln_dtype or args.dtype]
+    command = [args.kiln, "bench", "--random-weights", args.size, "--dtype", dtype]
     command += ["--lengths", peer.joined(lengths(args)), "--batches", peer.joined(args.batches)]
     command += ["--steps", str(args.steps), "--warm-up", str(peer.WARM_UP), "--limit", str(args.budget)]
     command += ["--device", device, "--json"]
@@ -67,3 +67,18 @@ def bench(args, device: str, timeout: float) -> dict:
                 cases[what, case["batch"], case["length"]] = ms, case["runs"]
     about = {key: report[key] for key in ("model", "dtype", "device", "driver", "tier", "joined", "skipped")}
     return {"about": about, "cases": cases}
+
+
+def as_report(found: dict) -> dict:
+    """What `bench` found as a peer's report, for kiln with weights in another type."""
+    about = found["about"]
+    mode = {"mode": about["tier"]}
+    measured = [
+        mode
+        | {"what": what, "batch": batch, "length": length, "ms": ms, "runs": runs}
+        | {"tokens_per_s": batch * (length if what == "prefill" else 1) / ms * 1e3}
+        for (what, batch, length), (ms, runs) in found["cases"].items()
+    ]
+    skipped = [mode | {"what": "case"} | case for case in about["skipped"]]
+    head = {"name": f"kiln {about['dtype']}", "peer": "kiln", "device": about["device"]}
+    return head | {"measured": measured, "skipped": skipped, "complete": True}

@@ -89,19 +89,21 @@ def arguments(
     return parser
 
 
-def some_of(names: list[str]) -> dict:
-    """What argparse needs for an option that takes several of `names`."""
+def some_of(names: list[str], default: list[str] | None = None, what: str = "") -> dict:
+    """What argparse needs for an option that takes several of `names`, or none; all
+    by default."""
 
     def chosen(text: str) -> list[str]:
-        if unknown := [name for name in text.split(",") if name not in names]:
+        found = [name for name in text.split(",") if name]
+        if unknown := [name for name in found if name not in names]:
             raise argparse.ArgumentTypeError(f"{unknown} not among {names}")
-        return text.split(",")
+        return found
 
     return {
         "type": chosen,
-        "default": names,
+        "default": names if default is None else default,
         "metavar": "NAME,NAME",
-        "help": f"of {', '.join(names)}",
+        "help": f"{what}of {', '.join(names)}",
     }
 
 
