@@ -264,18 +264,21 @@ impl Tier {
             rows,
             queries,
         };
-        let few = match self.is_cpu() {
-            true => 4,
-            false => 8,
+        // Kernels for few rows are for the steps of as many sequences. On a CPU a short prompt,
+        // which comes once, is better off with those of any prompt, which take half as long to
+        // compile, or to load.
+        let (few, of_each) = match self.is_cpu() {
+            true => (4, 1),
+            false => (8, 8),
         };
         let mut shapes = vec![
             shape("decode", Some(1), Some(1)),
-            shape("few", Some(few), Some(few)),
+            shape("few", Some(few), Some(of_each)),
             shape("batch", None, Some(1)),
             shape("prefill", None, None),
         ];
         match self {
-            Tier::SoftwareSubgroup => shapes.insert(2, shape("eight", Some(8), Some(8))),
+            Tier::SoftwareSubgroup => shapes.insert(2, shape("eight", Some(8), Some(of_each))),
             Tier::Coop(_) => {
                 // Before large tiles, small ones: a card wants many of them.
                 shapes.insert(3, shape("short", Some(128), None));
