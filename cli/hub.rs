@@ -3,13 +3,11 @@
 #[cfg(feature = "hub")]
 pub use fetching::folder;
 
-/// What a model can be besides files that are here, for the end of a message.
-#[cfg(feature = "hub")]
-pub const OR_HUB: &str = ", or a hub id such as `openai-community/gpt2`";
-
-/// What a model can be besides files that are here, for the end of a message.
-#[cfg(not(feature = "hub"))]
-pub const OR_HUB: &str = ". This kiln was built without the feature `hub`, and fetches none";
+/// What a model can be besides what is in files, after a list of that, for a message.
+pub const OR_HUB: &str = match cfg!(feature = "hub") {
+    true => ", or a hub id such as `openai-community/gpt2`",
+    false => ". This kiln was built without the feature `hub`, so it fetches no models",
+};
 
 /// The folder of a model that is fetched: none here.
 #[cfg(not(feature = "hub"))]

@@ -101,7 +101,7 @@ impl ModelArgs {
         let folder = fetched.ok_or_else(|| {
             Failure::failed(format!(
                 "there is no folder `{name}`; a model is `{DEMO}`, a folder in the Hugging Face \
-                 layout, a compiled `.kiln` folder{OR_HUB}"
+                 layout or a compiled one{OR_HUB}"
             ))
         })?;
         Ok(checkpoint(source::open_folder(&folder)?))

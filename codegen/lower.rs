@@ -221,15 +221,20 @@ impl<'a> Lowering<'a> {
     }
 
     /// Sizes of the factors of `rows`, a product, at which it is as large as the
-    /// variant's bound lets it be: each factor in turn is all of it. None if there is no
-    /// such bound.
-    pub fn corners(&self, rows: Option<&Dim>) -> Vec<Bindings> {
+    /// variant's bound lets it be: each factor in turn is all of it, unless there are then
+    /// more `queries` than the variant takes. None if there is no such bound.
+    pub fn corners(&self, rows: Option<&Dim>, queries: Option<&Dim>) -> Vec<Bindings> {
         let (Some(rows), Some(most)) = (rows, self.shape.rows) else {
             return Vec::new();
         };
         let ones = ones(rows);
         let corner = |(symbol, _): (&Symbol, u64)| ones.clone().with(symbol.name(), most);
-        ones.iter().map(corner).collect()
+        let takes = |corner: &Bindings| match (queries.map(|q| q.eval(corner)), self.shape.queries)
+        {
+            (Some(Ok(queries)), Some(most)) => queries <= most,
+            _ => true,
+        };
+        ones.iter().map(corner).filter(takes).collect()
     }
 
     /// Those but the number of sequences.

@@ -245,7 +245,7 @@ impl Placed {
                     rows: rows.clone().zip(shape.rows),
                     limit: self.limit,
                 });
-            let corners = lowering.corners(rows.as_ref());
+            let corners = lowering.corners(rows.as_ref(), queries.as_ref());
             if let Some(meeting) = meeting
                 && let Some(joinable) = self.joinable(&lowering, meeting, &corners)?
             {
@@ -636,7 +636,7 @@ fn too_large(
     Ok(None)
 }
 
-/// The slices of `graph` that do not lie within their axes at all sizes.
+/// The slices of `graph` that may not lie within their axes at all sizes.
 fn slices(graph: &Graph) -> Vec<SliceRange> {
     let ranges = graph.iter().filter_map(|(id, value)| {
         let (Op::Slice { axis, start, end }, [x]) = (&value.op, value.inputs.as_slice()) else {

@@ -265,8 +265,8 @@ impl Tier {
             queries,
         };
         // Kernels for few rows are for the steps of as many sequences. On a CPU a short prompt,
-        // which comes once, is better off with those of any prompt, which take half as long to
-        // compile, or to load.
+        // which comes once, is better off with those of any prompt: of eight rows, they take
+        // half as long to compile, and to load.
         let (few, of_each) = match self.is_cpu() {
             true => (4, 1),
             false => (8, 8),

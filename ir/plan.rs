@@ -444,7 +444,7 @@ pub struct Entry {
     pub outputs: Vec<Port>,
     /// Buffers that live for a run.
     pub buffers: Vec<Buffer>,
-    /// Slices that do not lie within their axes at all sizes. A runner refuses sizes at which
+    /// Slices that may not lie within their axes at all sizes. A runner refuses sizes at which
     /// one does not, for kernels would read something else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<SliceRange>,
@@ -465,8 +465,8 @@ pub struct SliceRange {
     pub size: Dim,
 }
 
-/// Whether `start..end` was found to lie within `0..size` at all sizes that an entry point
-/// may be run at: those that are [`least`] or more.
+/// Whether `start..end` was found to lie within `0..size` at all sizes that are [`least`] or
+/// more; whether symbols have maxima is not looked at.
 pub fn always_within(start: &Dim, end: &Dim, size: &Dim) -> bool {
     let distances = [start.clone(), end - start, size - end];
     distances.iter().all(|d| d.is_never_negative(least))

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_ir::plan::{
     self, Access, Binding, Entry, Grid, Launch, Plan, Port, SliceRange, TEXEL_BYTES,
 };
-use kiln_ir::{DType, Symbol};
+use kiln_ir::{DType, Dim, Symbol};
 use wgpu::BufferUsages as Usage;
 
 use crate::device::Device;
@@ -22,7 +22,7 @@ pub(crate) struct Program {
     pub name: String,
     /// Inclusive maxima of the symbols.
     pub maxima: BTreeMap<String, u64>,
-    /// The symbols that inputs and outputs have among their sizes.
+    /// The symbols that inputs, outputs and the ranges of slices have among their sizes.
     pub symbols: BTreeSet<Symbol>,
     pub inputs: Vec<PortProgram>,
     pub outputs: Vec<PortProgram>,
@@ -103,7 +103,11 @@ pub(crate) fn maxima(plan: &Plan, entry: &Entry) -> BTreeMap<String, u64> {
 fn symbols(entry: &Entry) -> BTreeSet<Symbol> {
     let ports = entry.inputs.iter().chain(&entry.outputs);
     let sizes = ports.flat_map(|port| &port.ty.shape);
-    sizes.flat_map(|size| size.symbols()).collect()
+    let slices = entry
+        .slices
+        .iter()
+        .flat_map(|s| [&s.start, &s.end, &s.size]);
+    sizes.chain(slices).flat_map(Dim::symbols).collect()
 }
 
 impl Program {

@@ -231,6 +231,9 @@ impl Model {
     /// The slots' values for `bindings`, each within its maximum.
     pub(crate) fn values(&self, program: &Program, bindings: &Bindings) -> Result<Values> {
         let mut values = self.slots.values();
+        for name in program.maxima.keys() {
+            values.set(&self.slots, name, least(&Symbol::new(name)));
+        }
         for (symbol, value) in bindings.iter() {
             let name = symbol.name();
             let max = program.maxima.get(name).copied();

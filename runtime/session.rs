@@ -86,14 +86,14 @@ impl<'m> Session<'m> {
         let loaded_for = model.sessions.iter().map(|s| s.batch).max();
         program
             .variant(&capacity)
-            .map_err(|error| match loaded_for {
-                Some(max) => Error::Size {
+            .map_err(|error| match (error, loaded_for) {
+                (error @ Error::Slice { .. }, _) | (error, None) => error,
+                (_, Some(max)) => Error::Size {
                     symbol: "batch".to_owned(),
                     value: batch as u64,
                     max,
                     advice: "load the model for sessions of this size",
                 },
-                None => error,
             })?;
         capacity.set(slots, "past", context - 1);
 

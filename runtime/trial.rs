@@ -57,7 +57,8 @@ struct Trial<'m> {
 
 impl<'m> Trial<'m> {
     /// A trial of `seq` tokens of each of `batch` sequences, with states for `context`; none
-    /// if the program is not a session's, which has ids and where sequences start.
+    /// if the program is not a session's, which has ids and where sequences start, or if
+    /// there are sizes that it does not take.
     fn new(
         model: &'m Model,
         program: &'m Program,
@@ -65,7 +66,8 @@ impl<'m> Trial<'m> {
         context: u64,
     ) -> Result<Option<Self>> {
         let values = sizes(model, [batch, seq], context);
-        let Some(output) = program.outputs.first() else {
+        let output = program.outputs.first();
+        let Some(output) = output.filter(|_| program.slices.is_empty()) else {
             return Ok(None);
         };
         for port in &program.inputs {

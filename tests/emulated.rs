@@ -523,14 +523,24 @@ fn layers_in_one_launch() {
         let fixture = Fixture::random(config);
         for packing in Packing::ALL {
             let compiled = compile(&fixture, packing, 8);
-            let cases = cases(&fixture, &compiled, &[(1, 3)]);
+            let all = cases(&fixture, &compiled, &[(1, 3), (3, 2), (7, 2)]);
+            let cases = &all[..1];
             let on_card = match packing {
                 Packing::F32 => "subgroup",
                 _ => MATRICES,
             };
-            for tier in [on_card, "software-subgroup", "software"] {
-                let launched = conforms(&fixture, &compiled, &cases, joined(tier));
-                assert!(launched.keys().any(|kernel| kernel.starts_with("joined")));
+            // On CPUs steps of several sequences have such launches too.
+            for (tier, cases, rows) in [
+                (on_card, cases, ""),
+                ("software-subgroup", &all, "TILE_ROWS: u32 = 8u;"),
+                ("software", &all[..2], "TILE_ROWS: u32 = 4u;"),
+            ] {
+                let launched = conforms(&fixture, &compiled, cases, joined(tier));
+                let mut joined = launched
+                    .keys()
+                    .filter(|kernel| kernel.starts_with("joined"));
+                let text = |kernel: &String| &compiled.kernels[&compiled.plan.kernels[kernel].file];
+                assert!(joined.any(|kernel| text(kernel).contains(rows)), "{tier}");
             }
             // With weights that are brought nearer while others are waited for.
             let ways: &[usize] = match packing {
@@ -539,7 +549,7 @@ fn layers_in_one_launch() {
             };
             for way in ways.iter().copied() {
                 let (compiled, _) = in_way(&compiled, way);
-                let launched = conforms(&fixture, &compiled, &cases, joined(on_card));
+                let launched = conforms(&fixture, &compiled, cases, joined(on_card));
                 assert!(launched.keys().any(|kernel| kernel.contains(".touch")));
             }
         }

@@ -247,6 +247,8 @@ def main():
             found.reports.append(kiln_bench.as_report(kiln(args, dtype, kiln_device)))
         except kiln_bench.Failed as error:
             found.missing.append({"peer": f"kiln {dtype}", "reason": str(error), "install": None})
+        if args.json != "-":
+            write(args, found)
     with tempfile.TemporaryDirectory() as folder:
         for one in PEERS:
             if one.name not in args.peers:

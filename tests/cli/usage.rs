@@ -182,11 +182,25 @@ fn what_is_no_model_is_told_by_name() {
     let (empty, kiln) = (empty.to_str().unwrap(), kiln.to_str().unwrap());
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     let run = |model| ["run", model, "--tokens", "1", "--device", "cpu"];
+    let (hub, fetched): (&str, &[&str]) = match cfg!(feature = "hub") {
+        true => (
+            "hub id",
+            &[
+                "there is no file or folder `nosuch` here, so it was taken as a hub id",
+                "because: ",
+                "HF_HUB_OFFLINE",
+            ],
+        ),
+        false => (
+            "built without the feature `hub`",
+            &["there is no folder `nosuch`"],
+        ),
+    };
     check(&[
         (
             &run("./nosuch"),
             1,
-            &["there is no folder `./nosuch`", "`demo`", "hub id"],
+            &["there is no folder `./nosuch`", "`demo`", hub],
         ),
         (&run("a/b/c"), 1, &["there is no folder `a/b/c`"]),
         (
@@ -194,15 +208,7 @@ fn what_is_no_model_is_told_by_name() {
             1,
             &["there is no folder `nosuch.kiln`"],
         ),
-        (
-            &run("nosuch"),
-            1,
-            &[
-                "there is no file or folder `nosuch` here, so it was taken as a hub id",
-                "because: ",
-                "HF_HUB_OFFLINE",
-            ],
-        ),
+        (&run("nosuch"), 1, fetched),
         (&run(manifest), 1, &["is a file; a model is a folder"]),
         (&run(empty), 1, &[empty, "config.json"]),
         (&run(kiln), 1, &[kiln, "`plan.json`", "missing"]),

@@ -115,7 +115,6 @@ fn where_what_is_seen_begins_is_computed() {
     suite(Packing::F32, [graph("begins", lines)]).run(&TIERS);
 }
 
-/// More values side by side than a kernel binds buffers.
 /// Slices whose ends sizes decide: as far as they lie within their axes, and where one
 /// does not, the run is refused, since kernels would read what lies elsewhere.
 #[test]
@@ -146,6 +145,7 @@ fn slices_within_their_axes() {
     assert!(run(4).is_ok());
 }
 
+/// More values side by side than a kernel binds buffers.
 #[test]
 fn wide_concatenations() {
     let inputs = |axes: &str| {
