@@ -11,6 +11,7 @@ use kiln_models::registry::{EntryOptions, ModelError};
 use kiln_models::source::Loaded;
 
 use crate::failure::{Failure, Result};
+use crate::hub::OR_HUB;
 use crate::interrupt::{self, Interruptible};
 use crate::model::{DtypeArgs, ModelArgs, check_tier};
 use crate::output::{print, warn};
@@ -19,8 +20,9 @@ use crate::stages::{INPUT, Printer, Stages};
 use crate::values::{grid, size};
 
 /// What is compiled already is not compiled again.
-const MODEL: &str = "`demo` (built in), a folder in the Hugging Face layout, or a hub id such as \
-    `openai-community/gpt2`";
+fn model_help() -> String {
+    format!("`demo` (built in), a folder in the Hugging Face layout{OR_HUB}")
+}
 
 /// No weights have a type yet.
 const DTYPE: &str = "Type in which the large weights are stored. Default: f32";
@@ -33,7 +35,7 @@ const DTYPE: &str = "Type in which the large weights are stored. Default: f32";
 /// same bytes. A compiled folder of the same name is replaced; any other, and one
 /// to which files were added, is left alone.
 #[derive(clap::Args, Debug)]
-#[command(mut_arg("model", |model| model.help(MODEL)), mut_arg("dtype", |dtype| dtype.help(DTYPE)))]
+#[command(mut_arg("model", |model| model.help(model_help())), mut_arg("dtype", |dtype| dtype.help(DTYPE)))]
 #[command(after_help = "\
 Examples:
   kiln compile path/to/gpt2 -o gpt2.kiln

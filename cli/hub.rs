@@ -3,7 +3,13 @@
 #[cfg(feature = "hub")]
 pub use fetching::folder;
 
-/// What a model can be besides what is in files, after a list of that, for a message.
+/// What a model can be besides what is in files, within a list.
+pub const HUB_ID: &str = match cfg!(feature = "hub") {
+    true => ", a hub id such as `openai-community/gpt2`",
+    false => "",
+};
+
+/// What a model can be besides what is in files, at the end of a list.
 pub const OR_HUB: &str = match cfg!(feature = "hub") {
     true => ", or a hub id such as `openai-community/gpt2`",
     false => ". This kiln was built without the feature `hub`, so it fetches no models",

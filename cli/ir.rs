@@ -11,22 +11,26 @@ use kiln_passes::{Changed, Pass, optimize_with, pipeline};
 
 use crate::failure::{Failure, Result};
 use crate::html::{self, Subject};
+use crate::hub::HUB_ID;
 use crate::model::{ModelArgs, Opened, check_dtype, dtype_parser};
 use crate::out_file::{OutFile, parse_path};
 use crate::output::print;
 use crate::stages::{INPUT, Printer, Stages, pass_name, pass_names};
 
 /// Graphs of any origin can be shown.
-const MODEL: &str = "`demo` (built in), a folder in the Hugging Face layout, a hub id such as \
-    `openai-community/gpt2`, a compiled `.kiln` folder, or a file of graphs as printed here; \
-    `-` reads graphs from standard input";
+fn model_help() -> String {
+    format!(
+        "`demo` (built in), a folder in the Hugging Face layout{HUB_ID}, a compiled `.kiln` folder, \
+         or a file of graphs as printed here; `-` reads graphs from standard input"
+    )
+}
 
 /// Print a model's graph, as built or after a pass
 ///
 /// The output can be edited and read back. The passes run in a fixed order, which
 /// `--list` prints.
 #[derive(clap::Args, Debug)]
-#[command(mut_arg("model", |model| model.help(MODEL)))]
+#[command(mut_arg("model", |model| model.help(model_help())))]
 #[command(after_help = "\
 Examples:
   kiln ir demo                             the graph of a step, as built

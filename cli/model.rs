@@ -12,7 +12,7 @@ use kiln_models::tokenizer::Tokenizer;
 use kiln_runtime::{Artifact, WeightFn};
 
 use crate::failure::{Failure, Result};
-use crate::hub::{self, OR_HUB};
+use crate::hub::{self, HUB_ID, OR_HUB};
 use crate::interpreter::Interpretable;
 use crate::progress::Bar;
 
@@ -25,9 +25,11 @@ const PLAN_FILE: &str = "plan.json";
 /// Which model.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// `demo` (built in), a folder in the Hugging Face layout, a hub id such as
-    /// `openai-community/gpt2`, or a compiled `.kiln` folder
+    /// A name or a path
     #[arg(required_unless_present = "random_weights")]
+    #[arg(help = format!(
+        "`demo` (built in), a folder in the Hugging Face layout{HUB_ID}, or a compiled `.kiln` folder"
+    ))]
     pub model: Option<String>,
 
     /// Instead of MODEL, use a published architecture with random weights, which needs
