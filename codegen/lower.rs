@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_ir::plan::{CONTEXT, PAST};
+use kiln_ir::plan::{BATCH, CONTEXT, PAST};
 use kiln_ir::{AttentionSpec, Bindings, Dim, DimError, Graph, Norm, Op, Symbol, ValueId};
 
 use crate::attention::{Attention, Split, splits, sums};
@@ -13,7 +13,6 @@ use crate::join::{self, GridSize};
 use crate::kernel::{Element, Launch};
 use crate::linear::{Blocked, Linear};
 use crate::place::{Local, Placement, Role, describe};
-use crate::plan::BATCH;
 use crate::row_norm::RowNorm;
 use crate::tier::{Shape, Tier};
 use crate::tile::{FEW, RowKernel, brings_row};

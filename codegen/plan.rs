@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::plan::{
-    Access, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
-    SliceRange, StateBuffer, Stream, Variant, always_within,
+    Access, BATCH, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
+    SEQ, SliceRange, StateBuffer, Stream, Variant, always_within,
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
@@ -23,14 +23,6 @@ use crate::trust;
 use crate::view::Base;
 use crate::weights::{self, Weights};
 use crate::{CompileOptions, DEFAULT_BINDING_LIMIT, DEFAULT_GRID};
-
-/// The symbol for the number of sequences, whose maximum may be lowered to make
-/// buffers fit.
-pub(crate) const BATCH: &str = "batch";
-
-/// The symbol for the number of tokens of each. A session takes a prompt in pieces, so
-/// where there are states its maximum is lowered first.
-const SEQ: &str = "seq";
 
 /// The name of a variant with joined launches.
 const JOINED: &str = "joined";
@@ -194,6 +186,7 @@ impl Placed {
                     maxima,
                 });
             };
+            // A session takes a prompt in pieces, so where there are states those get shorter.
             let names: &[&str] = match graph.states().is_empty() {
                 true => &[BATCH],
                 false => &[SEQ, BATCH],

@@ -27,18 +27,27 @@
 //!
 //! [`verify`](verify::verify) checks what a plan has to satisfy.
 
+mod slice;
 pub mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::dim::{Bindings, Dim, DimError, Symbol, SymbolDecl};
+use crate::dim::{Bindings, Dim, DimError, SymbolDecl};
 use crate::packing::{BAND_ROWS, Packing};
 use crate::types::{DType, TensorType};
 
+pub use slice::{SliceRange, always_within, least};
+
 /// The version of the plan format. A reader refuses another one.
 pub const PLAN_VERSION: u32 = 10;
+
+/// The symbol of an entry's graph that holds how many sequences there are.
+pub const BATCH: &str = "batch";
+
+/// The symbol that holds how many tokens each of them has.
+pub const SEQ: &str = "seq";
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -450,31 +459,6 @@ pub struct Entry {
     pub slices: Vec<SliceRange>,
     /// Specialisations; the first whose bounds hold is run.
     pub variants: Vec<Variant>,
-}
-
-/// Where a slice begins and ends along its axis, and what the axis has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SliceRange {
-    /// What it is called in the model, for a person.
-    pub name: String,
-    /// Its first element.
-    pub start: Dim,
-    /// The element behind its last.
-    pub end: Dim,
-    /// The size of the axis.
-    pub size: Dim,
-}
-
-/// Whether `start..end` was found to lie within `0..size` at all sizes that are [`least`] or
-/// more; whether symbols have maxima is not looked at.
-pub fn always_within(start: &Dim, end: &Dim, size: &Dim) -> bool {
-    let distances = [start.clone(), end - start, size - end];
-    distances.iter().all(|d| d.is_never_negative(least))
-}
-
-/// The least that a symbol of an entry point is when that is run.
-pub fn least(symbol: &Symbol) -> u64 {
-    u64::from(["batch", "seq", CONTEXT].contains(&symbol.name()))
 }
 
 /// An input or output.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use kiln_ir::plan::{Binding, Entry, Launch, Plan, Tier, Variant};
+use kiln_ir::plan::{Binding, Entry, Launch, Plan, SEQ, Tier, Variant};
 
 use crate::adapter::Adapter;
 use crate::ahead;
@@ -287,7 +287,7 @@ impl Model {
             ChoiceFile::open(dir, device.adapter(), [&tier.name, &key])
         });
         choice::settle(&mut tier, &on, choices.as_ref().map(|file| &file.choices));
-        let most = |step: &Entry| maxima(plan, step).get("seq").copied().unwrap_or(1);
+        let most = |step: &Entry| maxima(plan, step).get(SEQ).copied().unwrap_or(1);
         let for_sessions = !options.sessions.is_empty();
         if let (Some(step), true) = (tier.entries.get_mut(STEP), for_sessions) {
             let most = most(step);

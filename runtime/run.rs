@@ -1,6 +1,6 @@
 //! Running an entry once, with outputs collected or streamed.
 
-use kiln_ir::plan::{CONTEXT, PAST, least};
+use kiln_ir::plan::{BATCH, CONTEXT, PAST, SEQ, least};
 use kiln_ir::{Bindings, DType, Symbol};
 
 use crate::dims::Values;
@@ -132,8 +132,8 @@ impl Model {
             flat.resize((sequence + 1) * longest, 0);
         }
         let bindings = Bindings::new()
-            .with("batch", ids.len() as u64)
-            .with("seq", longest as u64);
+            .with(BATCH, ids.len() as u64)
+            .with(SEQ, longest as u64);
         Ok((flat, bindings))
     }
 
@@ -246,10 +246,10 @@ impl Model {
                     value,
                     max,
                     advice: match name {
-                        "batch" => {
+                        BATCH => {
                             "compile the model with a larger --max-batch, or run fewer at a time"
                         }
-                        "seq" | "past" | CONTEXT => {
+                        SEQ | PAST | CONTEXT => {
                             "use fewer tokens, or compile the model with a larger --max-context"
                         }
                         _ => "compile the model for larger sizes",
@@ -390,7 +390,7 @@ fn check_sizes(program: &Program, bindings: &Bindings) -> Result<()> {
         }
     }
     let of = |name: &str| bindings.get(&Symbol::new(name)).unwrap_or(0);
-    let (past, seq) = (of(PAST), of("seq"));
+    let (past, seq) = (of(PAST), of(SEQ));
     if let Some(context) = bindings.get(&Symbol::new(CONTEXT))
         && past + seq > context
     {

@@ -1,7 +1,7 @@
 //! Sessions: the entry `step` with states that are kept between calls.
 
 use kiln_ir::Bindings;
-use kiln_ir::plan::CONTEXT;
+use kiln_ir::plan::{BATCH, CONTEXT, PAST, SEQ};
 
 use crate::dims::Values;
 use crate::error::{Error, Result};
@@ -70,32 +70,32 @@ impl<'m> Session<'m> {
         if batch == 0 {
             return Err(Error::Ids("a session has at least one sequence".to_owned()));
         }
-        let batch_symbol = Bindings::new().with("batch", batch as u64);
+        let batch_symbol = Bindings::new().with(BATCH, batch as u64);
         let mut capacity = model.values(program, &batch_symbol)?;
         let slots = &model.slots;
         capacity.set(slots, CONTEXT, context);
 
-        let most = program.maxima.get("seq").copied().unwrap_or(1).min(context);
+        let most = program.maxima.get(SEQ).copied().unwrap_or(1).min(context);
         let longest = model.sessions.iter().map(|s| s.prompt).max();
         let most = longest.map_or(most, |longest| most.min(longest.max(1)));
         let piece = longest_piece(batch as u64, most, |seq| {
-            capacity.set(slots, "seq", seq);
+            capacity.set(slots, SEQ, seq);
             Ok(program.variant(&capacity).is_ok())
         })?;
-        capacity.set(slots, "seq", piece);
+        capacity.set(slots, SEQ, piece);
         let loaded_for = model.sessions.iter().map(|s| s.batch).max();
         program
             .variant(&capacity)
             .map_err(|error| match (error, loaded_for) {
                 (error @ Error::Slice { .. }, _) | (error, None) => error,
                 (_, Some(max)) => Error::Size {
-                    symbol: "batch".to_owned(),
+                    symbol: BATCH.to_owned(),
                     value: batch as u64,
                     max,
                     advice: "load the model for sessions of this size",
                 },
             })?;
-        capacity.set(slots, "past", context - 1);
+        capacity.set(slots, PAST, context - 1);
 
         let [output, ..] = program.outputs.as_slice() else {
             return Err(Error::plan("`step` has no output"));
@@ -349,9 +349,9 @@ impl<'m> Session<'m> {
     fn sizes(&self, seq: u64, past: u64) -> Values {
         let slots = &self.model.slots;
         let mut values = slots.values();
-        values.set(slots, "batch", self.batch as u64);
-        values.set(slots, "seq", seq);
-        values.set(slots, "past", past);
+        values.set(slots, BATCH, self.batch as u64);
+        values.set(slots, SEQ, seq);
+        values.set(slots, PAST, past);
         values.set(slots, CONTEXT, self.context);
         values
     }

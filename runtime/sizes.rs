@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kiln_ir::Bindings;
-use kiln_ir::plan::{CONTEXT, Entry, PAST, Variant};
+use kiln_ir::plan::{BATCH, CONTEXT, Entry, PAST, SEQ, Variant};
 
 use crate::error::Result;
 
@@ -102,8 +102,8 @@ fn taking(entry: &Entry, batch: u64, seq: u64) -> Result<Vec<usize>> {
 /// The variants that take these sizes.
 fn taking_all(entry: &Entry, batch: u64, seq: u64) -> Result<Vec<usize>> {
     let sizes = Bindings::new()
-        .with("batch", batch)
-        .with("seq", seq)
+        .with(BATCH, batch)
+        .with(SEQ, seq)
         .with(PAST, 0)
         .with(CONTEXT, seq);
     let mut out = Vec::new();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use kiln_ir::plan::{CONTEXT, PAST};
+use kiln_ir::plan::{BATCH, CONTEXT, PAST, SEQ};
 
 use crate::choice::ChoiceFile;
 use crate::dims::Values;
@@ -374,7 +374,7 @@ impl Model {
     /// last: of a prompt, or else of a token of each of several sequences.
     fn steps_of(&self, program: &Program, variant: usize) -> Vec<[u64; 2]> {
         let most = |symbol: &str| program.maxima.get(symbol).copied().unwrap_or(1);
-        let longest = most("seq").min(PIECE_ROWS).min(self.plan.model.max_context);
+        let longest = most(SEQ).min(PIECE_ROWS).min(self.plan.model.max_context);
         let is_run = |size: &[u64; 2]| {
             let taken = program.variant(&sizes(self, *size, size[1]));
             taken.is_ok_and(|taken| taken == variant)
@@ -384,7 +384,7 @@ impl Model {
         if !prompts.is_empty() {
             return prompts;
         }
-        let batches = rising(most("batch").min(SEQUENCES)).map(|batch| [batch, 1]);
+        let batches = rising(most(BATCH).min(SEQUENCES)).map(|batch| [batch, 1]);
         batches.filter(is_run).collect()
     }
 
@@ -442,12 +442,7 @@ impl Model {
 /// Values for so many tokens of each of so many sequences.
 fn sizes(model: &Model, [batch, seq]: [u64; 2], context: u64) -> Values {
     let mut values = model.slots.values();
-    for (symbol, value) in [
-        ("batch", batch),
-        ("seq", seq),
-        (PAST, 0),
-        (CONTEXT, context),
-    ] {
+    for (symbol, value) in [(BATCH, batch), (SEQ, seq), (PAST, 0), (CONTEXT, context)] {
         values.set(&model.slots, symbol, value);
     }
     values

@@ -219,6 +219,12 @@ def run(one: Peer, device: str, args, folder: str) -> tuple[dict | None, str | N
     return report, reason or (None if report["complete"] else "ended before its last case")
 
 
+def keep(args, found: Comparison):
+    """Writes what there is so far, should this program be stopped."""
+    if args.json != "-":
+        write(args, found)
+
+
 def write(args, found: Comparison):
     if args.json == "-":
         print(json.dumps(found.as_dict()))
@@ -247,8 +253,7 @@ def main():
             found.reports.append(kiln_bench.as_report(kiln(args, dtype, kiln_device)))
         except kiln_bench.Failed as error:
             found.missing.append({"peer": f"kiln {dtype}", "reason": str(error), "install": None})
-        if args.json != "-":
-            write(args, found)
+        keep(args, found)
     with tempfile.TemporaryDirectory() as folder:
         for one in PEERS:
             if one.name not in args.peers:
@@ -265,9 +270,7 @@ def main():
                     found.partial.append(about)
                 elif reason:
                     found.missing.append(about | {"install": None})
-                # What there is, should this program be stopped.
-                if args.json != "-":
-                    write(args, found)
+                keep(args, found)
     try:
         found.kiln.append(kiln(args, args.kiln_dtype, kiln_device))
     except kiln_bench.Failed as error:

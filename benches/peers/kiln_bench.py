@@ -76,7 +76,7 @@ def as_report(found: dict) -> dict:
     measured = [
         mode
         | {"what": what, "batch": batch, "length": length, "ms": ms, "runs": runs}
-        | {"tokens_per_s": batch * (length if what == "prefill" else 1) / ms * 1e3}
+        | {"tokens_per_s": peer.tokens_per_s(what, batch, length, ms)}
         for (what, batch, length), (ms, runs) in found["cases"].items()
     ]
     skipped = [mode | {"what": "case"} | case for case in about["skipped"]]

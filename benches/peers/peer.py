@@ -139,6 +139,11 @@ def repeat(work: Callable[[], None], seconds: float, prepare: Callable[[], None]
     return statistics.median_high(times), len(times)
 
 
+def tokens_per_s(what: str, batch: int, length: int, ms: float) -> float:
+    """Of all sequences together."""
+    return batch * (length if what == "prefill" else 1) / ms * 1e3
+
+
 def replace(path: str, text: str):
     """Writes a file so that it is whole whenever this program is stopped."""
     # A device or a pipe is written to, not replaced.
@@ -195,9 +200,10 @@ class Report:
             self.skipped.append(case | {"reason": reason})
             remark(f"{label}: {reason}")
             return
-        rate = batch * (length if what == "prefill" else 1) / seconds
-        self.measured.append(case | {"ms": seconds * 1e3, "tokens_per_s": rate, "runs": runs})
-        remark(f"{label}: {seconds * 1e3:.3f} ms, {rate:.1f} tokens/s, {runs} runs")
+        ms = seconds * 1e3
+        rate = tokens_per_s(what, batch, length, ms)
+        self.measured.append(case | {"ms": ms, "tokens_per_s": rate, "runs": runs})
+        remark(f"{label}: {ms:.3f} ms, {rate:.1f} tokens/s, {runs} runs")
 
     def to_file(self) -> bool:
         return self.args.json not in (None, "-")
