@@ -316,6 +316,15 @@ impl<'a, T: Real> Interpreter<'a, T> {
         states: &mut Tensors<T>,
         symbols: &Bindings,
     ) -> Result<Tensors<T>, InterpError> {
+        T::interpret(self, inputs, states, symbols)
+    }
+
+    fn compute(
+        &self,
+        inputs: &Tensors<T>,
+        states: &mut Tensors<T>,
+        symbols: &Bindings,
+    ) -> Result<Tensors<T>, InterpError> {
         let bindings = self.bind(inputs, states, symbols)?;
         let mut values = self.evaluate(inputs, states, &bindings)?;
         let graph: &Graph = &self.graph;

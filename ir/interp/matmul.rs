@@ -13,7 +13,7 @@ use super::tensor::View;
 
 /// Rows of equal distance in a slice; columns are contiguous.
 #[derive(Clone, Copy, Debug)]
-pub struct Matrix<'s, T> {
+pub(super) struct Matrix<'s, T> {
     data: &'s [T],
     offset: usize,
     stride: usize,
@@ -265,8 +265,8 @@ fn product<T: Real>(
         let a = a.at(row, 0);
         let size = [rows, cols, k];
         match kind {
-            Kind::Dots => T::dots(a, b.at(from, 0), size, out, stride),
-            Kind::Sums => T::sums(a, b.at(0, from), size, out, stride),
+            Kind::Dots => dots_into(a, b.at(from, 0), size, out, stride),
+            Kind::Sums => sums_into(a, b.at(0, from), size, out, stride),
         }
     };
     if m * n * k <= SERIAL {
@@ -357,8 +357,8 @@ pub(super) fn matmul<T: Real>(
         let x = Matrix::new(a.data(), at_a, a.strides[rank - 2]);
         let y = Matrix::new(b.data(), at_b, b_stride);
         match kind {
-            Kind::Dots => T::dots(x, y, [m, n, k], out, n),
-            Kind::Sums => T::sums(x, y, [m, n, k], out, n),
+            Kind::Dots => dots_into(x, y, [m, n, k], out, n),
+            Kind::Sums => sums_into(x, y, [m, n, k], out, n),
         }
     };
     let parts = m * n;

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::fmt::{Debug, Display};
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use super::matmul::{Matrix, dots_into, sums_into};
+use super::{InterpError, Interpreter, Tensors};
+use crate::dim::Bindings;
 
 mod sealed {
     pub trait Sealed {}
@@ -65,25 +66,15 @@ pub trait Real:
     /// The smaller; the other one if one is NaN.
     fn smaller(self, other: Self) -> Self;
 
-    /// `out[i*stride + j] = x[i] . w[j]` for `k` columns. Not generic, so that
-    /// it is compiled with this crate's optimisation level, not its user's.
+    /// [`Interpreter::run_with`]. Not generic, so that it is compiled once, in this
+    /// crate and at its optimisation level, not in each of its users.
     #[doc(hidden)]
-    fn dots(
-        x: Matrix<'_, Self>,
-        w: Matrix<'_, Self>,
-        size: [usize; 3],
-        out: &mut [Self],
-        stride: usize,
-    );
-    /// `out[i*stride + j] = sum over r of a[i][r] * b[r][j]`.
-    #[doc(hidden)]
-    fn sums(
-        a: Matrix<'_, Self>,
-        b: Matrix<'_, Self>,
-        size: [usize; 3],
-        out: &mut [Self],
-        stride: usize,
-    );
+    fn interpret(
+        interpreter: &Interpreter<'_, Self>,
+        inputs: &Tensors<Self>,
+        states: &mut Tensors<Self>,
+        symbols: &Bindings,
+    ) -> Result<Tensors<Self>, InterpError>;
 }
 
 macro_rules! real {
@@ -137,23 +128,13 @@ macro_rules! real {
             fn smaller(self, other: Self) -> Self {
                 $t::min(self, other)
             }
-            fn dots(
-                x: Matrix<'_, Self>,
-                w: Matrix<'_, Self>,
-                size: [usize; 3],
-                out: &mut [Self],
-                stride: usize,
-            ) {
-                dots_into(x, w, size, out, stride);
-            }
-            fn sums(
-                a: Matrix<'_, Self>,
-                b: Matrix<'_, Self>,
-                size: [usize; 3],
-                out: &mut [Self],
-                stride: usize,
-            ) {
-                sums_into(a, b, size, out, stride);
+            fn interpret(
+                interpreter: &Interpreter<'_, Self>,
+                inputs: &Tensors<Self>,
+                states: &mut Tensors<Self>,
+                symbols: &Bindings,
+            ) -> Result<Tensors<Self>, InterpError> {
+                interpreter.compute(inputs, states, symbols)
             }
         }
     };
