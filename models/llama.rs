@@ -1,5 +1,5 @@
 //! Llama: *The Llama 3 Herd of Models*, Grattafiori et al., 2024, and its
-//! relatives SmolLM2 and Qwen 2.
+//! relatives Mistral, SmolLM2, Qwen 2 and Qwen 3.
 //!
 //! What differs from GPT-2: norms by the root mean square alone, positions by a
 //! rotary embedding of queries and keys, keys and values that groups of query
@@ -12,7 +12,7 @@ mod config;
 mod rope;
 mod weights;
 
-use kiln_ir::{Activation, GraphBuilder, GraphError, ValueId};
+use kiln_ir::{Activation, Dim, GraphBuilder, GraphError, ValueId};
 
 use crate::adapter::{Part, Placement};
 use crate::config::ConfigError;
@@ -27,12 +27,16 @@ pub use rope::{Llama3Scaling, Rope};
 
 /// The family's line in the registry.
 pub(crate) const FAMILY: Family = Family {
-    model_types: &["llama", "qwen2"],
+    model_types: &["llama", "mistral", "qwen2", "qwen3"],
     architectures: &[
         "LlamaForCausalLM",
         "LlamaModel",
+        "MistralForCausalLM",
+        "MistralModel",
         "Qwen2ForCausalLM",
         "Qwen2Model",
+        "Qwen3ForCausalLM",
+        "Qwen3Model",
     ],
     from_config: |text| model(LlamaConfig::from_json(text)?, text),
     presets: || LlamaConfig::preset_names().collect(),
@@ -91,7 +95,7 @@ impl Decoder for Llama {
     }
 
     fn max_context(&self) -> usize {
-        self.config.max_position_embeddings
+        self.config.max_context()
     }
 
     fn eos_tokens(&self) -> &[u32] {
@@ -173,6 +177,8 @@ struct Attention {
     /// Queries, keys and values, side by side; stored as three.
     qkv_proj: Linear,
     o_proj: Linear,
+    /// Of the queries and of the keys of each head, in Qwen 3.
+    head_norms: Option<[RmsNorm; 2]>,
     rotary: Rotary,
     /// Query heads.
     heads: usize,
@@ -187,6 +193,10 @@ impl Attention {
         Attention {
             qkv_proj: Linear::new("qkv_proj", width, queries + 2 * keys).with_bias(config.qkv_bias),
             o_proj: Linear::new("o_proj", queries, width).with_bias(config.o_bias),
+            head_norms: (config.variant == Variant::Qwen3).then(|| {
+                ["q_norm", "k_norm"]
+                    .map(|name| RmsNorm::new(name, config.head_dim, config.rms_norm_eps))
+            }),
             rotary: rotary.clone(),
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
@@ -208,6 +218,16 @@ impl Attention {
             let v_end = k_end + self.kv_heads * self.head_dim;
             let qk = g.slice(qkv, 2, 0, k_end)?;
             let v = g.slice(qkv, 2, k_end, v_end)?;
+            let qk = match &self.head_norms {
+                Some([q_norm, k_norm]) => {
+                    let q = g.slice(qk, 2, 0, q_end)?;
+                    let k = g.slice(qk, 2, q_end, k_end)?;
+                    let q = for_each_head(g, q_norm, q, self.heads)?;
+                    let k = for_each_head(g, k_norm, k, self.kv_heads)?;
+                    g.concat(&[q, k], 2)?
+                }
+                None => qk,
+            };
             // Queries and keys turn together.
             let qk = g.scope("rotary_emb", |g| self.rotary.forward(g, qk, angles))?;
             let q = g.slice(qk, 2, 0, q_end)?;
@@ -230,6 +250,17 @@ impl Attention {
             Ok((self.o_proj.forward(g, merged)?, probabilities))
         })
     }
+}
+
+/// `x[.., heads * width]`, each head normalised.
+fn for_each_head(g: &mut GraphBuilder, norm: &RmsNorm, x: ValueId, heads: usize) -> Built {
+    let whole = g.shape(x);
+    let mut apart = whole.clone();
+    let width = apart.pop().and_then(|w| w.as_const()).unwrap_or(0);
+    apart.extend([Dim::from(heads), Dim::constant(width / heads as u64)]);
+    let apart = g.reshape(x, apart)?;
+    let normed = norm.forward(g, apart)?;
+    g.reshape(normed, whole)
 }
 
 /// The feed-forward part, with a gate: SwiGLU where the nonlinearity is SiLU

@@ -34,6 +34,18 @@ fn artifact(fixture: &Fixture, packing: Packing, grid: u32) -> Artifact {
     in_memory(compiled, &*fixture.loaded.params)
 }
 
+/// How many buffers the joined launches of the tier `subgroup` need.
+fn most_buffers(artifact: &Artifact) -> u64 {
+    let tier = artifact.tier("subgroup").unwrap();
+    let variants = tier.entries.values().flat_map(|e| &e.variants);
+    let grids = variants.filter_map(|v| v.grid.as_ref());
+    let buffers = grids.filter_map(|grid| {
+        let limits = &grid.requires.limits;
+        limits.get("max_storage_buffers_per_shader_stage")
+    });
+    buffers.max().copied().unwrap()
+}
+
 /// Every fixture, token by token and in generation, in a grid of one workgroup, which
 /// waits for nobody.
 fn conforms(family: &str) {
@@ -41,7 +53,14 @@ fn conforms(family: &str) {
         let fixture = Fixture::open(&folder);
         let artifact = artifact(&fixture, Packing::F32, 1);
         let model = open(NATIVE, "subgroup", &artifact);
-        assert!(model.joins(), "{}", fixture.name);
+        // A layer of Qwen3 binds more than software drivers do.
+        let bindable = model.device().limits().max_storage_buffers_per_shader_stage;
+        assert_eq!(
+            model.joins(),
+            most_buffers(&artifact) <= bindable.into(),
+            "{}",
+            fixture.name
+        );
         let mut on = On::new(&fixture, &model, fixture.cases());
         on.label.push_str(", joined");
         on.pieces();

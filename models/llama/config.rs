@@ -16,18 +16,76 @@ const MAX_HEAD_DIM: usize = 8192;
 pub enum Variant {
     /// Llama 2 and 3, SmolLM2, and all who share their form.
     Llama,
+    /// Mistral: attention may reach back no further than a window
+    /// (<https://arxiv.org/abs/2310.06825>).
+    Mistral,
     /// Qwen 2 and 2.5: queries, keys and values have biases.
     Qwen2,
+    /// Qwen 3: the queries and the keys of each head are normalised
+    /// (<https://arxiv.org/abs/2505.09388>).
+    Qwen3,
+}
+
+/// What transformers takes for settings that are absent, where variants differ.
+struct Defaults {
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    intermediate_size: usize,
+    /// As many as query heads, if `None`.
+    num_key_value_heads: Option<usize>,
+    /// The width of the residual stream by the number of query heads, if `None`.
+    head_dim: Option<usize>,
+    eos_token_id: Option<u32>,
 }
 
 impl Variant {
-    const ALL: [Variant; 2] = [Variant::Llama, Variant::Qwen2];
+    const ALL: [Variant; 4] = [
+        Variant::Llama,
+        Variant::Mistral,
+        Variant::Qwen2,
+        Variant::Qwen3,
+    ];
 
     /// What it is called in `model_type`.
     pub fn model_type(self) -> &'static str {
         match self {
             Variant::Llama => "llama",
+            Variant::Mistral => "mistral",
             Variant::Qwen2 => "qwen2",
+            Variant::Qwen3 => "qwen3",
+        }
+    }
+
+    fn defaults(self) -> Defaults {
+        let llama = Defaults {
+            vocab_size: 32_000,
+            max_position_embeddings: 2048,
+            intermediate_size: 11_008,
+            num_key_value_heads: None,
+            head_dim: None,
+            eos_token_id: Some(2),
+        };
+        let qwen2 = Defaults {
+            vocab_size: 151_936,
+            max_position_embeddings: 32_768,
+            intermediate_size: 22_016,
+            num_key_value_heads: Some(32),
+            head_dim: None,
+            eos_token_id: None,
+        };
+        match self {
+            Variant::Llama => llama,
+            Variant::Mistral => Defaults {
+                max_position_embeddings: 131_072,
+                intermediate_size: 14_336,
+                num_key_value_heads: Some(8),
+                ..llama
+            },
+            Variant::Qwen2 => qwen2,
+            Variant::Qwen3 => Defaults {
+                head_dim: Some(128),
+                ..qwen2
+            },
         }
     }
 
@@ -35,7 +93,9 @@ impl Variant {
     fn architectures(self) -> [&'static str; 2] {
         match self {
             Variant::Llama => ["LlamaForCausalLM", "LlamaModel"],
+            Variant::Mistral => ["MistralForCausalLM", "MistralModel"],
             Variant::Qwen2 => ["Qwen2ForCausalLM", "Qwen2Model"],
+            Variant::Qwen3 => ["Qwen3ForCausalLM", "Qwen3Model"],
         }
     }
 
@@ -60,6 +120,9 @@ pub struct LlamaConfig {
     pub vocab_size: usize,
     /// The longest context, in tokens (`max_position_embeddings`).
     pub max_position_embeddings: usize,
+    /// How many tokens attention reaches back, the token itself among them, if
+    /// some layer's does not reach back to the first (`sliding_window`).
+    pub sliding_window: Option<usize>,
     /// The width of the residual stream (`hidden_size`).
     pub hidden_size: usize,
     /// The width inside the feed-forward part of a block (`intermediate_size`).
@@ -80,12 +143,13 @@ pub struct LlamaConfig {
     /// The rotary embedding's frequencies.
     pub rope: Rope,
     /// Whether queries, keys and values have biases (`attention_bias`; always
-    /// in Qwen2).
+    /// in Qwen2, never in Mistral).
     pub qkv_bias: bool,
     /// Whether the attention's output has a bias (`attention_bias`; never in
-    /// Qwen2).
+    /// Qwen2 and Mistral).
     pub o_bias: bool,
-    /// Whether the feed-forward part's layers have biases (`mlp_bias`).
+    /// Whether the feed-forward part's layers have biases (`mlp_bias`; in Llama
+    /// alone).
     pub mlp_bias: bool,
     /// The head: tied, its own, or none.
     pub head: Head,
@@ -108,46 +172,61 @@ impl LlamaConfig {
         let settings = Settings::parse(text)?;
         let variant = Variant::from_settings(&settings)?;
         let size = |key, default| Ok(settings.size(&[key])?.unwrap_or(default));
-        let is_llama = variant == Variant::Llama;
+        let defaults = variant.defaults();
         let hidden_size = size("hidden_size", 4096)?;
+        let num_hidden_layers = settings
+            .size_up_to(&["num_hidden_layers"], MAX_LAYERS)?
+            .unwrap_or(32);
         let num_attention_heads = size("num_attention_heads", 32)?;
         let attention_bias = settings.switch("attention_bias")?.unwrap_or(false);
-        let max_position_embeddings = size(
-            "max_position_embeddings",
-            if is_llama { 2048 } else { 32_768 },
-        )?;
-        let vocab_size = size("vocab_size", if is_llama { 32_000 } else { 151_936 })?;
-        // Qwen2 has a number of its own where the setting is absent.
-        let own_kv_heads = !is_llama && settings.is_absent("num_key_value_heads");
-        let kv_heads = if own_kv_heads {
-            32
-        } else {
-            num_attention_heads
+        let max_position_embeddings =
+            size("max_position_embeddings", defaults.max_position_embeddings)?;
+        let vocab_size = size("vocab_size", defaults.vocab_size)?;
+        // A setting of `null` means as many as query heads, whatever the variant.
+        let kv_heads = match settings.is_absent("num_key_value_heads") {
+            true => defaults.num_key_value_heads,
+            false => None,
         };
         let config = LlamaConfig {
             variant,
             vocab_size,
             max_position_embeddings,
+            sliding_window: sliding_window(
+                &settings,
+                variant,
+                num_hidden_layers,
+                max_position_embeddings,
+            )?,
             hidden_size,
-            intermediate_size: size("intermediate_size", if is_llama { 11_008 } else { 22_016 })?,
-            num_hidden_layers: settings
-                .size_up_to(&["num_hidden_layers"], MAX_LAYERS)?
-                .unwrap_or(32),
+            intermediate_size: size("intermediate_size", defaults.intermediate_size)?,
+            num_hidden_layers,
             num_attention_heads,
-            num_key_value_heads: size("num_key_value_heads", kv_heads)?,
-            head_dim: head_dim(&settings, hidden_size, num_attention_heads)?,
+            num_key_value_heads: size(
+                "num_key_value_heads",
+                kv_heads.unwrap_or(num_attention_heads),
+            )?,
+            head_dim: match (settings.is_absent("head_dim"), defaults.head_dim) {
+                (true, Some(head_dim)) => head_dim,
+                _ => head_dim(&settings, hidden_size, num_attention_heads)?,
+            },
             hidden_act: settings
                 .activation("hidden_act")?
                 .unwrap_or(Activation::Silu),
             rms_norm_eps: settings.positive("rms_norm_eps")?.unwrap_or(1e-6),
             rope: Rope::from_settings(&settings, max_position_embeddings)?,
-            qkv_bias: !is_llama || attention_bias,
-            o_bias: is_llama && attention_bias,
-            mlp_bias: is_llama && settings.switch("mlp_bias")?.unwrap_or(false),
+            qkv_bias: match variant {
+                Variant::Llama | Variant::Qwen3 => attention_bias,
+                Variant::Mistral => false,
+                Variant::Qwen2 => true,
+            },
+            o_bias: match variant {
+                Variant::Llama | Variant::Qwen3 => attention_bias,
+                Variant::Mistral | Variant::Qwen2 => false,
+            },
+            mlp_bias: variant == Variant::Llama && settings.switch("mlp_bias")?.unwrap_or(false),
             head: Head::from_settings(&settings, variant.architectures(), false)?,
-            eos_token_ids: settings.eos_tokens(is_llama.then_some(2), vocab_size),
+            eos_token_ids: settings.eos_tokens(defaults.eos_token_id, vocab_size),
         };
-        refuse_windows(&settings, &config)?;
         config.check()?;
         Ok(config)
     }
@@ -173,6 +252,9 @@ impl LlamaConfig {
             "mlp_bias": self.mlp_bias,
             "tie_word_embeddings": self.head == Head::Tied,
             "eos_token_id": self.eos_token_ids,
+            "sliding_window": self.sliding_window,
+            "use_sliding_window": self.sliding_window.is_some(),
+            "max_window_layers": 0,
         });
         if let Value::Object(map) = &mut config {
             map.extend(self.rope.to_settings());
@@ -190,6 +272,13 @@ impl LlamaConfig {
     /// The names of the published models, smallest first.
     pub fn preset_names() -> impl Iterator<Item = &'static str> {
         PRESETS.iter().map(|preset| preset.name)
+    }
+
+    /// The longest context that is computed, in tokens: one within which no window
+    /// hides anything.
+    pub fn max_context(&self) -> usize {
+        let window = self.sliding_window.unwrap_or(usize::MAX);
+        window.min(self.max_position_embeddings)
     }
 
     /// The width of all query heads together.
@@ -242,48 +331,66 @@ fn head_dim(settings: &Settings, hidden: usize, heads: usize) -> Result<usize, C
     }
 }
 
-/// Refuses windows that some layer's attention is kept to. One as long as the
-/// longest context, or one that no layer has, changes nothing.
-fn refuse_windows(settings: &Settings, config: &LlamaConfig) -> Result<(), ConfigError> {
-    let full = "only attention to the whole context is";
-    let number = |key| settings.get(key).and_then(Value::as_u64);
-    let window = settings.get("sliding_window");
-    if number("sliding_window").is_some_and(|n| n >= config.max_position_embeddings as u64) {
-        return Ok(());
-    }
+/// What `sliding_window` is where it is absent and layers have windows.
+const WINDOW: usize = 4096;
+
+/// The layers without a window of a Qwen that does not say how many.
+const MAX_WINDOW_LAYERS: u64 = 28;
+
+/// How far attention reaches back in the layers where that is less than the longest
+/// context, if there are any.
+fn sliding_window(
+    settings: &Settings,
+    variant: Variant,
+    layers: usize,
+    context: usize,
+) -> Result<Option<usize>, ConfigError> {
+    let absent = settings.is_absent("sliding_window");
     let switch = settings.switch("use_sliding_window")?;
-    if let Some(kinds) = settings.get("layer_types") {
-        let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
-        return match kinds.iter().find(|kind| **kind != "full_attention") {
-            Some(other) => Err(settings.unsupported("layer_types", other, full)),
-            None => Ok(()),
-        };
+    let wanted = match variant {
+        // transformers knows none here, but models of Mistral's form may call themselves
+        // Llama's.
+        Variant::Llama => switch.unwrap_or(!absent),
+        Variant::Mistral => true,
+        Variant::Qwen2 | Variant::Qwen3 => switch.unwrap_or(false),
+    };
+    if !wanted || !some_layer_has_window(settings, variant, layers)? {
+        return Ok(None);
     }
-    match config.variant {
-        // Layers from `max_window_layers` on have a window, if it is asked for.
-        Variant::Qwen2 => {
-            let without = number("max_window_layers").unwrap_or(QWEN2_MAX_WINDOW_LAYERS);
-            let no_window = window.is_none() && !settings.is_absent("sliding_window");
-            if switch == Some(true) && !no_window && without < config.num_hidden_layers as u64 {
-                return Err(settings.unsupported("use_sliding_window", true, full));
-            }
-        }
-        Variant::Llama => {
-            if switch == Some(true) {
-                return Err(settings.unsupported("use_sliding_window", true, full));
-            }
-            // Models of Mistral's form have a window where they do not say
-            // otherwise.
-            if let (None, Some(window)) = (switch, window) {
-                return Err(settings.unsupported("sliding_window", window, full));
-            }
-        }
-    }
-    Ok(())
+    let window = match absent {
+        true => Some(WINDOW),
+        false => settings.size(&["sliding_window"])?,
+    };
+    Ok(window.filter(|window| *window < context))
 }
 
-/// The layers without a window of a Qwen2 that does not say how many.
-const QWEN2_MAX_WINDOW_LAYERS: u64 = 28;
+fn some_layer_has_window(
+    settings: &Settings,
+    variant: Variant,
+    layers: usize,
+) -> Result<bool, ConfigError> {
+    if let Some(kinds) = settings.get("layer_types") {
+        const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
+        let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
+        if let Some(other) = kinds
+            .iter()
+            .find(|k| !KINDS.iter().any(|known| **k == *known))
+        {
+            let known = format!("those it does are {}", KINDS.join(" and "));
+            return Err(settings.unsupported("layer_types", other, known));
+        }
+        // Mistral has one window for all layers, whatever is said of each.
+        let sliding = kinds.iter().any(|kind| *kind == KINDS[1]);
+        return Ok(sliding || variant == Variant::Mistral);
+    }
+    Ok(match variant {
+        Variant::Llama | Variant::Mistral => true,
+        Variant::Qwen2 | Variant::Qwen3 => {
+            let without = settings.get("max_window_layers").and_then(Value::as_u64);
+            without.unwrap_or(MAX_WINDOW_LAYERS) < layers as u64
+        }
+    })
+}
 
 /// A published model.
 struct Preset {
@@ -296,6 +403,7 @@ struct Preset {
     layers: usize,
     /// Query heads, and key and value heads.
     heads: (usize, usize),
+    head_dim: usize,
     theta: f64,
     /// The factor of its `llama3` scaling, if it has one.
     stretched: Option<f64>,
@@ -303,7 +411,7 @@ struct Preset {
     eos: u32,
 }
 
-const PRESETS: [Preset; 6] = [
+const PRESETS: [Preset; 8] = [
     Preset {
         name: "smollm2-135m",
         variant: Variant::Llama,
@@ -313,6 +421,7 @@ const PRESETS: [Preset; 6] = [
         intermediate: 1536,
         layers: 30,
         heads: (9, 3),
+        head_dim: 64,
         theta: 1e5,
         stretched: None,
         eps: 1e-5,
@@ -327,6 +436,7 @@ const PRESETS: [Preset; 6] = [
         intermediate: 2560,
         layers: 32,
         heads: (15, 5),
+        head_dim: 64,
         theta: 1e5,
         stretched: None,
         eps: 1e-5,
@@ -341,10 +451,26 @@ const PRESETS: [Preset; 6] = [
         intermediate: 4864,
         layers: 24,
         heads: (14, 2),
+        head_dim: 64,
         theta: 1e6,
         stretched: None,
         eps: 1e-6,
         eos: 151_643,
+    },
+    Preset {
+        name: "qwen3-0.6b",
+        variant: Variant::Qwen3,
+        vocab: 151_936,
+        context: 40_960,
+        hidden: 1024,
+        intermediate: 3072,
+        layers: 28,
+        heads: (16, 8),
+        head_dim: 128,
+        theta: 1e6,
+        stretched: None,
+        eps: 1e-6,
+        eos: 151_645,
     },
     Preset {
         name: "llama-3.2-1b",
@@ -355,6 +481,7 @@ const PRESETS: [Preset; 6] = [
         intermediate: 8192,
         layers: 16,
         heads: (32, 8),
+        head_dim: 64,
         theta: 5e5,
         stretched: Some(32.0),
         eps: 1e-5,
@@ -369,10 +496,26 @@ const PRESETS: [Preset; 6] = [
         intermediate: 8960,
         layers: 28,
         heads: (12, 2),
+        head_dim: 128,
         theta: 1e6,
         stretched: None,
         eps: 1e-6,
         eos: 151_643,
+    },
+    Preset {
+        name: "qwen3-1.7b",
+        variant: Variant::Qwen3,
+        vocab: 151_936,
+        context: 40_960,
+        hidden: 2048,
+        intermediate: 6144,
+        layers: 28,
+        heads: (16, 8),
+        head_dim: 128,
+        theta: 1e6,
+        stretched: None,
+        eps: 1e-6,
+        eos: 151_645,
     },
     Preset {
         name: "llama-3.2-3b",
@@ -383,6 +526,7 @@ const PRESETS: [Preset; 6] = [
         intermediate: 8192,
         layers: 28,
         heads: (24, 8),
+        head_dim: 128,
         theta: 5e5,
         stretched: Some(32.0),
         eps: 1e-5,
@@ -397,12 +541,13 @@ impl Preset {
             variant: self.variant,
             vocab_size: self.vocab,
             max_position_embeddings: self.context,
+            sliding_window: None,
             hidden_size: self.hidden,
             intermediate_size: self.intermediate,
             num_hidden_layers: self.layers,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
-            head_dim: self.hidden / heads,
+            head_dim: self.head_dim,
             hidden_act: Activation::Silu,
             rms_norm_eps: self.eps,
             rope: Rope {

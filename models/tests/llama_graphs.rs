@@ -37,8 +37,10 @@ fn the_published_sizes_have_their_parameters() {
         ("smollm2-135m", "llama", 134_515_008),
         ("smollm2-360m", "llama", 361_821_120),
         ("qwen2-0.5b", "qwen2", 494_032_768),
+        ("qwen3-0.6b", "qwen3", 596_049_920),
         ("llama-3.2-1b", "llama", 1_235_814_400),
         ("qwen2-1.5b", "qwen2", 1_543_714_304),
+        ("qwen3-1.7b", "qwen3", 1_720_574_976),
         ("llama-3.2-3b", "llama", 3_212_749_824),
     ] {
         assert!(preset_names().contains(&name), "{name}");
@@ -268,9 +270,10 @@ fn each_part_is_held_to_its_own_shape() {
 fn every_fixture_is_opened_as_its_family() {
     for folder in fixtures("llama") {
         let loaded = open_folder(&folder).unwrap();
-        let is_qwen = folder.to_string_lossy().contains("qwen2");
-        let family = if is_qwen { "qwen2" } else { "llama" };
-        assert_eq!(loaded.model.family(), family);
+        let name = folder.file_name().unwrap().to_string_lossy();
+        let mut families = ["mistral", "qwen2", "qwen3"].into_iter();
+        let family = families.find(|family| name.starts_with(family));
+        assert_eq!(loaded.model.family(), family.unwrap_or("llama"));
         assert_eq!(loaded.params.parameters(), loaded.model.parameters());
         // Llama's tokenizers come with the model, or not at all.
         assert!(loaded.tokenizer.is_none());

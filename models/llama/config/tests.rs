@@ -46,6 +46,17 @@ fn published_configs_are_the_presets() {
         "vocab_size": 151936
     }"#;
     assert_eq!(read(qwen), LlamaConfig::preset("qwen2-0.5b").unwrap());
+    let qwen3 = r#"{
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+        "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 3072,
+        "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+        "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000,
+        "sliding_window": null, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "use_cache": true, "use_sliding_window": false, "vocab_size": 151936
+    }"#;
+    assert_eq!(read(qwen3), LlamaConfig::preset("qwen3-0.6b").unwrap());
 }
 
 #[test]
@@ -72,6 +83,7 @@ fn every_setting_is_honoured() {
         variant: Variant::Llama,
         vocab_size: 100,
         max_position_embeddings: 32,
+        sliding_window: None,
         hidden_size: 24,
         intermediate_size: 50,
         num_hidden_layers: 3,
@@ -120,6 +132,20 @@ fn absent_settings_are_those_of_transformers() {
     assert!(!config.qkv_bias && !config.o_bias && !config.mlp_bias);
 
     assert_eq!(config.eos_token_ids, [2]);
+
+    let mistral = read(r#"{"model_type": "mistral", "attention_bias": true, "mlp_bias": true}"#);
+    let sizes = (
+        mistral.vocab_size,
+        mistral.intermediate_size,
+        mistral.num_key_value_heads,
+        mistral.eos_token_ids,
+    );
+    assert_eq!(sizes, (32_000, 14_336, 8, vec![2]));
+    // Settings that it does not have.
+    assert!(!mistral.qkv_bias && !mistral.o_bias && !mistral.mlp_bias);
+
+    let qwen3 = read(r#"{"model_type": "qwen3", "hidden_size": 1024, "num_attention_heads": 64}"#);
+    assert_eq!((qwen3.head_dim, qwen3.num_key_value_heads), (128, 32));
 
     let qwen = read(r#"{"model_type": "qwen2"}"#);
     assert!(qwen.eos_token_ids.is_empty());
@@ -288,22 +314,14 @@ fn other_frequencies_are_refused_by_name() {
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     assert_eq!(
-        message(r#"{"model_type": "mistral"}"#),
-        "config.json sets `model_type` to \"mistral\", which kiln does not support; it is read here as \"llama\" \
-         or \"qwen2\""
-    );
-    let full = "which kiln does not support; only attention to the whole context is";
-    assert_eq!(
-        message(r#"{"model_type": "qwen2", "use_sliding_window": true}"#),
-        format!("config.json sets `use_sliding_window` to true, {full}")
+        message(r#"{"model_type": "mixtral"}"#),
+        "config.json sets `model_type` to \"mixtral\", which kiln does not support; it is read here as \"llama\" \
+         or \"mistral\" or \"qwen2\" or \"qwen3\""
     );
     assert_eq!(
-        message(r#"{"layer_types": ["full_attention", "sliding_attention"]}"#),
-        format!("config.json sets `layer_types` to \"sliding_attention\", {full}")
-    );
-    assert_eq!(
-        message(r#"{"sliding_window": 4096, "max_position_embeddings": 8192}"#),
-        format!("config.json sets `sliding_window` to 4096, {full}")
+        message(r#"{"layer_types": ["full_attention", "chunked_attention"], "sliding_window": 8}"#),
+        "config.json sets `layer_types` to \"chunked_attention\", which kiln does not support; those it does are \
+         full_attention and sliding_attention"
     );
     assert_eq!(
         message(r#"{"hidden_act": "quick_gelu"}"#),
@@ -322,30 +340,102 @@ fn what_is_not_supported_is_refused_by_name() {
     );
 }
 
+/// A context within the window needs none; a longer one is not computed.
 #[test]
-fn windows_that_change_nothing_are_accepted() {
-    for text in [
-        r#"{"sliding_window": null}"#,
-        r#"{"sliding_window": 2048, "max_position_embeddings": 2048}"#,
-        r#"{"sliding_window": 4096, "use_sliding_window": false, "max_position_embeddings": 8192}"#,
-        r#"{"model_type": "qwen2", "sliding_window": 4096}"#,
-        r#"{"model_type": "qwen2", "sliding_window": 0, "max_window_layers": 0}"#,
-        r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": null}"#,
-        r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32768}"#,
-        r#"{"model_type": "qwen2", "use_sliding_window": true, "num_hidden_layers": 28}"#,
-        r#"{"model_type": "qwen2", "use_sliding_window": true, "num_hidden_layers": 2,
-            "layer_types": ["full_attention", "full_attention"], "max_window_layers": 1}"#,
+fn contexts_end_where_a_window_begins_to_hide() {
+    for (text, window, context) in [
+        (r#"{"sliding_window": null}"#, None, 2048),
+        (
+            r#"{"sliding_window": 2048, "max_position_embeddings": 2048}"#,
+            None,
+            2048,
+        ),
+        (
+            r#"{"sliding_window": 4096, "use_sliding_window": false, "max_position_embeddings": 8192}"#,
+            None,
+            8192,
+        ),
+        (
+            r#"{"sliding_window": 4096, "max_position_embeddings": 8192}"#,
+            Some(4096),
+            4096,
+        ),
+        (r#"{"use_sliding_window": true}"#, None, 2048),
+        (
+            r#"{"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}"#,
+            Some(8),
+            8,
+        ),
+        (
+            r#"{"layer_types": ["full_attention", "full_attention"], "sliding_window": 8}"#,
+            None,
+            2048,
+        ),
+        (r#"{"model_type": "mistral"}"#, Some(4096), 4096),
+        (
+            r#"{"model_type": "mistral", "sliding_window": null}"#,
+            None,
+            131_072,
+        ),
+        (
+            r#"{"model_type": "mistral", "sliding_window": 64, "layer_types": ["full_attention"]}"#,
+            Some(64),
+            64,
+        ),
+        (
+            r#"{"model_type": "qwen2", "sliding_window": 4096}"#,
+            None,
+            32_768,
+        ),
+        (
+            r#"{"model_type": "qwen2", "sliding_window": 0, "max_window_layers": 0}"#,
+            None,
+            32_768,
+        ),
+        (
+            r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": null}"#,
+            None,
+            32_768,
+        ),
+        (
+            r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32768}"#,
+            None,
+            32_768,
+        ),
+        (
+            r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32767}"#,
+            Some(32_767),
+            32_767,
+        ),
+        (
+            r#"{"model_type": "qwen2", "use_sliding_window": true, "num_hidden_layers": 28}"#,
+            None,
+            32_768,
+        ),
+        (
+            r#"{"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 31}"#,
+            Some(4096),
+            4096,
+        ),
+        (
+            r#"{"model_type": "qwen3", "use_sliding_window": true, "max_window_layers": 1,
+                "num_hidden_layers": 2, "layer_types": ["full_attention", "full_attention"]}"#,
+            None,
+            32_768,
+        ),
     ] {
-        read(text);
+        let config = read(text);
+        assert_eq!(
+            (config.sliding_window, config.max_context()),
+            (window, context),
+            "{text}"
+        );
+        assert_eq!(read(&config.to_json()), config, "{text}");
     }
-    for text in [
-        r#"{"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 31}"#,
-        r#"{"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 0}"#,
-        r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32767}"#,
-        r#"{"use_sliding_window": true}"#,
-    ] {
-        assert!(message(text).ends_with("only attention to the whole context is"));
-    }
+    assert_eq!(
+        message(r#"{"model_type": "mistral", "sliding_window": 0}"#),
+        "config.json sets `sliding_window` to 0; it should be a whole number from 1 to 2147483647"
+    );
 }
 
 #[test]
