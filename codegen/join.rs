@@ -155,9 +155,14 @@ pub(crate) fn groups(
             tiles = tiles.max(launch.workgroups.at(corner).eval(maxima)?);
         }
         let own = tiles.saturating_mul(launch.kernel.rounds.eval(maxima)?);
+        let layer_of = |at: usize| layer(&launches[at].label);
         let can_join = |at: usize| {
-            let layer = layer(&launches[at].label);
-            layer.filter(|_| can_join(&launches[at], meeting, corners))
+            // A layer begins with a norm of its own only if it is the first, and then its
+            // kernel would be another than that of other layers.
+            let begins = at == 0 || layer_of(at - 1) != layer_of(at);
+            let is_norm = launches[at].kernel.body.starts_with("row_norm");
+            let differs = meeting == Meeting::Tickets && begins && is_norm;
+            layer_of(at).filter(|_| !differs && can_join(&launches[at], meeting, corners))
         };
         rounds = u64::saturating_add(rounds, own);
         match out.last_mut() {
@@ -182,14 +187,11 @@ pub(crate) fn groups(
 
 fn can_join(launch: &Launch, meeting: Meeting, corners: &[Bindings]) -> bool {
     let kernel = &launch.kernel;
-    // A norm by itself is there in the first layer alone, whose kernel would be another.
-    let is_norm = kernel.body.starts_with("row_norm");
     kernel.workgroup == meeting.workgroup()
         && kernel.counts_from_zero()
         && corners
             .iter()
             .all(|c| launch.workgroups.at(c).as_const().is_some())
-        && !(meeting == Meeting::Tickets && is_norm)
 }
 
 /// The layer that a label names: up to its first number.
