@@ -54,7 +54,8 @@ pub struct Args {
     dtype: DtypeArgs,
 
     /// Longest context in tokens, prompt and continuation together. Default: the
-    /// model's own, or 4096 where that is longer
+    /// model's own, or 4096 where that is longer. Attention with a sliding window
+    /// takes contexts within it
     #[arg(long, value_name = "N", value_parser = size, allow_negative_numbers = true)]
     max_context: Option<u64>,
 
@@ -180,10 +181,12 @@ fn wrong_option(error: ModelError) -> Failure {
             option,
             found,
             most: Some(most),
+            reason,
         } => {
             let option = option.replace('_', "-");
+            let reason = reason.map_or(String::new(), |reason| format!(" ({reason})"));
             Failure::usage(format!(
-                "`--{option} {found}`: this model takes 1 to {most}"
+                "`--{option} {found}`: this model takes 1 to {most}{reason}"
             ))
         }
         other => other.into(),

@@ -157,12 +157,13 @@ pub(crate) fn groups(
         let own = tiles.saturating_mul(launch.kernel.rounds.eval(maxima)?);
         let layer_of = |at: usize| layer(&launches[at].label);
         let can_join = |at: usize| {
-            // A layer begins with a norm of its own only if it is the first, and then its
-            // kernel would be another than that of other layers.
-            let begins = at == 0 || layer_of(at - 1) != layer_of(at);
+            // Only the first layer begins with a norm as a launch of its own; others have
+            // theirs from the launch before. Joined, it would make that layer's kernel one
+            // more to compile, over which CPU drivers take long.
+            let is_first = at == 0 || layer_of(at - 1) != layer_of(at);
             let is_norm = launches[at].kernel.body.starts_with("row_norm");
-            let differs = meeting == Meeting::Tickets && begins && is_norm;
-            layer_of(at).filter(|_| !differs && can_join(&launches[at], meeting, corners))
+            let leads = meeting == Meeting::Tickets && is_first && is_norm;
+            layer_of(at).filter(|_| !leads && can_join(&launches[at], meeting, corners))
         };
         rounds = u64::saturating_add(rounds, own);
         match out.last_mut() {

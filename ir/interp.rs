@@ -319,6 +319,8 @@ impl<'a, T: Real> Interpreter<'a, T> {
         T::interpret(self, inputs, states, symbols)
     }
 
+    /// [`Interpreter::run_with`], called through [`Real::interpret`] alone, so that this
+    /// crate compiles it and not each of its users.
     fn compute(
         &self,
         inputs: &Tensors<T>,

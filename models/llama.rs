@@ -12,7 +12,7 @@ mod config;
 mod rope;
 mod weights;
 
-use kiln_ir::{Activation, Dim, GraphBuilder, GraphError, ValueId};
+use kiln_ir::{Activation, GraphBuilder, GraphError, ValueId};
 
 use crate::adapter::{Part, Placement};
 use crate::config::ConfigError;
@@ -96,6 +96,13 @@ impl Decoder for Llama {
 
     fn max_context(&self) -> usize {
         self.config.max_context()
+    }
+
+    fn context_bound(&self) -> Option<String> {
+        let window = self.config.sliding_window?;
+        Some(format!(
+            "its attention has a window of {window} tokens, and kiln computes contexts within it"
+        ))
     }
 
     fn eos_tokens(&self) -> &[u32] {
@@ -252,13 +259,10 @@ impl Attention {
     }
 }
 
-/// `x[.., heads * width]`, each head normalised.
+/// `x[.., heads * d]`, each head normalised.
 fn for_each_head(g: &mut GraphBuilder, norm: &RmsNorm, x: ValueId, heads: usize) -> Built {
     let whole = g.shape(x);
-    let mut apart = whole.clone();
-    let width = apart.pop().and_then(|w| w.as_const()).unwrap_or(0);
-    apart.extend([Dim::from(heads), Dim::constant(width / heads as u64)]);
-    let apart = g.reshape(x, apart)?;
+    let apart = nn::heads_apart(g, x, heads)?;
     let normed = norm.forward(g, apart)?;
     g.reshape(normed, whole)
 }

@@ -37,7 +37,7 @@ mod span;
 use kiln_ir::{GraphError, ValueId};
 
 pub use activation::activation;
-pub use attention::{Attended, attention, merge_heads, repeat_heads, split_heads};
+pub use attention::{Attended, attention, heads_apart, merge_heads, repeat_heads, split_heads};
 pub use embedding::Embedding;
 pub use linear::{Linear, linear};
 pub use norm::{LayerNorm, RmsNorm};

@@ -162,7 +162,7 @@ impl Tokenizer {
         } else if family == FAMILY {
             Self::open_gpt2(folder, vocab_size)?
         } else {
-            // Others split a text by patterns of their own (Qwen2) or are no
+            // Others split a text by patterns of their own (Qwen) or are no
             // byte-level BPE at all, and the files do not say so.
             None
         };

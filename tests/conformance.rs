@@ -15,8 +15,6 @@ use kiln_ir::Packing;
 use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_models::registry::EntryOptions;
 
-/// A driver takes long over the kernels of the tier without subgroups, so few fixtures run
-/// that below; `tests/emulated.rs` runs all.
 #[test]
 fn software_tier_with_subgroups() {
     conforms("gpt2", NATIVE, "software-subgroup");
@@ -38,7 +36,8 @@ fn opengl() {
     conforms("gpt2", "gl", "base");
 }
 
-/// The tier that a software driver is given, for whose kernels OpenGL takes long.
+/// The tier of software drivers without subgroups, which take long over its kernels;
+/// `tests/emulated.rs` runs all fixtures on it.
 #[cfg(target_os = "linux")]
 #[test]
 fn software_tier_through_opengl() {

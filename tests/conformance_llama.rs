@@ -36,7 +36,7 @@ fn base_tier() {
     conforms("llama", NATIVE, "base");
 }
 
-/// The tier of a software driver without subgroups, which that one is.
+/// The tier of software drivers without subgroups; through OpenGL they have none.
 #[cfg(target_os = "linux")]
 #[test]
 fn software_tier_through_opengl() {
@@ -79,7 +79,7 @@ fn packed_weights() {
 /// their turning; attention; its output; gate; up; down. One more may be had by a
 /// long context. Qwen3 has norms of queries and of keys besides.
 #[test]
-fn a_layer_takes_seven_launches() {
+fn a_layer_takes_few_launches() {
     for (family, settings, most) in [
         ("llama", "", 7),
         ("llama", r#", "attention_bias": true, "mlp_bias": true"#, 7),
@@ -115,6 +115,9 @@ fn a_layer_takes_seven_launches() {
             // The embedding, angles with their cosines and sines, norm and head.
             assert!(two <= 2 * most + 6, "{family}{settings} on {tier}: {two}");
         }
+        // A CPU driver gets up to three of a layer's kernels in one.
+        let [two, three] = [2, 3].map(|layers| launches(layers, "software-subgroup", "joined"));
+        assert_eq!(three - two, 3, "{family}{settings}");
     }
 }
 

@@ -35,6 +35,10 @@ const GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 100, "n_positions": 1
 const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 100, "max_position_embeddings": 16,
     "hidden_size": 288, "intermediate_size": 400, "num_attention_heads": 6,
     "num_key_value_heads": 2, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
+/// With norms inside of a layer.
+const QWEN3: &str = r#"{"model_type": "qwen3", "vocab_size": 100, "max_position_embeddings": 16,
+    "hidden_size": 288, "intermediate_size": 400, "num_attention_heads": 6, "head_dim": 32,
+    "num_key_value_heads": 2, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
 
 /// Of layers that sum up many elements, more than a product of matrices takes at once.
 const DEEP: &str = r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 64,
@@ -519,9 +523,13 @@ fn states_by_heads() {
 /// Layers in one launch, whose workgroups wait for each other.
 #[test]
 fn layers_in_one_launch() {
-    for config in [GPT2, LLAMA] {
+    for (config, packings) in [
+        (GPT2, Packing::ALL.as_slice()),
+        (LLAMA, &Packing::ALL),
+        (QWEN3, &[Packing::F32, Packing::Q8]),
+    ] {
         let fixture = Fixture::random(config);
-        for packing in Packing::ALL {
+        for packing in packings.iter().copied() {
             let compiled = compile(&fixture, packing, 8);
             let all = cases(&fixture, &compiled, &[(1, 3), (3, 2), (7, 2)]);
             let cases = &all[..1];

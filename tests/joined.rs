@@ -55,6 +55,8 @@ fn conforms(family: &str) {
         let model = open(NATIVE, "subgroup", &artifact);
         // A layer of Qwen3 binds more than software drivers do.
         let bindable = model.device().limits().max_storage_buffers_per_shader_stage;
+        let binds_many = fixture.name.starts_with("qwen3");
+        assert!(model.joins() || binds_many, "{}", fixture.name);
         assert_eq!(
             model.joins(),
             most_buffers(&artifact) <= bindable.into(),

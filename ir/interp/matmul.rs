@@ -13,14 +13,14 @@ use super::tensor::View;
 
 /// Rows of equal distance in a slice; columns are contiguous.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Matrix<'s, T> {
+struct Matrix<'s, T> {
     data: &'s [T],
     offset: usize,
     stride: usize,
 }
 
 impl<'s, T> Matrix<'s, T> {
-    pub(super) fn new(data: &'s [T], offset: usize, stride: usize) -> Self {
+    fn new(data: &'s [T], offset: usize, stride: usize) -> Self {
         Matrix {
             data,
             offset,
@@ -122,8 +122,8 @@ fn dot_block<T: Real, const M: usize, const N: usize, const L: usize>(
     }
 }
 
-/// See [`Real::dots`].
-pub(super) fn dots_into<T: Real>(
+/// `out[i*stride + j] = x[i] . w[j]` for `k` columns.
+fn dots_into<T: Real>(
     x: Matrix<'_, T>,
     w: Matrix<'_, T>,
     [m, n, k]: [usize; 3],
@@ -201,8 +201,8 @@ fn sum_block<T: Real, const M: usize, const C: usize>(
     }
 }
 
-/// See [`Real::sums`].
-pub(super) fn sums_into<T: Real>(
+/// `out[i*stride + j]` = sum over `r` of `a[i][r] * b[r][j]`.
+fn sums_into<T: Real>(
     a: Matrix<'_, T>,
     b: Matrix<'_, T>,
     [m, n, k]: [usize; 3],

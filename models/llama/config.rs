@@ -118,10 +118,11 @@ pub struct LlamaConfig {
     pub variant: Variant,
     /// The tokens (`vocab_size`).
     pub vocab_size: usize,
-    /// The longest context, in tokens (`max_position_embeddings`).
+    /// The positions that the model has (`max_position_embeddings`). Contexts may be
+    /// shorter; see [`max_context`](Self::max_context).
     pub max_position_embeddings: usize,
-    /// How many tokens attention reaches back, the token itself among them, if
-    /// some layer's does not reach back to the first (`sliding_window`).
+    /// How many tokens attention reaches back, the token itself among them
+    /// (`sliding_window`); `None` where that is all positions in each layer.
     pub sliding_window: Option<usize>,
     /// The width of the residual stream (`hidden_size`).
     pub hidden_size: usize,
@@ -235,6 +236,7 @@ impl LlamaConfig {
     /// [`from_json`](Self::from_json).
     pub fn to_json(&self) -> String {
         let [with_head, without] = self.variant.architectures();
+        // The window of one layer bounds the context as that of all does, so all have it here.
         let mut config = json!({
             "model_type": self.variant.model_type(),
             "architectures": [if self.head == Head::None { without } else { with_head }],
@@ -332,10 +334,10 @@ fn head_dim(settings: &Settings, hidden: usize, heads: usize) -> Result<usize, C
 }
 
 /// What `sliding_window` is where it is absent and layers have windows.
-const WINDOW: usize = 4096;
+const DEFAULT_WINDOW: usize = 4096;
 
 /// The layers without a window of a Qwen that does not say how many.
-const MAX_WINDOW_LAYERS: u64 = 28;
+const DEFAULT_MAX_WINDOW_LAYERS: u64 = 28;
 
 /// How far attention reaches back in the layers where that is less than the longest
 /// context, if there are any.
@@ -354,11 +356,13 @@ fn sliding_window(
         Variant::Mistral => true,
         Variant::Qwen2 | Variant::Qwen3 => switch.unwrap_or(false),
     };
-    if !wanted || !some_layer_has_window(settings, variant, layers)? {
+    // What is said of layers is refused where it is not known, wanted or not.
+    let has_window = some_layer_has_window(settings, variant, layers)?;
+    if !wanted || !has_window {
         return Ok(None);
     }
     let window = match absent {
-        true => Some(WINDOW),
+        true => Some(DEFAULT_WINDOW),
         false => settings.size(&["sliding_window"])?,
     };
     Ok(window.filter(|window| *window < context))
@@ -371,7 +375,8 @@ fn some_layer_has_window(
 ) -> Result<bool, ConfigError> {
     if let Some(kinds) = settings.get("layer_types") {
         const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
-        let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
+        let list = || settings.invalid("layer_types", kinds, "a list of names");
+        let kinds = kinds.as_array().ok_or_else(list)?;
         if let Some(other) = kinds
             .iter()
             .find(|k| !KINDS.iter().any(|known| **k == *known))
@@ -386,8 +391,13 @@ fn some_layer_has_window(
     Ok(match variant {
         Variant::Llama | Variant::Mistral => true,
         Variant::Qwen2 | Variant::Qwen3 => {
-            let without = settings.get("max_window_layers").and_then(Value::as_u64);
-            without.unwrap_or(MAX_WINDOW_LAYERS) < layers as u64
+            let without = match settings.get("max_window_layers") {
+                None => DEFAULT_MAX_WINDOW_LAYERS,
+                Some(value) => value.as_u64().ok_or_else(|| {
+                    settings.invalid("max_window_layers", value, "a whole number from 0 on")
+                })?,
+            };
+            without < layers as u64
         }
     })
 }

@@ -54,13 +54,21 @@ pub fn attention(
 /// # Errors
 /// When `x` has no three axes, or `heads` does not divide the last.
 pub fn split_heads(g: &mut GraphBuilder, x: ValueId, heads: usize) -> Built {
+    let split = heads_apart(g, x, heads)?;
+    g.transpose(split, &[0, 2, 1, 3])
+}
+
+/// `[.., heads * d]` as `[.., heads, d]`.
+///
+/// # Errors
+/// When `heads` does not divide the last axis.
+pub fn heads_apart(g: &mut GraphBuilder, x: ValueId, heads: usize) -> Built {
     let mut shape = g.shape(x);
     // A width that is not known, or not divisible, fails in `reshape`, whose
     // error says which shapes do not fit.
     let width = shape.pop().and_then(|w| w.as_const()).unwrap_or(0);
     shape.extend([Dim::from(heads), Dim::constant(width / heads.max(1) as u64)]);
-    let split = g.reshape(x, shape)?;
-    g.transpose(split, &[0, 2, 1, 3])
+    g.reshape(x, shape)
 }
 
 /// `[batch, heads, n, d]` with each head `times` times, one beside the other:

@@ -131,6 +131,20 @@ fn every_setting() {
     }
 }
 
+/// Qwen3's norms of queries and of keys.
+#[test]
+fn norms_of_heads() {
+    let norms = [
+        "layers.0.self_attn.q_norm = rms_norm",
+        "layers.0.self_attn.k_norm = rms_norm",
+    ];
+    let ops = [&LAYER[..1], &norms, &LAYER[1..]].concat();
+    for entry in ["forward", "step"] {
+        let after = optimised(r#", "model_type": "qwen3", "head_dim": 6"#, entry);
+        assert_eq!(work(&after), two_layers(&ops), "{after}");
+    }
+}
+
 #[test]
 fn the_second_time_changes_nothing() {
     for entry in ["forward", "forward_attentions", "step"] {

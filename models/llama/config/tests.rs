@@ -319,7 +319,7 @@ fn what_is_not_supported_is_refused_by_name() {
          or \"mistral\" or \"qwen2\" or \"qwen3\""
     );
     assert_eq!(
-        message(r#"{"layer_types": ["full_attention", "chunked_attention"], "sliding_window": 8}"#),
+        message(r#"{"layer_types": ["full_attention", "chunked_attention"]}"#),
         "config.json sets `layer_types` to \"chunked_attention\", which kiln does not support; those it does are \
          full_attention and sliding_attention"
     );
@@ -431,6 +431,23 @@ fn contexts_end_where_a_window_begins_to_hide() {
             "{text}"
         );
         assert_eq!(read(&config.to_json()), config, "{text}");
+    }
+    for (text, setting, wanted) in [
+        (
+            r#""layer_types": 3"#,
+            "`layer_types` to 3",
+            "a list of names",
+        ),
+        (
+            r#""max_window_layers": -1"#,
+            "`max_window_layers` to -1",
+            "a whole number from 0 on",
+        ),
+    ] {
+        assert_eq!(
+            message(&format!(r#"{{"model_type": "qwen3", {text}}}"#)),
+            format!("config.json sets {setting}; it should be {wanted}")
+        );
     }
     assert_eq!(
         message(r#"{"model_type": "mistral", "sliding_window": 0}"#),
