@@ -54,8 +54,7 @@ pub struct Args {
     dtype: DtypeArgs,
 
     /// Longest context in tokens, prompt and continuation together. Default: the
-    /// model's own, or 4096 where that is longer. Attention with a sliding window
-    /// takes contexts within it
+    /// model's own, or 4096 where that is longer
     #[arg(long, value_name = "N", value_parser = size, allow_negative_numbers = true)]
     max_context: Option<u64>,
 
@@ -181,12 +180,10 @@ fn wrong_option(error: ModelError) -> Failure {
             option,
             found,
             most: Some(most),
-            reason,
         } => {
             let option = option.replace('_', "-");
-            let reason = reason.map_or(String::new(), |reason| format!(" ({reason})"));
             Failure::usage(format!(
-                "`--{option} {found}`: this model takes 1 to {most}{reason}"
+                "`--{option} {found}`: this model takes 1 to {most}"
             ))
         }
         other => other.into(),

@@ -25,6 +25,9 @@ const TILES_A_PROCESSOR: u64 = 4;
 /// The largest heads: four elements for each of the invocations that any device has.
 const MOST_HEAD_DIM: u64 = 1024;
 
+/// The body for many queries on a GPU without cooperative matrices.
+const PREFILL: &str = "attention_prefill";
+
 /// The body for many queries on a CPU driver.
 const FOR_MANY: &str = "attention_software_prefill";
 
@@ -160,7 +163,7 @@ impl Body {
     /// Invocations of a workgroup.
     fn workgroup(&self) -> u64 {
         match self.name {
-            "attention_prefill" => self.constant("TILE_QUERIES") * self.constant("TEAM"),
+            PREFILL => self.constant("TILE_QUERIES") * self.constant("TEAM"),
             COOP => self.constant("SUBGROUP") * self.constant("SUBGROUPS"),
             _ => self.constant("WORKGROUP"),
         }
@@ -224,6 +227,7 @@ impl Attention<'_> {
             }
         }
 
+        // As if every query saw every key: causality and windows are not taken off.
         let tokens = &on.batch * &on.queries;
         let pairs = &tokens * &on.keys;
         let (products, of_keys) = if on.probabilities { (2, 1) } else { (4, 2) };
@@ -293,6 +297,9 @@ impl Attention<'_> {
         if !self.spec.causal {
             detail.push_str(".full");
         }
+        if let Some(window) = self.spec.window {
+            detail.push_str(&format!(".window{window}"));
+        }
         if on.start.is_some() {
             detail.push_str(".padded");
         }
@@ -319,6 +326,9 @@ impl Attention<'_> {
         d.constant_u32("HEAD_DIM", head_dim);
         d.constant_f32("SCALE", self.spec.scale);
         d.constant_bool("CAUSAL", self.spec.causal);
+        if matches!(body.name, COOP | FOR_MANY | PREFILL) {
+            d.constant_bool("SLIDES", self.spec.window.is_some());
+        }
         for (name, size) in &body.constants {
             d.constant_u32(name, size);
         }
@@ -427,7 +437,7 @@ impl Attention<'_> {
                     .find(|t| bytes(*t) <= WORKGROUP_MEMORY)
                     .unwrap_or(1);
                 let constants = vec![("TILE_QUERIES", tile), ("TILE_KEYS", tile), ("TEAM", 16)];
-                ("attention_prefill", constants)
+                (PREFILL, constants)
             }
         };
         Body {
@@ -451,7 +461,7 @@ impl Attention<'_> {
             FOR_MANY => {
                 queries.ceil_div(body.constant("WORKGROUP") * body.constant("TILE_QUERIES"))
             }
-            "attention_prefill" => queries.ceil_div(body.constant("TILE_QUERIES")),
+            PREFILL => queries.ceil_div(body.constant("TILE_QUERIES")),
             COOP => {
                 let subgroups = body.constant("SUBGROUPS");
                 queries.ceil_div(body.constant("SIDE") * subgroups)
@@ -462,7 +472,7 @@ impl Attention<'_> {
     }
 
     fn visible_from(&self, start: Option<ValueId>, d: &mut Draft) -> Result<(), CodegenError> {
-        let text = match start {
+        let mut text = match start {
             None => "0u".to_owned(),
             Some(start) => {
                 let Some(view) = self.source.view(start) else {
@@ -474,8 +484,15 @@ impl Attention<'_> {
                 format!("min(u32(max({value}, 0i)), kv_len())")
             }
         };
+        if let Some(window) = self.spec.window {
+            let near = format!("max(past() + i + 1u, {window}u) - {window}u");
+            text = match start {
+                None => near,
+                Some(_) => format!("max({text}, {near})"),
+            };
+        }
         d.hook(format!(
-            "fn visible_from(b: u32) -> u32 {{\n    return {text};\n}}\n"
+            "fn visible_from(b: u32, i: u32) -> u32 {{\n    return {text};\n}}\n"
         ));
         Ok(())
     }

@@ -113,6 +113,7 @@ fn attention_coop(matrices: Matrices, head_dim: u64) -> Option<Trial> {
     d.constant_u32("HEAD_DIM", head_dim);
     d.constant_f32("SCALE", 0.125);
     d.constant_bool("CAUSAL", true);
+    d.constant_bool("SLIDES", false);
     let whole = [("PARTS", 1), ("MOST", 0)];
     for (name, size) in constants.iter().chain(&whole) {
         d.constant_u32(name, size);
@@ -132,7 +133,7 @@ fn attention_coop(matrices: Matrices, head_dim: u64) -> Option<Trial> {
     whole_hooks(&mut d);
     let verdicts = d.write("verdicts", Base::Local(0), Element::U32);
     d.hook(format!(
-        "fn visible_from(b: u32) -> u32 {{\n    return 3u * b;\n}}\n\n\
+        "fn visible_from(b: u32, i: u32) -> u32 {{\n    return 3u * b;\n}}\n\n\
          // Eighths from -1 to 1, other ones for queries, keys and values.\n\
          fn eighths(kind: u32, b: u32, i: u32, h: u32, d4: u32) -> vec4<f32> {{\n    \
          let d = d4 * 4u + vec4<u32>(0u, 1u, 2u, 3u);\n    \
@@ -142,7 +143,7 @@ fn attention_coop(matrices: Matrices, head_dim: u64) -> Option<Trial> {
          fn load_v(b: u32, j: u32, kvh: u32, d4: u32) -> vec4<f32> {{\n    return eighths(2u, b, j, kvh, d4);\n}}\n\n\
          fn store_out(b: u32, i: u32, h: u32, d4: u32, v: vec4<f32>) {{\n    \
          let kvh = h / (HEADS / KV_HEADS);\n    var sum = vec4<f32>(0.0);\n    var total = 0.0;\n    \
-         for (var j = visible_from(b); j <= past() + i; j++) {{\n        var score = 0.0;\n        \
+         for (var j = visible_from(b, i); j <= past() + i; j++) {{\n        var score = 0.0;\n        \
          for (var d = 0u; d < HEAD_DIM / 4u; d++) {{\n            \
          score += dot(load_q(b, i, h, d), load_k(b, j, kvh, d)) * SCALE;\n        }}\n        \
          let weight = exp(score);\n        total += weight;\n        \

@@ -313,7 +313,16 @@ impl Expander<'_> {
             // j <= i + m - n, without a subtraction that could be negative.
             let keys = self.positions(&n, &m, 3)?;
             let queries = self.positions(&m, &n, 2)?;
-            seen = Some(self.binary(BinaryOp::Le, keys, queries)?);
+            let mut all = self.binary(BinaryOp::Le, keys, queries)?;
+            if let Some(window) = spec.window {
+                let back = self.binary(BinaryOp::Sub, queries, keys)?;
+                // Types are inferred before: it is no larger.
+                let window = i32::try_from(window).unwrap_or(i32::MAX);
+                let window = self.op(Op::Const(Scalar::I32(window)), &[])?;
+                let near = self.binary(BinaryOp::Lt, back, window)?;
+                all = self.binary(BinaryOp::And, all, near)?;
+            }
+            seen = Some(all);
         }
         if let [start] = start {
             let one = Dim::constant(1);

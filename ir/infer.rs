@@ -379,6 +379,14 @@ fn attention_operands(
             format!("{} and {}", spec.heads, spec.kv_heads),
         );
     }
+    if let Some(window) = spec.window {
+        if !spec.causal {
+            return fail("a causal mask, where there is a window", "none");
+        }
+        if !(1..=i32::MAX as usize).contains(&window) {
+            return fail(format!("a window of 1 to {} keys", i32::MAX), window);
+        }
+    }
     let [batch, _, width] = q.shape.as_slice() else {
         return fail("queries [batch, n, heads*d]", q);
     };

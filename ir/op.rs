@@ -327,6 +327,9 @@ pub struct AttentionSpec {
     pub scale: f64,
     /// Whether query `i` of `n` sees key `j` of `m` only for `j <= i + m - n`.
     pub causal: bool,
+    /// A sliding window: of the keys that causality leaves a query, it sees so many of
+    /// the last, one at least. All, if `None`, as always where there is no causality.
+    pub window: Option<usize>,
 }
 
 /// How many operands an op takes.

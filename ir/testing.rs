@@ -175,6 +175,11 @@ fn build_every_op() -> Result<Graph, GraphError> {
         kv_heads,
         scale: 0.353_553_390_593_273_8,
         causal,
+        window: None,
+    };
+    let windowed = AttentionSpec {
+        window: Some(3),
+        ..spec(2, 1, true)
     };
     let narrow = Op::Slice {
         axis: 2,
@@ -188,6 +193,7 @@ fn build_every_op() -> Result<Graph, GraphError> {
         &[x, shared, shared, start],
     )?;
     push(Op::AttentionProbs(spec(2, 2, false)), &[x, appended])?;
+    push(Op::AttentionProbs(windowed), &[x, shared])?;
     push(Op::AttentionProbs(spec(4, 2, true)), &[x, shared, start])?;
     let angle = push(
         Op::Slice {
@@ -328,6 +334,7 @@ fn op_for(choice: &Choice, g: &Graph, values: &[ValueId]) -> (Op, Vec<ValueId>) 
         kv_heads: if q % 2 == 0 { heads } else { 1 },
         scale: f64::from(q % 7) / 4.0 - 0.5,
         causal: q % 3 == 0,
+        window: (q % 6 == 0).then_some(usize::from(p) % 4 + 1),
     };
     match kind % 23 {
         0 | 1 => (Op::Unary(pick(UnaryOp::ALL, p)), vec![x]),

@@ -46,12 +46,6 @@ pub trait Decoder: Send + Sync {
     /// The longest context, in tokens.
     fn max_context(&self) -> usize;
 
-    /// What keeps it shorter than the positions that the model has, if anything does, for
-    /// messages.
-    fn context_bound(&self) -> Option<String> {
-        None
-    }
-
     /// The tokens after which a text is over.
     fn eos_tokens(&self) -> &[u32];
 
@@ -156,10 +150,6 @@ impl<D: Decoder> DecoderModel<D> {
                     option,
                     found,
                     most: (most != u64::MAX).then_some(most),
-                    reason: self
-                        .decoder
-                        .context_bound()
-                        .filter(|_| option == "max_context"),
                 });
             }
         }

@@ -22,7 +22,7 @@ use crate::nn::{
 };
 use crate::registry::{Family, Model};
 
-pub use config::{LlamaConfig, Variant};
+pub use config::{LlamaConfig, SlidingWindow, Variant};
 pub use rope::{Llama3Scaling, Rope};
 
 /// The family's line in the registry.
@@ -68,7 +68,7 @@ impl Llama {
     pub fn new(config: LlamaConfig) -> Self {
         let (vocab, width) = (config.vocab_size, config.hidden_size);
         let rotary = Rotary::new(config.rope.frequencies(config.head_dim));
-        let blocks = (0..config.num_hidden_layers).map(|_| Block::new(&config, &rotary));
+        let blocks = (0..config.num_hidden_layers).map(|layer| Block::new(&config, layer, &rotary));
         Llama {
             embed_tokens: Embedding::new("embed_tokens", vocab, width),
             layers: Sequential::new("layers", blocks),
@@ -95,14 +95,7 @@ impl Decoder for Llama {
     }
 
     fn max_context(&self) -> usize {
-        self.config.max_context()
-    }
-
-    fn context_bound(&self) -> Option<String> {
-        let window = self.config.sliding_window?;
-        Some(format!(
-            "its attention has a window of {window} tokens, and kiln computes contexts within it"
-        ))
+        self.config.max_position_embeddings
     }
 
     fn eos_tokens(&self) -> &[u32] {
@@ -113,9 +106,16 @@ impl Decoder for Llama {
         let x = self.embed_tokens.forward(g, span.ids)?;
         // All layers turn by the same angles.
         let angles = g.scope("rotary_emb", |g| self.rotary.angles(g, span.positions))?;
+        // All layers with a window share its mask.
+        let windowed = match &self.config.sliding_window {
+            Some(window) => Some(g.scope("mask", |g| span.windowed(g, window.size))?),
+            None => None,
+        };
         let mut attentions = Vec::new();
         let output = self.layers.forward(g, x, |block, g, x| {
-            let (x, probabilities) = block.forward(g, x, angles, span)?;
+            let mask = windowed.filter(|_| block.self_attn.slides);
+            let mask = mask.unwrap_or(span.mask);
+            let (x, probabilities) = block.forward(g, x, angles, span, mask)?;
             attentions.push(probabilities);
             Ok(x)
         })?;
@@ -151,11 +151,11 @@ struct Block {
 }
 
 impl Block {
-    fn new(config: &LlamaConfig, rotary: &Rotary) -> Self {
+    fn new(config: &LlamaConfig, layer: usize, rotary: &Rotary) -> Self {
         let norm = |name| RmsNorm::new(name, config.hidden_size, config.rms_norm_eps);
         Block {
             input_layernorm: norm("input_layernorm"),
-            self_attn: Attention::new(config, rotary),
+            self_attn: Attention::new(config, layer, rotary),
             post_attention_layernorm: norm("post_attention_layernorm"),
             mlp: Mlp::new(config),
         }
@@ -168,9 +168,10 @@ impl Block {
         x: ValueId,
         angles: Angles,
         span: &Span,
+        mask: ValueId,
     ) -> Result<(ValueId, ValueId), GraphError> {
         let normed = self.input_layernorm.forward(g, x)?;
-        let (attended, probabilities) = self.self_attn.forward(g, normed, angles, span)?;
+        let (attended, probabilities) = self.self_attn.forward(g, normed, angles, span, mask)?;
         let x = g.add(x, attended)?;
         let normed = self.post_attention_layernorm.forward(g, x)?;
         let fed = self.mlp.forward(g, normed)?;
@@ -187,6 +188,8 @@ struct Attention {
     /// Of the queries and of the keys of each head, in Qwen 3.
     head_norms: Option<[RmsNorm; 2]>,
     rotary: Rotary,
+    /// Whether it reaches back no further than the model's window.
+    slides: bool,
     /// Query heads.
     heads: usize,
     /// Key and value heads.
@@ -195,7 +198,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(config: &LlamaConfig, rotary: &Rotary) -> Self {
+    fn new(config: &LlamaConfig, layer: usize, rotary: &Rotary) -> Self {
         let (width, queries, keys) = (config.hidden_size, config.query_width(), config.key_width());
         Attention {
             qkv_proj: Linear::new("qkv_proj", width, queries + 2 * keys).with_bias(config.qkv_bias),
@@ -205,6 +208,7 @@ impl Attention {
                     .map(|name| RmsNorm::new(name, config.head_dim, config.rms_norm_eps))
             }),
             rotary: rotary.clone(),
+            slides: config.window(layer).is_some(),
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
@@ -217,6 +221,7 @@ impl Attention {
         x: ValueId,
         angles: Angles,
         span: &Span,
+        mask: ValueId,
     ) -> Result<(ValueId, ValueId), GraphError> {
         g.scope("self_attn", |g| {
             let qkv = self.qkv_proj.forward(g, x)?;
@@ -252,7 +257,7 @@ impl Attention {
             let Attended {
                 output,
                 probabilities,
-            } = nn::attention(g, q, k, v, span.mask, &[divisor])?;
+            } = nn::attention(g, q, k, v, mask, &[divisor])?;
             let merged = nn::merge_heads(g, output)?;
             Ok((self.o_proj.forward(g, merged)?, probabilities))
         })

@@ -218,10 +218,10 @@ pub enum ModelError {
         known: Vec<&'static str>,
     },
     /// An option does not suit the model.
-    #[error("`{option}` is {found}; for this model it should be {}{}", match most {
+    #[error("`{option}` is {found}; for this model it should be {}", match most {
         Some(most) => format!("from 1 to {most}"),
         None => "at least 1".to_owned(),
-    }, reason.as_ref().map_or(String::new(), |reason| format!(": {reason}")))]
+    })]
     Option {
         /// A field of [`EntryOptions`].
         option: &'static str,
@@ -229,8 +229,6 @@ pub enum ModelError {
         found: u64,
         /// The largest value it may have, if there is one.
         most: Option<u64>,
-        /// Why it is no larger, where that is not plain.
-        reason: Option<String>,
     },
     /// The model's ops do not fit together, for which the model's code is to
     /// blame.

@@ -17,6 +17,8 @@ use crate::matcher::Matcher;
 pub(crate) struct Mask {
     /// Query `i` of `n` sees key `j` of `m` only for `j <= i + m - n`.
     pub causal: bool,
+    /// It sees key `j` only for `j > i + m - n - window`.
+    pub window: Option<usize>,
     /// `i32[batch]`: keys before it are hidden.
     pub start: Option<ValueId>,
 }
@@ -24,7 +26,7 @@ pub(crate) struct Mask {
 impl Mask {
     /// Adds the conditions of `mask`, which says of scores `[b, heads, n, m]`
     /// which ones count (or, where `seen` is false, which ones do not). `None`
-    /// if one of them is neither causality nor a first visible key.
+    /// if one of them is neither causality, nor a window, nor a first visible key.
     pub fn with(
         mut self,
         m: &Matcher<'_>,
@@ -56,6 +58,13 @@ impl Mask {
         for condition in Reader::new(m).conditions(mask, seen)? {
             if condition.open == causal {
                 self.causal = true;
+                continue;
+            }
+            // Of window - 1 - (i + m - n - j) >= 0 this leaves window - 1.
+            let rest = condition.open.clone().plus(causal.clone(), 1);
+            if let Some(most) = rest.and_then(|rest| rest.as_const()) {
+                let window = usize::try_from(most).ok()?.checked_add(1)?;
+                self.window = Some(self.window.map_or(window, |other| other.min(window)));
                 continue;
             }
             let start = start_of(&condition.open).or_else(|| start_of(&condition.closed))?;
@@ -129,6 +138,11 @@ impl Affine {
         (!self.constant.is_saturated()).then_some(self)
     }
 
+    /// The number that it is, if it depends on nothing and is not negative.
+    fn as_const(&self) -> Option<u64> {
+        self.constant.as_const().filter(|_| self.terms.is_empty())
+    }
+
     fn has_element(&self) -> bool {
         let mut variables = self.terms.keys();
         variables.any(|variable| matches!(variable, Variable::Element { .. }))
@@ -191,7 +205,8 @@ impl Forms {
 
 type Conditions = BTreeSet<Forms>;
 
-/// How many conditions a mask may have; causality and a first visible key are two.
+/// How many conditions a mask may have; causality, a window and a first visible key are
+/// three.
 const MAX_CONDITIONS: usize = 16;
 
 /// How far up the values of a mask are read, one after the other.
@@ -383,6 +398,34 @@ mod tests {
     fn a_condition_is_read_once_however_often_it_occurs() {
         let both = |before: usize| format!("and %{before}, %{before}");
         assert!(causal(&graph(chain(5, 64, both))));
+    }
+
+    /// However it is written, of two the narrower one, and none that hides all.
+    #[test]
+    fn windows() {
+        for (body, window) in [
+            ("%5 = sub %3, %2 %6 = const {i32=2} %7 = lt %5, %6", Some(2)),
+            ("%5 = sub %3, %2 %6 = const {i32=2} %7 = le %5, %6", Some(3)),
+            ("%5 = const {i32=3} %6 = add %2, %5 %7 = gt %6, %3", Some(3)),
+            (
+                "%5 = const {i32=1} %6 = sub %3, %5 %7 = lt %2, %6 %8 = not %7",
+                Some(2),
+            ),
+            (
+                "%5 = sub %3, %2 %6 = const {i32=2} %7 = lt %5, %6 \
+                 %8 = const {i32=4} %9 = lt %5, %8 %10 = and %7, %9",
+                Some(2),
+            ),
+            ("%5 = sub %3, %2 %6 = const {i32=0} %7 = lt %5, %6", None),
+            ("%5 = sub %3, %2 %6 = const {i32=-3} %7 = lt %5, %6", None),
+        ] {
+            let found = mask(&graph([body.to_owned()]));
+            let wanted = window.map(|window| Mask {
+                window: Some(window),
+                ..Mask::default()
+            });
+            assert_eq!(found, wanted, "{body}");
+        }
     }
 
     #[test]

@@ -15,9 +15,9 @@ use crate::{Changed, Pass, PassError, in_pass};
 ///   and those of `k` and `v` may be repeated for groups of query heads,
 /// - the scale is any number of products with and quotients by constants, of
 ///   the scores, of `q` or of `k`,
-/// - the mask, if there is one, is causality, or hides the keys before the first
-///   of each sequence, or both, by a `where` that sets what is hidden to a
-///   hugely negative number,
+/// - the mask, if there is one, is causality, with a sliding window or without, or
+///   hides the keys before the first of each sequence, or both, by a `where` that
+///   sets what is hidden to a hugely negative number,
 ///
 /// and makes it one op between tensors with their heads side by side. Any other
 /// mask leaves it as it stands.
@@ -70,6 +70,7 @@ fn find(m: &Matcher<'_>, root: ValueId) -> Option<Found> {
         kv_heads: k.heads,
         scale: scores.scale * q.scale * k.scale,
         causal: scores.mask.causal,
+        window: scores.mask.window,
     };
     // The products broadcast nothing, and nothing but the result is used.
     let kv_agree = k.merged == v.merged && k.heads == v.heads && v.scale == 1.0;

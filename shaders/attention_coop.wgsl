@@ -12,8 +12,8 @@
 //
 // Subgroups must have SUBGROUP invocations: the tier that has this body asks for it.
 //
-// Constants: HEADS, KV_HEADS, SIDE (16 or 8), HEAD_DIM (a multiple of SIDE), SCALE, CAUSAL, SUBGROUP (one,
-//            two or four times SIDE), SUBGROUPS, SPLIT (see linear_coop.wgsl), PARTS, MOST.
+// Constants: HEADS, KV_HEADS, SIDE (16 or 8), HEAD_DIM (a multiple of SIDE), SCALE, CAUSAL, SLIDES,
+//            SUBGROUP (one, two or four times SIDE), SUBGROUPS, SPLIT (see linear_coop.wgsl), PARTS, MOST.
 // Hooks: batch, queries, past, kv_len, visible_from, load_q, half_k, half_v, store_out, workgroup_index,
 // and keep, kept and is_complete of parts.wgsl. half_k and half_v give keys and values in f16, and may
 // call half4. Types as those of linear_coop.wgsl.
@@ -98,7 +98,7 @@ fn main(
     let h = tile / query_tiles % HEADS;
     let b = tile / (query_tiles * HEADS);
     let kvh = h / (HEADS / KV_HEADS);
-    let visible = visible_from(b);
+    let visible = visible_from(b, first);
     let last_key = select(kv_len(), min(past() + min(first + TILE, queries()), kv_len()), CAUSAL);
     let rounds = select((max(last_key, visible) - visible + KEYS - 1u) / KEYS, 0u, is_idle);
     let from_key = visible + index % parts * rounds / parts * KEYS;
@@ -185,6 +185,9 @@ fn main(
             let j = base + (TEAM * p + own) * 4u + vec4<u32>(0u, 1u, 2u, 3u);
             let last = select(kv_len(), min(past() + i + 1u, kv_len()), CAUSAL);
             seen[p] = j < vec4<u32>(last);
+            if SLIDES {
+                seen[p] &= j >= vec4<u32>(visible_from(b, i));
+            }
             scores[p] = select(vec4<f32>(LOWEST), result4(row * RESULTS + TEAM * p + own), seen[p]);
             let pairs = max(scores[p].xy, scores[p].zw);
             higher = max(higher, max(pairs.x, pairs.y));

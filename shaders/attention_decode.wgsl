@@ -33,7 +33,7 @@ fn main(
         return;
     }
     let kvh = h / (HEADS / KV_HEADS);
-    let begin = visible_from(b);
+    let begin = visible_from(b, i);
     let end = max(begin, select(kv_len(), min(past() + i + 1u, kv_len()), CAUSAL));
 
     for (var d = lane; d < D4; d += WORKGROUP) {

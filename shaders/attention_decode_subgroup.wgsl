@@ -59,7 +59,7 @@ fn main(
         return;
     }
     let kvh = h / (HEADS / KV_HEADS);
-    let from_key = visible_from(b);
+    let from_key = visible_from(b, i);
     let to_key = max(from_key, select(kv_len(), min(past() + i + 1u, kv_len()), CAUSAL));
     let share = (to_key - from_key + SPLITS - 1u) / SPLITS;
     let begin = min(from_key + split * share, to_key);

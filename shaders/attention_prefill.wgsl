@@ -5,7 +5,7 @@
 // Per block: each invocation computes some scores; then the TEAM = WORKGROUP / TILE_QUERIES
 // invocations of a query share the exponentials and each updates its own part of the output row.
 //
-// Constants: HEADS, KV_HEADS, HEAD_DIM, SCALE, CAUSAL, TILE_QUERIES, TILE_KEYS, TEAM.
+// Constants: HEADS, KV_HEADS, HEAD_DIM, SCALE, CAUSAL, SLIDES, TILE_QUERIES, TILE_KEYS, TEAM.
 // Hooks: batch, queries, past, kv_len, visible_from, load_q, load_k, load_v, store_out, workgroup_index.
 // Grid: batch * HEADS * ceil(queries / TILE_QUERIES) workgroups of TILE_QUERIES * TEAM invocations.
 // Workgroup memory: 16 * (TILE_QUERIES + 2 * TILE_KEYS) * (ceil(HEAD_DIM / 4) + 1)
@@ -38,7 +38,7 @@ fn main(
         return;
     }
     let kvh = h / (HEADS / KV_HEADS);
-    let from_key = visible_from(b);
+    let from_key = visible_from(b, first);
     let last = min(first + TILE_QUERIES, queries());
     let end = select(kv_len(), min(past() + last, kv_len()), CAUSAL);
 
@@ -69,7 +69,8 @@ fn main(
                 sum += dot(q_tile[query * STRIDE + d], k_tile[key * STRIDE + d]);
             }
             let j = block + key;
-            let seen = j < end && (!CAUSAL || j <= past() + first + query);
+            let i = first + query;
+            let seen = j < end && (!CAUSAL || j <= past() + i) && (!SLIDES || j >= visible_from(b, i));
             scores[query * SCORE_STRIDE + key] = select(LOWEST, sum, seen);
         }
         workgroupBarrier();

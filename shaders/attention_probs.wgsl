@@ -30,7 +30,7 @@ fn main(
     if b >= batch() {
         return;
     }
-    let begin = visible_from(b);
+    let begin = visible_from(b, i);
     let end = select(kv_len(), min(past() + i + 1u, kv_len()), CAUSAL);
 
     var top = LOWEST;

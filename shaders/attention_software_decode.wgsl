@@ -37,7 +37,7 @@ fn main(
     var out: array<vec4<f32>, D4>;
     var top = LOWEST;
     var total = 0.0;
-    for (var j = visible_from(b) + lane; j < end; j += WORKGROUP) {
+    for (var j = visible_from(b, i) + lane; j < end; j += WORKGROUP) {
         var sum = vec4<f32>(0.0);
         for (var d = 0u; d < D4; d++) {
             sum += q[d] * load_k(b, j, kvh, d);

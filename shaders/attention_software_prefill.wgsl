@@ -3,7 +3,7 @@
 // written. The softmax is online, in f32, with a finite sentinel: a query that sees no key gives 0.
 // No workgroup memory, no barriers.
 //
-// Constants: HEADS, KV_HEADS, HEAD_DIM, SCALE, CAUSAL, TILE_QUERIES, WORKGROUP.
+// Constants: HEADS, KV_HEADS, HEAD_DIM, SCALE, CAUSAL, SLIDES, TILE_QUERIES, WORKGROUP.
 // Hooks: batch, queries, past, kv_len, visible_from, load_q, load_key, load_value, store_out, workgroup_index.
 // Grid: batch * HEADS * ceil(queries / (WORKGROUP * TILE_QUERIES)) workgroups.
 
@@ -32,6 +32,7 @@ fn main(
     var out: array<array<vec4<f32>, D4>, TILE_QUERIES>;
     var top: array<f32, TILE_QUERIES>;
     var total: array<f32, TILE_QUERIES>;
+    var begin: array<u32, TILE_QUERIES>;
     var end: array<u32, TILE_QUERIES>;
     for (var t = 0u; t < TILE_QUERIES; t++) {
         let i = min(first + t * WORKGROUP, queries() - 1u);
@@ -39,14 +40,15 @@ fn main(
             q[t][d] = load_q(b, i, h, d) * SCALE;
         }
         top[t] = LOWEST;
+        begin[t] = visible_from(b, i);
         end[t] = select(kv_len(), min(past() + i + 1u, kv_len()), CAUSAL);
     }
 
-    // Up to the last key of the workgroup's last query: all invocations go on, for what they load for
-    // each other.
+    // From the first key of the workgroup's first query up to the last key of its last: all invocations
+    // go on, for what they load for each other.
     let last = min(tile_first + WORKGROUP * TILE_QUERIES, queries()) - 1u;
     let all = select(kv_len(), min(past() + last + 1u, kv_len()), CAUSAL);
-    for (var j = visible_from(b); j < all; j++) {
+    for (var j = visible_from(b, tile_first); j < all; j++) {
         var score: array<f32, TILE_QUERIES>;
         let k = load_key(b, j, kvh, lane);
         for (var d = 0u; d < D4; d++) {
@@ -57,7 +59,7 @@ fn main(
         var keep: array<f32, TILE_QUERIES>;
         var weight: array<f32, TILE_QUERIES>;
         for (var t = 0u; t < TILE_QUERIES; t++) {
-            let seen = j < end[t];
+            let seen = j < end[t] && (!SLIDES || j >= begin[t]);
             let higher = max(top[t], select(LOWEST, score[t], seen));
             keep[t] = exp(top[t] - higher);
             weight[t] = select(0.0, exp(score[t] - higher), seen);

@@ -353,6 +353,21 @@ fn attention() {
         let statement = format!("attention {operands} {}", spec(heads, kv_heads));
         assert_eq!(of(&statement), expected, "{statement}");
     }
+    for (mask, expected) in [
+        ("causal=true, window=1", "f32[b, s, 8]"),
+        (
+            "causal=true, window=0",
+            "attention: expected a window of 1 to 2147483647 keys, found 0",
+        ),
+        (
+            "causal=false, window=3",
+            "attention: expected a causal mask, where there is a window, found none",
+        ),
+    ] {
+        let spec = format!("{{heads=4, kv_heads=2, scale=0.5, {mask}}}");
+        let statement = format!("attention %0, %6, %6 {spec}");
+        assert_eq!(of(&statement), expected, "{statement}");
+    }
     let probs = format!("attention_probs %0, %6, %7 {}", spec(4, 2));
     assert_eq!(of(&probs), "f32[b, 4, s, p]");
 }

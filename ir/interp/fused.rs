@@ -105,13 +105,16 @@ impl<T: Real> Heads<'_, T> {
     fn probabilities(&self, batch: usize, head: usize, query: usize, out: &mut [T]) {
         let at = ((batch * self.n + query) * self.spec.heads + head) * self.d;
         let q = &self.q[at..at + self.d];
-        let first = self.start.map_or(0, |s| i64::from(s[batch]));
+        let mut first = self.start.map_or(0, |s| i64::from(s[batch]));
         // The last key that a causal query sees; it may see none.
         let last = if self.spec.causal {
             query as i64 + self.m as i64 - self.n as i64
         } else {
             i64::MAX
         };
+        if let Some(window) = self.spec.window {
+            first = first.max(last.saturating_sub_unsigned(window as u64 - 1));
+        }
         let scale = T::of(self.spec.scale);
         for (key, out) in out.iter_mut().enumerate() {
             let seen = (first..=last).contains(&(key as i64));

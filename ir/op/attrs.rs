@@ -85,12 +85,16 @@ impl Op {
                 }
                 attrs
             }
-            Op::Attention(spec) | Op::AttentionProbs(spec) => vec![
-                ("heads", Attr::Int(spec.heads)),
-                ("kv_heads", Attr::Int(spec.kv_heads)),
-                ("scale", Attr::Float(spec.scale)),
-                ("causal", Attr::Bool(spec.causal)),
-            ],
+            Op::Attention(spec) | Op::AttentionProbs(spec) => {
+                let mut attrs = vec![
+                    ("heads", Attr::Int(spec.heads)),
+                    ("kv_heads", Attr::Int(spec.kv_heads)),
+                    ("scale", Attr::Float(spec.scale)),
+                    ("causal", Attr::Bool(spec.causal)),
+                ];
+                attrs.extend(spec.window.map(|window| ("window", Attr::Int(window))));
+                attrs
+            }
         }
     }
 
@@ -336,15 +340,21 @@ impl AttrReader<'_> {
         let heads = self.int("heads")?;
         let kv_heads = self.int("kv_heads")?;
         let scale = self.float("scale")?;
-        match self.take("causal")? {
-            Attr::Bool(causal) => Ok(AttentionSpec {
-                heads,
-                kv_heads,
-                scale,
-                causal,
-            }),
-            _ => self.wrong("causal", "true or false"),
-        }
+        let causal = match self.take("causal")? {
+            Attr::Bool(causal) => causal,
+            _ => return self.wrong("causal", "true or false"),
+        };
+        let window = match self.has("window") {
+            true => Some(self.int("window")?),
+            false => None,
+        };
+        Ok(AttentionSpec {
+            heads,
+            kv_heads,
+            scale,
+            causal,
+            window,
+        })
     }
 
     fn finish(self) -> Result<(), String> {

@@ -411,6 +411,7 @@ fn invariant_13_numbers_are_finite() {
         kv_heads: 2,
         scale: f64::NAN,
         causal: true,
+        window: None,
     };
     let table = set("%1 = table {f32=[1, 0.5]}", Op::Table(vec![1.0, f64::NAN]));
     let text = "%1 = table: expected a number that is finite as f32, found NaN";

@@ -111,6 +111,15 @@ impl Variant {
     }
 }
 
+/// Attention of some layers that reaches back no further than a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// How many tokens a token sees, itself among them (`sliding_window`).
+    pub size: usize,
+    /// Which layers have the window; the others see all tokens.
+    pub layers: Vec<bool>,
+}
+
 /// A Llama, or a model of its family.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LlamaConfig {
@@ -118,12 +127,10 @@ pub struct LlamaConfig {
     pub variant: Variant,
     /// The tokens (`vocab_size`).
     pub vocab_size: usize,
-    /// The positions that the model has (`max_position_embeddings`). Contexts may be
-    /// shorter; see [`max_context`](Self::max_context).
+    /// The longest context, in tokens (`max_position_embeddings`).
     pub max_position_embeddings: usize,
-    /// How many tokens attention reaches back, the token itself among them
-    /// (`sliding_window`); `None` where that is all positions in each layer.
-    pub sliding_window: Option<usize>,
+    /// Where attention does not reach back over all of it.
+    pub sliding_window: Option<SlidingWindow>,
     /// The width of the residual stream (`hidden_size`).
     pub hidden_size: usize,
     /// The width inside the feed-forward part of a block (`intermediate_size`).
@@ -236,7 +243,6 @@ impl LlamaConfig {
     /// [`from_json`](Self::from_json).
     pub fn to_json(&self) -> String {
         let [with_head, without] = self.variant.architectures();
-        // The window of one layer bounds the context as that of all does, so all have it here.
         let mut config = json!({
             "model_type": self.variant.model_type(),
             "architectures": [if self.head == Head::None { without } else { with_head }],
@@ -254,12 +260,15 @@ impl LlamaConfig {
             "mlp_bias": self.mlp_bias,
             "tie_word_embeddings": self.head == Head::Tied,
             "eos_token_id": self.eos_token_ids,
-            "sliding_window": self.sliding_window,
+            "sliding_window": self.sliding_window.as_ref().map(|window| window.size),
             "use_sliding_window": self.sliding_window.is_some(),
-            "max_window_layers": 0,
         });
         if let Value::Object(map) = &mut config {
             map.extend(self.rope.to_settings());
+            if let Some(window) = &self.sliding_window {
+                let kinds = window.layers.iter().map(|slides| layer_type(*slides));
+                map.insert("layer_types".to_owned(), kinds.collect());
+            }
         }
         format!("{config:#}\n")
     }
@@ -276,11 +285,11 @@ impl LlamaConfig {
         PRESETS.iter().map(|preset| preset.name)
     }
 
-    /// The longest context that is computed, in tokens: one within which no window
-    /// hides anything.
-    pub fn max_context(&self) -> usize {
-        let window = self.sliding_window.unwrap_or(usize::MAX);
-        window.min(self.max_position_embeddings)
+    /// How many tokens a token sees in a layer, itself among them; `None` for all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        let window = self.sliding_window.as_ref()?;
+        let slides = window.layers.get(layer).copied().unwrap_or(false);
+        slides.then_some(window.size)
     }
 
     /// The width of all query heads together.
@@ -339,57 +348,27 @@ const DEFAULT_WINDOW: usize = 4096;
 /// The layers without a window of a Qwen that does not say how many.
 const DEFAULT_MAX_WINDOW_LAYERS: u64 = 28;
 
-/// How far attention reaches back in the layers where that is less than the longest
-/// context, if there are any.
+/// What `layer_types` calls layers without a window and with one.
+const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
+
+fn layer_type(slides: bool) -> &'static str {
+    LAYER_TYPES[usize::from(slides)]
+}
+
+/// The window, if there is one that is shorter than a context and that layers have.
 fn sliding_window(
     settings: &Settings,
     variant: Variant,
     layers: usize,
     context: usize,
-) -> Result<Option<usize>, ConfigError> {
-    let absent = settings.is_absent("sliding_window");
-    let switch = settings.switch("use_sliding_window")?;
-    let wanted = match variant {
-        // transformers knows none here, but models of Mistral's form may call themselves
-        // Llama's.
-        Variant::Llama => switch.unwrap_or(!absent),
-        Variant::Mistral => true,
-        Variant::Qwen2 | Variant::Qwen3 => switch.unwrap_or(false),
-    };
+) -> Result<Option<SlidingWindow>, ConfigError> {
     // What is said of layers is refused where it is not known, wanted or not.
-    let has_window = some_layer_has_window(settings, variant, layers)?;
-    if !wanted || !has_window {
-        return Ok(None);
-    }
-    let window = match absent {
-        true => Some(DEFAULT_WINDOW),
-        false => settings.size(&["sliding_window"])?,
-    };
-    Ok(window.filter(|window| *window < context))
-}
-
-fn some_layer_has_window(
-    settings: &Settings,
-    variant: Variant,
-    layers: usize,
-) -> Result<bool, ConfigError> {
-    if let Some(kinds) = settings.get("layer_types") {
-        const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
-        let list = || settings.invalid("layer_types", kinds, "a list of names");
-        let kinds = kinds.as_array().ok_or_else(list)?;
-        if let Some(other) = kinds
-            .iter()
-            .find(|k| !KINDS.iter().any(|known| **k == *known))
-        {
-            let known = format!("those it does are {}", KINDS.join(" and "));
-            return Err(settings.unsupported("layer_types", other, known));
-        }
-        // Mistral has one window for all layers, whatever is said of each.
-        let sliding = kinds.iter().any(|kind| *kind == KINDS[1]);
-        return Ok(sliding || variant == Variant::Mistral);
-    }
-    Ok(match variant {
-        Variant::Llama | Variant::Mistral => true,
+    let types = layer_types(settings)?;
+    let layers = match variant {
+        // transformers knows no windows there.
+        Variant::Llama => return Ok(None),
+        // One for all layers, whatever is said of each.
+        Variant::Mistral => vec![true; layers],
         Variant::Qwen2 | Variant::Qwen3 => {
             let without = match settings.get("max_window_layers") {
                 None => DEFAULT_MAX_WINDOW_LAYERS,
@@ -397,9 +376,41 @@ fn some_layer_has_window(
                     settings.invalid("max_window_layers", value, "a whole number from 0 on")
                 })?,
             };
-            without < layers as u64
+            if !settings.switch("use_sliding_window")?.unwrap_or(false) {
+                return Ok(None);
+            }
+            match (types, settings.get("layer_types")) {
+                (Some(types), Some(told)) if types.len() != layers => {
+                    let wanted = format!("a list with a name for each of {layers} layers");
+                    return Err(settings.invalid("layer_types", told, wanted));
+                }
+                (Some(types), _) => types,
+                (None, _) => (0..layers).map(|layer| layer as u64 >= without).collect(),
+            }
         }
-    })
+    };
+    let size = match settings.is_absent("sliding_window") {
+        true => Some(DEFAULT_WINDOW),
+        false => settings.size(&["sliding_window"])?,
+    };
+    let size = size.filter(|size| *size < context && layers.contains(&true));
+    Ok(size.map(|size| SlidingWindow { size, layers }))
+}
+
+/// Which layers have a window by `layer_types`, where that is told.
+fn layer_types(settings: &Settings) -> Result<Option<Vec<bool>>, ConfigError> {
+    let Some(types) = settings.get("layer_types") else {
+        return Ok(None);
+    };
+    let list = || settings.invalid("layer_types", types, "a list of names");
+    let slides = types.as_array().ok_or_else(list)?.iter().map(|name| {
+        let known = LAYER_TYPES.iter().position(|known| *name == *known);
+        known.map(|at| at == 1).ok_or_else(|| {
+            let known = format!("those it does are {}", LAYER_TYPES.join(" and "));
+            settings.unsupported("layer_types", name, known)
+        })
+    });
+    slides.collect::<Result<_, _>>().map(Some)
 }
 
 /// A published model.

@@ -97,6 +97,20 @@ impl Span {
         })
     }
 
+    /// [`mask`](Span::mask) with a sliding window: a token sees no more than `window`
+    /// tokens, itself among them.
+    ///
+    /// # Errors
+    /// When there are more places than an `i32` counts.
+    pub fn windowed(&self, g: &mut GraphBuilder, window: usize) -> Built {
+        let past = self.past.clone().unwrap_or_default();
+        let [keys, queries] = places(g, &past, &self.seq)?;
+        let back = g.sub(queries, keys)?;
+        let window = g.i32(i32::try_from(window).unwrap_or(i32::MAX))?;
+        let near = g.lt(back, window)?;
+        g.and(self.mask, near)
+    }
+
     /// The keys (or values) of all tokens so far, `[batch, past + seq, width]`,
     /// given those of this run, `[batch, seq, width]`. In a continued span they
     /// are kept in a state, `name` inside the current module; a whole span has
@@ -132,15 +146,21 @@ impl Span {
     }
 }
 
-/// `bool[1 or batch, 1, seq, past + seq]`: token `past + i` sees the tokens up
-/// to itself, from `start` on where that is given as `i32[batch, 1, 1, 1]`.
-fn causal_mask(g: &mut GraphBuilder, past: &Dim, seq: &Dim, start: Option<ValueId>) -> Built {
+/// Where keys and queries stand: `i32[1, 1, 1, past + seq]` and `i32[1, 1, seq, 1]`.
+fn places(g: &mut GraphBuilder, past: &Dim, seq: &Dim) -> Result<[ValueId; 2], GraphError> {
     let end = past + seq;
     let one = || Dim::from(1);
     let keys = g.arange(0, &end)?;
     let keys = g.reshape(keys, [one(), one(), one(), end.clone()])?;
     let queries = g.arange(past, &end)?;
     let queries = g.reshape(queries, [one(), one(), seq.clone(), one()])?;
+    Ok([keys, queries])
+}
+
+/// `bool[1 or batch, 1, seq, past + seq]`: token `past + i` sees the tokens up
+/// to itself, from `start` on where that is given as `i32[batch, 1, 1, 1]`.
+fn causal_mask(g: &mut GraphBuilder, past: &Dim, seq: &Dim, start: Option<ValueId>) -> Built {
+    let [keys, queries] = places(g, past, seq)?;
     let causal = g.le(keys, queries)?;
     let Some(start) = start else {
         return Ok(causal);

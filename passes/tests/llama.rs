@@ -86,6 +86,20 @@ fn step() {
     }
 }
 
+/// A window of some layers is part of their attention.
+#[test]
+fn windows() {
+    let settings = r#", "model_type": "qwen3", "use_sliding_window": true, "sliding_window": 5,
+                       "layer_types": ["sliding_attention", "full_attention"]"#;
+    for entry in ["forward", "forward_attentions", "step"] {
+        let after = optimised(settings, entry);
+        for (layer, window) in [(0, " window=5"), (1, "")] {
+            let attention = format!("layers.{layer}.self_attn = attention causal=true{window}");
+            assert!(work(&after).contains(&attention), "{entry}: {after}");
+        }
+    }
+}
+
 /// Every switch of the configuration that changes what is computed.
 #[test]
 fn every_setting() {

@@ -6,6 +6,7 @@ const KV_HEADS: u32 = 12u;
 const HEAD_DIM: u32 = 64u;
 const SCALE: f32 = 0.125;
 const CAUSAL: bool = true;
+const SLIDES: bool = false;
 const CONTEXT: u32 = 1024u;
 
 @group(0) @binding(1) var<storage, read> q_in: array<f32>;
@@ -32,8 +33,8 @@ fn kv_len() -> u32 {
     return sym.past + sym.seq;
 }
 
-// The first key that is not padding; up to kv_len().
-fn visible_from(b: u32) -> u32 {
+// The first key that a query sees, behind padding and not beyond its window; up to kv_len().
+fn visible_from(b: u32, i: u32) -> u32 {
     return starts[b];
 }
 

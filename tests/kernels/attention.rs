@@ -1,5 +1,5 @@
 //! Attention and its probabilities: heads of every kind, with and without earlier
-//! positions, a causal mask, and padding.
+//! positions, a causal mask, a window, and padding.
 
 use kiln_ir::plan::Launch;
 use kiln_ir::{AttentionSpec, Bindings, DType, Dim, Graph, GraphBuilder, Op, Packing, Step};
@@ -31,19 +31,45 @@ fn sizes(all: &[(u64, u64, u64)]) -> impl Iterator<Item = Bindings> {
     })
 }
 
-fn attention(
-    head_dim: u64,
-    (heads, kv_heads): (usize, usize),
-    causal: bool,
-    padded: bool,
-) -> Graph {
-    let kind = match (causal, padded) {
-        (true, true) => "causal.padded",
-        (true, false) => "causal",
-        (false, true) => "full.padded",
-        (false, false) => "full",
-    };
-    let mut g = GraphBuilder::new(&format!("{heads}by{kv_heads}x{head_dim}.{kind}"));
+/// Which keys a query sees, apart from padding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Seen {
+    All,
+    /// Those up to its own.
+    Past,
+    /// So many of the last of these.
+    Window(usize),
+}
+
+impl Seen {
+    fn name(self) -> String {
+        match self {
+            Seen::All => "full".to_owned(),
+            Seen::Past => "causal".to_owned(),
+            Seen::Window(keys) => format!("window{keys}"),
+        }
+    }
+
+    fn spec(self, (heads, kv_heads): (usize, usize), scale: f64) -> AttentionSpec {
+        AttentionSpec {
+            heads,
+            kv_heads,
+            scale,
+            causal: self != Seen::All,
+            window: match self {
+                Seen::Window(keys) => Some(keys),
+                _ => None,
+            },
+        }
+    }
+}
+
+fn attention(head_dim: u64, (heads, kv_heads): (usize, usize), seen: Seen, padded: bool) -> Graph {
+    let padding = if padded { ".padded" } else { "" };
+    let mut g = GraphBuilder::new(&format!(
+        "{heads}by{kv_heads}x{head_dim}.{}{padding}",
+        seen.name()
+    ));
     let batch = g.symbol("batch", 3).unwrap();
     let seq = g.symbol("seq", 65).unwrap();
     let past = g.symbol("past", 130).unwrap();
@@ -60,19 +86,14 @@ fn attention(
     let k = tensor("k", &all, kv_heads);
     let v = tensor("v", &all, kv_heads);
     let start = padded.then(|| g.input("start", DType::I32, [batch.clone()]).unwrap());
-    let spec = AttentionSpec {
-        heads,
-        kv_heads,
-        scale: 1.5,
-        causal,
-    };
+    let spec = seen.spec((heads, kv_heads), 1.5);
     let mut operands = vec![q, k, v];
     operands.extend(start);
     let y = g.op(Op::Attention(spec), &operands).unwrap();
     operands.remove(2);
     let p = g.op(Op::AttentionProbs(spec), &operands).unwrap();
     let (y, p) = match start {
-        Some(start) if causal => {
+        Some(start) if spec.causal => {
             g.output("unused_y", y).unwrap();
             g.output("unused_p", p).unwrap();
             // What padding asks for is nobody's business, as long as it is finite.
@@ -101,29 +122,33 @@ fn attention(
 #[test]
 fn heads() {
     let mut suite = Suite::new(Packing::F32);
-    for (head_dim, heads, causal, padded) in [
-        (1, (2, 2), true, true),
-        (2, (3, 3), true, true),
-        (3, (2, 1), true, false),
-        (4, (2, 2), false, false),
-        (6, (2, 2), false, true),
-        (7, (1, 1), true, true),
-        (8, (4, 1), true, true),
-        (20, (6, 2), true, false),
-        (64, (4, 2), true, true),
-        (80, (2, 1), true, false),
-        (128, (2, 1), true, true),
-        (128, (1, 1), false, false),
+    for (head_dim, heads, seen, padded) in [
+        (1, (2, 2), Seen::Past, true),
+        (2, (3, 3), Seen::Past, true),
+        (3, (2, 1), Seen::Past, false),
+        (3, (2, 1), Seen::Window(1), true),
+        (4, (2, 2), Seen::All, false),
+        (6, (2, 2), Seen::All, true),
+        (7, (1, 1), Seen::Past, true),
+        (8, (4, 1), Seen::Past, true),
+        (8, (4, 1), Seen::Window(6), false),
+        (20, (6, 2), Seen::Past, false),
+        (64, (4, 2), Seen::Past, true),
+        (64, (4, 2), Seen::Window(33), true),
+        (80, (2, 1), Seen::Past, false),
+        (128, (2, 1), Seen::Past, true),
+        (128, (1, 1), Seen::All, false),
     ] {
-        suite.add(attention(head_dim, heads, causal, padded), sizes(&SIZES));
+        suite.add(attention(head_dim, heads, seen, padded), sizes(&SIZES));
     }
     suite.run(&TIERS);
 }
 
 /// Attention whose result one linear layer reads: with one query a context goes in
 /// parts, which the layer joins.
-fn projected(head_dim: u64, (heads, kv_heads): (usize, usize), outputs: u64) -> Graph {
-    let mut g = GraphBuilder::new(&format!("{heads}by{kv_heads}x{head_dim}.projected"));
+fn projected(head_dim: u64, (heads, kv_heads): (usize, usize), seen: Seen, outputs: u64) -> Graph {
+    let name = format!("{heads}by{kv_heads}x{head_dim}.{}.projected", seen.name());
+    let mut g = GraphBuilder::new(&name);
     let batch = g.symbol("batch", 3).unwrap();
     let seq = g.symbol("seq", 65).unwrap();
     let past = g.symbol("past", 130).unwrap();
@@ -137,12 +162,7 @@ fn projected(head_dim: u64, (heads, kv_heads): (usize, usize), outputs: u64) -> 
     let k = tensor("k", &all, width(kv_heads));
     let v = tensor("v", &all, width(kv_heads));
     let residual = tensor("residual", &seq, outputs);
-    let spec = AttentionSpec {
-        heads,
-        kv_heads,
-        scale: 0.5,
-        causal: true,
-    };
+    let spec = seen.spec((heads, kv_heads), 0.5);
     let x = g.op(Op::Attention(spec), &[q, k, v]).unwrap();
     let name = format!("w.{head_dim}");
     let w = g.root_param(&name, [outputs, width(heads)]).unwrap();
@@ -160,13 +180,17 @@ fn contexts_in_parts() {
     for packing in [Packing::F32, Packing::Q8] {
         let mut suite = Suite::new(packing);
         // Of 3 and of 20 elements, whole vec4s or not; rows with and without a rest.
-        for (head_dim, heads, outputs) in [(3, (2, 1), 5), (20, (3, 3), 33), (64, (4, 2), 70)] {
-            suite.add(projected(head_dim, heads, outputs), sizes(&SIZES));
+        for (head_dim, heads, seen, outputs) in [
+            (3, (2, 1), Seen::Past, 5),
+            (20, (3, 3), Seen::Window(17), 33),
+            (64, (4, 2), Seen::Past, 70),
+        ] {
+            suite.add(projected(head_dim, heads, seen, outputs), sizes(&SIZES));
         }
         let plan = suite.compile(None).plan;
         for (tier, parts) in [("software", false), ("subgroup", true), ("base", false)] {
             let tier = plan.tiers.iter().find(|t| t.name == tier).unwrap();
-            let decode = &tier.entries["4by2x64.projected"].variants[0];
+            let decode = &tier.entries["4by2x64.causal.projected"].variants[0];
             let split = |l: &Launch| l.kernel.contains(".split");
             let found = decode.launches.iter().filter(|l| split(l)).count();
             assert_eq!(found, if parts { 2 } else { 0 }, "{}", tier.name);
@@ -178,14 +202,16 @@ fn contexts_in_parts() {
 /// Heads that kernels for many queries take, with and without a mask and padding.
 pub fn many_queries() -> Suite {
     let mut suite = Suite::new(Packing::F16);
-    for (head_dim, heads, causal, padded) in [
-        (16, (4, 2), true, true),
-        (32, (2, 2), true, false),
-        (32, (2, 1), false, true),
+    for (head_dim, heads, seen, padded) in [
+        (16, (4, 2), Seen::Past, true),
+        (16, (4, 2), Seen::Window(7), false),
+        (32, (2, 2), Seen::Past, false),
+        (32, (2, 2), Seen::Window(40), true),
+        (32, (2, 1), Seen::All, true),
     ] {
         let many = SIZES.iter().filter(|(_, seq, _)| *seq > 8);
         let many: Vec<_> = many.copied().collect();
-        suite.add(attention(head_dim, heads, causal, padded), sizes(&many));
+        suite.add(attention(head_dim, heads, seen, padded), sizes(&many));
     }
     suite
 }
@@ -193,10 +219,10 @@ pub fn many_queries() -> Suite {
 /// For each size of a subgroup.
 pub fn across_lanes() -> Suite {
     let mut suite = Suite::new(Packing::F32);
-    for (head_dim, heads) in [(3, (2, 1)), (64, (4, 2))] {
-        suite.add(attention(head_dim, heads, true, true), sizes(&SIZES));
+    for (head_dim, heads, seen) in [(3, (2, 1), Seen::Window(5)), (64, (4, 2), Seen::Past)] {
+        suite.add(attention(head_dim, heads, seen, true), sizes(&SIZES));
     }
-    suite.add(projected(64, (4, 2), 70), sizes(&SIZES));
+    suite.add(projected(64, (4, 2), Seen::Past, 70), sizes(&SIZES));
     suite
 }
 
@@ -209,12 +235,7 @@ fn blocks() {
     let shape = [batch, seq, 8.into()];
     let q = g.input("q", DType::F32, shape.clone()).unwrap();
     let k = g.input("k", DType::F32, shape).unwrap();
-    let spec = AttentionSpec {
-        heads: 2,
-        kv_heads: 2,
-        scale: 0.5,
-        causal: true,
-    };
+    let spec = Seen::Past.spec((2, 2), 0.5);
     let p = g.op(Op::AttentionProbs(spec), &[q, k]).unwrap();
     g.output("p", p).unwrap();
     let mut suite = Suite::new(Packing::F32);

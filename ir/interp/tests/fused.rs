@@ -252,7 +252,8 @@ fn attention_by_loops(case: &Case, operands: &[T64]) -> (Vec<f64>, Vec<f64>) {
                 .map(|j| {
                     let late = spec.causal && j + n > i + m;
                     let early = start.is_some_and(|s| (j as i64) < i64::from(s[b]));
-                    if late || early {
+                    let far = spec.window.is_some_and(|window| j + n + window <= i + m);
+                    if late || early || far {
                         return MASK_VALUE;
                     }
                     let dot: f64 = (0..d).map(|e| q[query + e] * k[key(j) + e]).sum();
@@ -281,14 +282,21 @@ fn attention_in_all_its_forms() {
     for (n, m) in lengths {
         for (heads, kv_heads) in [(1, 1), (3, 3), (4, 2), (6, 1)] {
             for (batch, d) in [(1, 1), (3, 5), (2, 16)] {
-                for (causal, with_start) in
-                    [(false, false), (false, true), (true, false), (true, true)]
-                {
+                for (causal, window, with_start) in [
+                    (false, None, false),
+                    (false, None, true),
+                    (true, None, false),
+                    (true, None, true),
+                    (true, Some(1), false),
+                    (true, Some(3), true),
+                    (true, Some(i32::MAX as usize), false),
+                ] {
                     let spec = AttentionSpec {
                         heads,
                         kv_heads,
                         scale: 0.37,
                         causal,
+                        window,
                     };
                     let mut operands = vec![
                         numbers.tensor(&[batch, n, heads * d]),
@@ -329,6 +337,7 @@ fn a_query_that_sees_nothing_gets_the_mean() {
         kv_heads: 1,
         scale: 1.0,
         causal: true,
+        window: None,
     };
     let q = HostTensor::f([1, 2, 1], [3.0f32, -4.0]);
     let k = HostTensor::f([1, 2, 1], [1.0, 2.0]);
@@ -349,6 +358,7 @@ fn attention_without_keys_is_zero() {
         kv_heads: 1,
         scale: 1.0,
         causal: false,
+        window: None,
     };
     let q = HostTensor::f([1, 2, 4], [1.0f64; 8]);
     let none = HostTensor::f([1, 0, 2], []);

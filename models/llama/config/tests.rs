@@ -340,97 +340,72 @@ fn what_is_not_supported_is_refused_by_name() {
     );
 }
 
-/// A context within the window needs none; a longer one is not computed.
+/// Which layers have which window, by what `config.json` says beside that there are three.
 #[test]
-fn contexts_end_where_a_window_begins_to_hide() {
-    for (text, window, context) in [
-        (r#"{"sliding_window": null}"#, None, 2048),
+fn windows_of_layers() {
+    let (none, all) = ([None; 3], |size| [Some(size); 3]);
+    for (model, settings, windows) in [
+        // transformers knows no windows there.
         (
-            r#"{"sliding_window": 2048, "max_position_embeddings": 2048}"#,
-            None,
-            2048,
+            "llama",
+            r#""sliding_window": 8, "use_sliding_window": true"#,
+            none,
+        ),
+        ("mistral", "", all(4096)),
+        ("mistral", r#""sliding_window": null"#, none),
+        ("mistral", r#""sliding_window": 131072"#, none),
+        ("mistral", r#""sliding_window": 131071"#, all(131_071)),
+        (
+            "mistral",
+            r#""sliding_window": 64, "layer_types": ["full_attention"]"#,
+            all(64),
         ),
         (
-            r#"{"sliding_window": 4096, "use_sliding_window": false, "max_position_embeddings": 8192}"#,
-            None,
-            8192,
+            "qwen2",
+            r#""sliding_window": 8, "max_window_layers": 0"#,
+            none,
         ),
         (
-            r#"{"sliding_window": 4096, "max_position_embeddings": 8192}"#,
-            Some(4096),
-            4096,
+            "qwen2",
+            r#""sliding_window": 0, "max_window_layers": 0"#,
+            none,
         ),
-        (r#"{"use_sliding_window": true}"#, None, 2048),
+        ("qwen2", r#""use_sliding_window": true"#, none),
         (
-            r#"{"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}"#,
-            Some(8),
-            8,
-        ),
-        (
-            r#"{"layer_types": ["full_attention", "full_attention"], "sliding_window": 8}"#,
-            None,
-            2048,
-        ),
-        (r#"{"model_type": "mistral"}"#, Some(4096), 4096),
-        (
-            r#"{"model_type": "mistral", "sliding_window": null}"#,
-            None,
-            131_072,
+            "qwen2",
+            r#""use_sliding_window": true, "max_window_layers": 2"#,
+            [None, None, Some(4096)],
         ),
         (
-            r#"{"model_type": "mistral", "sliding_window": 64, "layer_types": ["full_attention"]}"#,
-            Some(64),
-            64,
+            "qwen2",
+            r#""use_sliding_window": true, "max_window_layers": 0, "sliding_window": null"#,
+            none,
         ),
         (
-            r#"{"model_type": "qwen2", "sliding_window": 4096}"#,
-            None,
-            32_768,
+            "qwen2",
+            r#""use_sliding_window": true, "max_window_layers": 0, "sliding_window": 32768"#,
+            none,
         ),
         (
-            r#"{"model_type": "qwen2", "sliding_window": 0, "max_window_layers": 0}"#,
-            None,
-            32_768,
+            "qwen3",
+            r#""use_sliding_window": true, "max_window_layers": 0, "sliding_window": 8,
+               "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]"#,
+            [Some(8), None, Some(8)],
         ),
         (
-            r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": null}"#,
-            None,
-            32_768,
-        ),
-        (
-            r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32768}"#,
-            None,
-            32_768,
-        ),
-        (
-            r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32767}"#,
-            Some(32_767),
-            32_767,
-        ),
-        (
-            r#"{"model_type": "qwen2", "use_sliding_window": true, "num_hidden_layers": 28}"#,
-            None,
-            32_768,
-        ),
-        (
-            r#"{"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 31}"#,
-            Some(4096),
-            4096,
-        ),
-        (
-            r#"{"model_type": "qwen3", "use_sliding_window": true, "max_window_layers": 1,
-                "num_hidden_layers": 2, "layer_types": ["full_attention", "full_attention"]}"#,
-            None,
-            32_768,
+            "qwen3",
+            r#""use_sliding_window": true, "max_window_layers": 0, "sliding_window": 8,
+               "layer_types": ["full_attention", "full_attention", "full_attention"]"#,
+            none,
         ),
     ] {
-        let config = read(text);
-        assert_eq!(
-            (config.sliding_window, config.max_context()),
-            (window, context),
-            "{text}"
-        );
-        assert_eq!(read(&config.to_json()), config, "{text}");
+        let comma = if settings.is_empty() { "" } else { "," };
+        let config = read(&format!(
+            r#"{{"model_type": "{model}", "num_hidden_layers": 3{comma} {settings}}}"#
+        ));
+        let found = [0, 1, 2].map(|layer| config.window(layer));
+        assert_eq!(found, windows, "{model}, {settings}");
+        assert_eq!(read(&config.to_json()), config, "{model}, {settings}");
     }
     for (text, setting, wanted) in [
         (
@@ -442,6 +417,11 @@ fn contexts_end_where_a_window_begins_to_hide() {
             r#""max_window_layers": -1"#,
             "`max_window_layers` to -1",
             "a whole number from 0 on",
+        ),
+        (
+            r#""use_sliding_window": true, "num_hidden_layers": 2, "layer_types": ["full_attention"]"#,
+            "`layer_types` to [\"full_attention\"]",
+            "a list with a name for each of 2 layers",
         ),
     ] {
         assert_eq!(

@@ -32,7 +32,7 @@ pub fn work(graph: &Graph, layers: &str) -> Vec<String> {
     let values = values.filter(|v| v.source.starts_with(layers) && !FREE.contains(&v.op.name()));
     values
         .map(|v| {
-            let wanted = ["layer_norm", "rms_norm", "then", "causal"];
+            let wanted = ["layer_norm", "rms_norm", "then", "causal", "window"];
             let attrs = v.op.attrs().into_iter().filter(|(k, _)| wanted.contains(k));
             let attrs: Vec<String> = attrs.map(|(k, a)| format!(" {k}={a}")).collect();
             format!("{} = {}{}", v.source, v.op.name(), attrs.concat())

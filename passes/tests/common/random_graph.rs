@@ -317,7 +317,7 @@ impl Cook {
     }
 
     /// Attention of `x` to `y`, with some of: a cache, groups, causality (also
-    /// off by one), padding, the probabilities as an output.
+    /// off by one), a window, padding, the probabilities as an output.
     fn attention(&mut self, x: ValueId, y: ValueId, variant: u8) -> Built {
         let has = |bit: u8| variant >> bit & 1 == 1;
         let (heads, kv_heads) = if has(0) { (4, 2) } else { (2, 2) };
@@ -356,7 +356,14 @@ impl Cook {
                 first = &first + &1.into();
             }
             let queries = self.positions(&first, &n, 2)?;
-            seen = Some(self.g.le(keys, queries)?);
+            let mut causal = self.g.le(keys, queries)?;
+            if has(6) && !has(7) {
+                let back = self.g.sub(queries, keys)?;
+                let window = self.g.i32(2)?;
+                let near = self.g.lt(back, window)?;
+                causal = self.g.and(near, causal)?;
+            }
+            seen = Some(causal);
         }
         if has(3) {
             let one = Dim::constant(1);
