@@ -123,6 +123,9 @@ impl<'m> Session<'m> {
                     return Ok(true);
                 }
             }
+            if accepted >= MAX_BURST {
+                device.keep_threads_apart();
+            }
             let took = std::mem::replace(&mut last, Instant::now()).elapsed();
             if accepted == 1 {
                 // That was the prompt.

@@ -8,6 +8,7 @@ use wgpu::{ErrorFilter, Features, Limits};
 
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
+use crate::threads::Threads;
 
 /// A device and its queue.
 ///
@@ -22,6 +23,8 @@ pub struct Device {
     features: Features,
     limits: Limits,
     late: Arc<Mutex<Late>>,
+    /// Those of a driver that computes on the processors.
+    threads: Option<Threads>,
 }
 
 /// Errors that arrived outside a scope.
@@ -70,7 +73,14 @@ impl Device {
             },
             trace: wgpu::Trace::Off,
         };
-        let opened = pollster::block_on(adapter.inner.request_device(&descriptor));
+        let open = || pollster::block_on(adapter.inner.request_device(&descriptor));
+        let (opened, threads) = match adapter.is_cpu() {
+            true => {
+                let (opened, threads) = Threads::of(open);
+                (opened, Some(threads))
+            }
+            false => (open(), None),
+        };
         let (inner, queue) = opened.map_err(|e| Error::Open {
             adapter: adapter.to_string(),
             reason: e.to_string(),
@@ -91,6 +101,7 @@ impl Device {
             features,
             limits: adapter.limits(),
             late,
+            threads,
         })
     }
 
@@ -107,6 +118,14 @@ impl Device {
     /// The limits in force.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Keeps the threads of a driver that computes on the processors apart, from when a
+    /// device is known to be used for long.
+    pub(crate) fn keep_threads_apart(&self) {
+        if let Some(threads) = &self.threads {
+            threads.spread();
+        }
     }
 
     /// Whether several threads may create pipelines at once. OpenGL has one
