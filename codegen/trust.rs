@@ -113,7 +113,7 @@ fn attention_coop(matrices: Matrices, head_dim: u64) -> Option<Trial> {
     d.constant_u32("HEAD_DIM", head_dim);
     d.constant_f32("SCALE", 0.125);
     d.constant_bool("CAUSAL", true);
-    d.constant_bool("SLIDES", false);
+    d.constant_bool("SLIDES", true);
     let whole = [("PARTS", 1), ("MOST", 0)];
     for (name, size) in constants.iter().chain(&whole) {
         d.constant_u32(name, size);
@@ -133,7 +133,7 @@ fn attention_coop(matrices: Matrices, head_dim: u64) -> Option<Trial> {
     whole_hooks(&mut d);
     let verdicts = d.write("verdicts", Base::Local(0), Element::U32);
     d.hook(format!(
-        "fn visible_from(b: u32, i: u32) -> u32 {{\n    return 3u * b;\n}}\n\n\
+        "fn visible_from(b: u32, i: u32) -> u32 {{\n    return max(3u * b, i / 2u);\n}}\n\n\
          // Eighths from -1 to 1, other ones for queries, keys and values.\n\
          fn eighths(kind: u32, b: u32, i: u32, h: u32, d4: u32) -> vec4<f32> {{\n    \
          let d = d4 * 4u + vec4<u32>(0u, 1u, 2u, 3u);\n    \

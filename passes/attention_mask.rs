@@ -63,7 +63,11 @@ impl Mask {
             // Of window - 1 - (i + m - n - j) >= 0 this leaves window - 1.
             let rest = condition.open.clone().plus(causal.clone(), 1);
             if let Some(most) = rest.and_then(|rest| rest.as_const()) {
-                let window = usize::try_from(most).ok()?.checked_add(1)?;
+                // Sums of integers wrap, which those of a larger one could.
+                if most >= MAX_WINDOW {
+                    return None;
+                }
+                let window = most as usize + 1;
                 self.window = Some(self.window.map_or(window, |other| other.min(window)));
                 continue;
             }
@@ -208,6 +212,9 @@ type Conditions = BTreeSet<Forms>;
 /// How many conditions a mask may have; causality, a window and a first visible key are
 /// three.
 const MAX_CONDITIONS: usize = 16;
+
+/// The widest window that is read.
+const MAX_WINDOW: u64 = 1 << 30;
 
 /// How far up the values of a mask are read, one after the other.
 const MAX_DEPTH: usize = 128;
@@ -417,6 +424,11 @@ mod tests {
                 Some(2),
             ),
             ("%5 = sub %3, %2 %6 = const {i32=0} %7 = lt %5, %6", None),
+            // From the third key on the sum is negative.
+            (
+                "%5 = const {i32=2147483646} %6 = add %2, %5 %7 = gt %6, %3",
+                None,
+            ),
             ("%5 = sub %3, %2 %6 = const {i32=-3} %7 = lt %5, %6", None),
         ] {
             let found = mask(&graph([body.to_owned()]));

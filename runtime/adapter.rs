@@ -1,16 +1,20 @@
 //! The adapters of this machine, and how one is chosen.
 
 use std::ops::RangeInclusive;
+use std::sync::{Arc, OnceLock};
 
 use wgpu::{Backend, Backends, DeviceType, DownlevelFlags, Features, Limits};
 
 use crate::error::{Error, Result};
+use crate::threads::Threads;
 
 /// A graphics adapter that can run compute kernels, through one back end.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     pub(crate) inner: wgpu::Adapter,
     pub(crate) info: wgpu::AdapterInfo,
+    /// Those of a driver that computes on the processors.
+    pub(crate) threads: Arc<OnceLock<Threads>>,
 }
 
 impl Adapter {
@@ -219,6 +223,7 @@ fn enumerate(backends: Backends) -> Vec<Adapter> {
         .map(|inner| Adapter {
             info: inner.get_info(),
             inner,
+            threads: Arc::default(),
         })
         .collect();
     sort(&mut out);

@@ -27,6 +27,9 @@ const _: () = assert!(MAX_BURST < UNIFORM_SLOTS, "each step has a uniform block"
 /// stop, long enough for the host to keep up.
 const BURST_TIME: Duration = Duration::from_millis(20);
 
+/// The tokens behind which a generation's kernels are compiled, and it is not a short one.
+const SETTLED: u64 = 16;
+
 /// A submission whose tokens are not read yet.
 struct Flight {
     staging: Staging,
@@ -123,7 +126,7 @@ impl<'m> Session<'m> {
                     return Ok(true);
                 }
             }
-            if accepted >= MAX_BURST {
+            if accepted >= SETTLED {
                 device.keep_threads_apart();
             }
             let took = std::mem::replace(&mut last, Instant::now()).elapsed();

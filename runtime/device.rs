@@ -23,8 +23,6 @@ pub struct Device {
     features: Features,
     limits: Limits,
     late: Arc<Mutex<Late>>,
-    /// Those of a driver that computes on the processors.
-    threads: Option<Threads>,
 }
 
 /// Errors that arrived outside a scope.
@@ -74,12 +72,14 @@ impl Device {
             trace: wgpu::Trace::Off,
         };
         let open = || pollster::block_on(adapter.inner.request_device(&descriptor));
-        let (opened, threads) = match adapter.is_cpu() {
+        let opened = match adapter.is_cpu() {
             true => {
                 let (opened, threads) = Threads::of(open);
-                (opened, Some(threads))
+                // Those that run workgroups are started with the first device.
+                let _ = adapter.threads.set(threads);
+                opened
             }
-            false => (open(), None),
+            false => open(),
         };
         let (inner, queue) = opened.map_err(|e| Error::Open {
             adapter: adapter.to_string(),
@@ -101,7 +101,6 @@ impl Device {
             features,
             limits: adapter.limits(),
             late,
-            threads,
         })
     }
 
@@ -123,7 +122,7 @@ impl Device {
     /// Keeps the threads of a driver that computes on the processors apart, from when a
     /// device is known to be used for long.
     pub(crate) fn keep_threads_apart(&self) {
-        if let Some(threads) = &self.threads {
+        if let Some(threads) = self.adapter.threads.get() {
             threads.spread();
         }
     }

@@ -40,6 +40,11 @@ const QWEN3: &str = r#"{"model_type": "qwen3", "vocab_size": 100, "max_position_
     "hidden_size": 288, "intermediate_size": 400, "num_attention_heads": 6, "head_dim": 32,
     "num_key_value_heads": 2, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
 
+/// With a window that ends within a step of keys.
+const SLIDING: &str = r#"{"model_type": "mistral", "vocab_size": 32, "max_position_embeddings": 80,
+    "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "num_hidden_layers": 1, "sliding_window": 41}"#;
+
 /// Of layers that sum up many elements, more than a product of matrices takes at once.
 const DEEP: &str = r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 64,
     "n_inner": 1300, "n_head": 2, "n_layer": 2}"#;
@@ -291,6 +296,7 @@ fn alternatives() {
             &[(1, 13), (3, 7)],
         ),
         (&long, Packing::F16, &[MATRICES], &[(1, 2), (2, 75)]),
+        (SLIDING, Packing::F16, &[MATRICES], &[(1, 2), (2, 75)]),
         // More sequences than a kernel for few rows takes, and rows that are cut in ten.
         (
             DEEP,

@@ -129,7 +129,7 @@ pub struct LlamaConfig {
     pub vocab_size: usize,
     /// The longest context, in tokens (`max_position_embeddings`).
     pub max_position_embeddings: usize,
-    /// Where attention does not reach back over all of it.
+    /// Where attention does not reach back over the whole context.
     pub sliding_window: Option<SlidingWindow>,
     /// The width of the residual stream (`hidden_size`).
     pub hidden_size: usize,
@@ -240,7 +240,7 @@ impl LlamaConfig {
     }
 
     /// The text of a `config.json` that says the same: the inverse of
-    /// [`from_json`](Self::from_json).
+    /// [`from_json`](Self::from_json), for what that gives.
     pub fn to_json(&self) -> String {
         let [with_head, without] = self.variant.architectures();
         let mut config = json!({
@@ -376,17 +376,14 @@ fn sliding_window(
                     settings.invalid("max_window_layers", value, "a whole number from 0 on")
                 })?,
             };
+            let slides = match types {
+                Some(types) => types.of(layers, settings)?,
+                None => (0..layers).map(|layer| layer as u64 >= without).collect(),
+            };
             if !settings.switch("use_sliding_window")?.unwrap_or(false) {
                 return Ok(None);
             }
-            match (types, settings.get("layer_types")) {
-                (Some(types), Some(told)) if types.len() != layers => {
-                    let wanted = format!("a list with a name for each of {layers} layers");
-                    return Err(settings.invalid("layer_types", told, wanted));
-                }
-                (Some(types), _) => types,
-                (None, _) => (0..layers).map(|layer| layer as u64 >= without).collect(),
-            }
+            slides
         }
     };
     let size = match settings.is_absent("sliding_window") {
@@ -398,19 +395,39 @@ fn sliding_window(
 }
 
 /// Which layers have a window by `layer_types`, where that is told.
-fn layer_types(settings: &Settings) -> Result<Option<Vec<bool>>, ConfigError> {
-    let Some(types) = settings.get("layer_types") else {
+fn layer_types(settings: &Settings) -> Result<Option<LayerTypes<'_>>, ConfigError> {
+    let Some(told) = settings.get("layer_types") else {
         return Ok(None);
     };
-    let list = || settings.invalid("layer_types", types, "a list of names");
-    let slides = types.as_array().ok_or_else(list)?.iter().map(|name| {
+    let list = || settings.invalid("layer_types", told, "a list of names");
+    let slides = told.as_array().ok_or_else(list)?.iter().map(|name| {
         let known = LAYER_TYPES.iter().position(|known| *name == *known);
         known.map(|at| at == 1).ok_or_else(|| {
             let known = format!("those it does are {}", LAYER_TYPES.join(" and "));
             settings.unsupported("layer_types", name, known)
         })
     });
-    slides.collect::<Result<_, _>>().map(Some)
+    let slides = slides.collect::<Result<_, _>>()?;
+    Ok(Some(LayerTypes { told, slides }))
+}
+
+/// `layer_types`, and which of them slide.
+struct LayerTypes<'a> {
+    told: &'a Value,
+    slides: Vec<bool>,
+}
+
+impl LayerTypes<'_> {
+    /// For so many layers.
+    fn of(self, layers: usize, settings: &Settings) -> Result<Vec<bool>, ConfigError> {
+        match self.slides.len() == layers {
+            true => Ok(self.slides),
+            false => {
+                let wanted = format!("a list with a name for each of {layers} layers");
+                Err(settings.invalid("layer_types", self.told, wanted))
+            }
+        }
+    }
 }
 
 /// A published model.

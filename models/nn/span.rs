@@ -38,6 +38,8 @@ pub struct Span {
     pub mask: ValueId,
     /// The tokens of each sequence in earlier runs; `None` in a whole span.
     past: Option<Dim>,
+    /// The most tokens of a sequence.
+    context: u64,
 }
 
 impl Span {
@@ -58,6 +60,7 @@ impl Span {
             positions,
             mask,
             past: None,
+            context: limits.seq,
         })
     }
 
@@ -94,15 +97,19 @@ impl Span {
             positions,
             mask,
             past: Some(past),
+            context: limits.context,
         })
     }
 
     /// [`mask`](Span::mask) with a sliding window: a token sees no more than `window`
-    /// tokens, itself among them.
+    /// tokens, itself among them. The same, where no context is longer than that.
     ///
     /// # Errors
     /// When there are more places than an `i32` counts.
     pub fn windowed(&self, g: &mut GraphBuilder, window: usize) -> Built {
+        if window as u64 >= self.context {
+            return Ok(self.mask);
+        }
         let past = self.past.clone().unwrap_or_default();
         let [keys, queries] = places(g, &past, &self.seq)?;
         let back = g.sub(queries, keys)?;

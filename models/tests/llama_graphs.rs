@@ -167,6 +167,23 @@ fn a_long_context_is_taken_where_it_is_asked_for() {
     );
 }
 
+/// A window hides nothing in a context that is no longer.
+#[test]
+fn a_window_as_long_as_the_context_is_none() {
+    let step = |settings: &str, context| {
+        let options = EntryOptions {
+            max_context: Some(context),
+            ..EntryOptions::default()
+        };
+        let model = small(&format!(r#", "model_type": "mistral", {settings}"#));
+        let [forward, step] = ["forward", "step"].map(|e| model.graph(e, &options).unwrap());
+        format!("{forward}{step}")
+    };
+    let (windowed, whole) = (r#""sliding_window": 12"#, r#""sliding_window": null"#);
+    assert_eq!(step(windowed, 12), step(whole, 12));
+    assert_ne!(step(windowed, 13), step(whole, 13));
+}
+
 /// Names and shapes.
 type Tensors = Vec<(String, Vec<usize>)>;
 

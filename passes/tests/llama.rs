@@ -89,13 +89,20 @@ fn step() {
 /// A window of some layers is part of their attention.
 #[test]
 fn windows() {
-    let settings = r#", "model_type": "qwen3", "use_sliding_window": true, "sliding_window": 5,
-                       "layer_types": ["sliding_attention", "full_attention"]"#;
-    for entry in ["forward", "forward_attentions", "step"] {
-        let after = optimised(settings, entry);
-        for (layer, window) in [(0, " window=5"), (1, "")] {
-            let attention = format!("layers.{layer}.self_attn = attention causal=true{window}");
-            assert!(work(&after).contains(&attention), "{entry}: {after}");
+    for (types, windows) in [
+        (["sliding_attention", "full_attention"], [" window=5", ""]),
+        (["full_attention", "sliding_attention"], ["", " window=5"]),
+    ] {
+        let settings = format!(
+            r#", "model_type": "qwen3", "use_sliding_window": true, "sliding_window": 5,
+               "layer_types": {types:?}"#
+        );
+        for entry in ["forward", "forward_attentions", "step"] {
+            let after = optimised(&settings, entry);
+            for (layer, window) in windows.iter().enumerate() {
+                let attention = format!("layers.{layer}.self_attn = attention causal=true{window}");
+                assert!(work(&after).contains(&attention), "{entry}: {after}");
+            }
         }
     }
 }

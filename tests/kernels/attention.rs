@@ -190,10 +190,12 @@ fn contexts_in_parts() {
         let plan = suite.compile(None).plan;
         for (tier, parts) in [("software", false), ("subgroup", true), ("base", false)] {
             let tier = plan.tiers.iter().find(|t| t.name == tier).unwrap();
-            let decode = &tier.entries["4by2x64.causal.projected"].variants[0];
-            let split = |l: &Launch| l.kernel.contains(".split");
-            let found = decode.launches.iter().filter(|l| split(l)).count();
-            assert_eq!(found, if parts { 2 } else { 0 }, "{}", tier.name);
+            for entry in ["4by2x64.causal.projected", "3by3x20.window17.projected"] {
+                let decode = &tier.entries[entry].variants[0];
+                let split = |l: &Launch| l.kernel.contains(".split");
+                let found = decode.launches.iter().filter(|l| split(l)).count();
+                assert_eq!(found, if parts { 2 } else { 0 }, "{entry} on {}", tier.name);
+            }
         }
         suite.run(&TIERS);
     }

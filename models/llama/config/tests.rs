@@ -419,7 +419,7 @@ fn windows_of_layers() {
             "a whole number from 0 on",
         ),
         (
-            r#""use_sliding_window": true, "num_hidden_layers": 2, "layer_types": ["full_attention"]"#,
+            r#""num_hidden_layers": 2, "layer_types": ["full_attention"]"#,
             "`layer_types` to [\"full_attention\"]",
             "a list with a name for each of 2 layers",
         ),
