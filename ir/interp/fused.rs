@@ -113,7 +113,7 @@ impl<T: Real> Heads<'_, T> {
             i64::MAX
         };
         if let Some(window) = self.spec.window {
-            first = first.max(last.saturating_sub_unsigned(window as u64 - 1));
+            first = first.max(last.saturating_sub_unsigned((window as u64).saturating_sub(1)));
         }
         let scale = T::of(self.spec.scale);
         for (key, out) in out.iter_mut().enumerate() {
