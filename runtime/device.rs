@@ -76,7 +76,9 @@ impl Device {
             true => {
                 let (opened, threads) = Threads::of(open);
                 // Those that run workgroups are started with the first device.
-                let _ = adapter.threads.set(threads);
+                if opened.is_ok() {
+                    let _ = adapter.threads.set(threads);
+                }
                 opened
             }
             false => open(),

@@ -266,8 +266,9 @@ impl LlamaConfig {
         if let Value::Object(map) = &mut config {
             map.extend(self.rope.to_settings());
             if let Some(window) = &self.sliding_window {
-                let kinds = window.layers.iter().map(|slides| layer_type(*slides));
-                map.insert("layer_types".to_owned(), kinds.collect());
+                let types = window.layers.iter();
+                let types = types.map(|slides| LAYER_TYPES[usize::from(*slides)]);
+                map.insert("layer_types".to_owned(), types.collect());
             }
         }
         format!("{config:#}\n")
@@ -351,10 +352,6 @@ const DEFAULT_MAX_WINDOW_LAYERS: u64 = 28;
 /// What `layer_types` calls layers without a window and with one.
 const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
 
-fn layer_type(slides: bool) -> &'static str {
-    LAYER_TYPES[usize::from(slides)]
-}
-
 /// The window, if there is one that is shorter than a context and that layers have.
 fn sliding_window(
     settings: &Settings,
@@ -363,7 +360,10 @@ fn sliding_window(
     context: usize,
 ) -> Result<Option<SlidingWindow>, ConfigError> {
     // What is said of layers is refused where it is not known, wanted or not.
-    let types = layer_types(settings)?;
+    let types = match settings.get("layer_types") {
+        Some(told) => Some((told, layer_types(settings, told)?)),
+        None => None,
+    };
     let layers = match variant {
         // transformers knows no windows there.
         Variant::Llama => return Ok(None),
@@ -377,7 +377,11 @@ fn sliding_window(
                 })?,
             };
             let slides = match types {
-                Some(types) => types.of(layers, settings)?,
+                Some((told, slides)) if slides.len() != layers => {
+                    let wanted = format!("a list with a name for each of {layers} layers");
+                    return Err(settings.invalid("layer_types", told, wanted));
+                }
+                Some((_, slides)) => slides,
                 None => (0..layers).map(|layer| layer as u64 >= without).collect(),
             };
             if !settings.switch("use_sliding_window")?.unwrap_or(false) {
@@ -394,11 +398,8 @@ fn sliding_window(
     Ok(size.map(|size| SlidingWindow { size, layers }))
 }
 
-/// Which layers have a window by `layer_types`, where that is told.
-fn layer_types(settings: &Settings) -> Result<Option<LayerTypes<'_>>, ConfigError> {
-    let Some(told) = settings.get("layer_types") else {
-        return Ok(None);
-    };
+/// Which layers have a window by `layer_types`.
+fn layer_types(settings: &Settings, told: &Value) -> Result<Vec<bool>, ConfigError> {
     let list = || settings.invalid("layer_types", told, "a list of names");
     let slides = told.as_array().ok_or_else(list)?.iter().map(|name| {
         let known = LAYER_TYPES.iter().position(|known| *name == *known);
@@ -407,27 +408,7 @@ fn layer_types(settings: &Settings) -> Result<Option<LayerTypes<'_>>, ConfigErro
             settings.unsupported("layer_types", name, known)
         })
     });
-    let slides = slides.collect::<Result<_, _>>()?;
-    Ok(Some(LayerTypes { told, slides }))
-}
-
-/// `layer_types`, and which of them slide.
-struct LayerTypes<'a> {
-    told: &'a Value,
-    slides: Vec<bool>,
-}
-
-impl LayerTypes<'_> {
-    /// For so many layers.
-    fn of(self, layers: usize, settings: &Settings) -> Result<Vec<bool>, ConfigError> {
-        match self.slides.len() == layers {
-            true => Ok(self.slides),
-            false => {
-                let wanted = format!("a list with a name for each of {layers} layers");
-                Err(settings.invalid("layer_types", self.told, wanted))
-            }
-        }
-    }
+    slides.collect()
 }
 
 /// A published model.
