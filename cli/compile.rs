@@ -13,7 +13,7 @@ use kiln_models::source::Loaded;
 use crate::failure::{Failure, Result};
 use crate::hub::OR_HUB;
 use crate::interrupt::{self, Interruptible};
-use crate::model::{DtypeArgs, ModelArgs, check_tier};
+use crate::model::{DtypeArgs, ModelArgs, check_tier, companions};
 use crate::output::{print, warn};
 use crate::progress::Bar;
 use crate::stages::{INPUT, Printer, Stages};
@@ -191,7 +191,7 @@ fn wrong_option(error: ModelError) -> Failure {
 }
 
 fn write(args: &Args, loaded: &Loaded, compiled: &Compiled) -> Result {
-    let tokenizer = loaded.tokenizer.as_ref().map(|t| t.to_json()).transpose()?;
+    let companions = companions(loaded)?;
     if let Err(error) = loaded.tokenizer() {
         warn(format_args!(
             "the compiled model will have no tokenizer, so it runs with `--tokens` alone: {error}"
@@ -200,14 +200,9 @@ fn write(args: &Args, loaded: &Loaded, compiled: &Compiled) -> Result {
     let params = Interruptible(loaded.params.as_ref());
     let bar = Bar::bytes("weights", 0);
     let graceful = interrupt::Graceful::begin();
-    let written = compiled.write(
-        &args.output,
-        &params,
-        tokenizer.as_deref(),
-        &mut |done, total| {
-            bar.set(done, total);
-        },
-    );
+    let written = compiled.write(&args.output, &params, &companions, &mut |done, total| {
+        bar.set(done, total);
+    });
     drop(graceful);
     match written {
         Err(_) if interrupt::requested() => Err(Failure::Interrupted),

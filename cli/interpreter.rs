@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kiln_ir::interp::{HostTensor, InterpError, Interpreter, Tensors, run, zero_states};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Bindings, Graph, ParamSource};
+use kiln_runtime::generate::check_rewind;
 use kiln_runtime::{Decoder, Error};
 
 use crate::failure::{Failure, Result};
@@ -52,10 +53,10 @@ impl Interpretable {
     pub fn session(&self, batch: usize, context: u64) -> Result<InterpretedSession<'_>> {
         let graph = self.graph("step")?;
         let symbol = |name: &str| graph.symbols.iter().find(|s| s.name.name() == name);
-        let none_past = Bindings::new().with("batch", batch as u64).with("past", 0);
         Ok(InterpretedSession {
+            graph,
             info: &self.info,
-            states: zero_states(graph, &none_past)?,
+            states: zero_states(graph, &taken(batch, 0))?,
             interpreter: Interpreter::new(graph, self.params.as_ref())?,
             batch,
             context,
@@ -65,8 +66,15 @@ impl Interpretable {
     }
 }
 
+/// The sizes of states that hold so many positions.
+fn taken(batch: usize, past: u64) -> Bindings {
+    let batch = Bindings::new().with("batch", batch as u64);
+    batch.with("past", past)
+}
+
 /// A batch of sequences that grow together.
 pub struct InterpretedSession<'m> {
+    graph: &'m Graph,
     info: &'m ModelInfo,
     interpreter: Interpreter<'m, f32>,
     states: Tensors<f32>,
@@ -108,6 +116,18 @@ impl Decoder for InterpretedSession<'_> {
 
     fn past(&self) -> u64 {
         self.past
+    }
+
+    fn rewind(&mut self, past: u64) -> std::result::Result<(), Error> {
+        check_rewind(self.past, past)?;
+        let sizes = zero_states::<f32>(self.graph, &taken(self.batch, past));
+        for (name, size) in sizes.map_err(Error::other)? {
+            if let Some(state) = self.states.get_mut(&name) {
+                *state = state.leading(&size.shape);
+            }
+        }
+        self.past = past;
+        Ok(())
     }
 
     fn step(&mut self, ids: &[u32], start: &[u32]) -> std::result::Result<Vec<f32>, Error> {

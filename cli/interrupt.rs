@@ -33,6 +33,11 @@ pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
+/// Whether Ctrl-C was pressed since this was last asked, for those who go on after it.
+pub fn take() -> bool {
+    REQUESTED.swap(false, Ordering::SeqCst)
+}
+
 /// [`Failure::Interrupted`] if Ctrl-C was pressed.
 pub fn check() -> Result {
     match requested() {

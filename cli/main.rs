@@ -1,6 +1,7 @@
 //! `kiln`: compiles a transformer ahead of time and runs it on any GPU.
 
 mod bench;
+mod chat;
 mod compile;
 mod device;
 mod devices;
@@ -16,6 +17,7 @@ mod out_file;
 mod output;
 mod progress;
 mod run;
+mod sampling;
 mod stages;
 mod stop_text;
 mod table;
@@ -50,6 +52,7 @@ struct Cli {
 enum Command {
     Compile(compile::Args),
     Run(run::Args),
+    Chat(chat::Args),
     Forward(forward::Args),
     Ir(ir::Args),
     Bench(bench::Args),
@@ -86,6 +89,7 @@ fn dispatch(command: Command, began: Instant) -> Result {
     match command {
         Command::Compile(args) => compile::run(&args),
         Command::Run(args) => run::run(&args, began),
+        Command::Chat(args) => chat::run(&args),
         Command::Forward(args) => forward::run(&args),
         Command::Ir(args) => ir::run(&args),
         Command::Bench(args) => bench::run(&args, began),

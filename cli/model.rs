@@ -6,9 +6,10 @@ use std::path::Path;
 use kiln_codegen::{CompileOptions, compile};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Graph, Packing, text};
+use kiln_models::chat::{CHAT_FILE, Chat};
 use kiln_models::registry::{EntryOptions, preset_names};
 use kiln_models::source::{self, Loaded};
-use kiln_models::tokenizer::Tokenizer;
+use kiln_models::tokenizer::{TOKENIZER_FILE, Tokenizer};
 use kiln_runtime::{Artifact, WeightFn};
 
 use crate::failure::{Failure, Result};
@@ -187,15 +188,25 @@ impl Opened {
         match self {
             Opened::Checkpoint(loaded) => Ok(loaded.tokenizer.clone()),
             Opened::Artifact(artifact) => {
-                let Some(json) = artifact.tokenizer() else {
+                let Some(json) = artifact.companion(TOKENIZER_FILE)? else {
                     return Ok(None);
                 };
                 let info = &artifact.plan().model;
-                let json = String::from_utf8_lossy(json);
-                let tokenizer = Tokenizer::from_json("tokenizer.json", &json)?;
+                let tokenizer = Tokenizer::from_json(TOKENIZER_FILE, &json)?;
                 let tokenizer = tokenizer.with_limit(info.vocab_size as usize);
                 Ok(Some(tokenizer.with_eos(info.eos_tokens.first().copied())))
             }
+        }
+    }
+
+    /// What the model needs to hold a conversation, if it can.
+    pub fn chat(&self) -> Result<Option<Chat>> {
+        match self {
+            Opened::Checkpoint(loaded) => Ok(loaded.chat.clone()),
+            Opened::Artifact(artifact) => match artifact.companion(CHAT_FILE)? {
+                Some(json) => Ok(Some(Chat::from_json(CHAT_FILE, &json)?)),
+                None => Ok(None),
+            },
         }
     }
 
@@ -260,6 +271,18 @@ pub fn check_dtype(name: &str, plan: &kiln_ir::plan::Plan, wanted: Option<Packin
     }
 }
 
+/// The files that go with a model when it is compiled, by name.
+pub fn companions(loaded: &Loaded) -> Result<BTreeMap<String, String>> {
+    let mut files = BTreeMap::new();
+    if let Some(tokenizer) = &loaded.tokenizer {
+        files.insert(TOKENIZER_FILE.to_owned(), tokenizer.to_json()?);
+    }
+    if let Some(chat) = &loaded.chat {
+        files.insert(CHAT_FILE.to_owned(), chat.to_json());
+    }
+    Ok(files)
+}
+
 fn compile_in_memory(
     loaded: Loaded,
     entries: &[&str],
@@ -276,10 +299,7 @@ fn compile_in_memory(
     };
     let info = loaded.info(options);
     let compiled = compile(&graphs, info, &compile_options, &mut |_, _, _, _| {})?;
-    let tokenizer = match &loaded.tokenizer {
-        Some(tokenizer) => Some(tokenizer.to_json()?.into_bytes()),
-        None => None,
-    };
+    let companions = companions(&loaded)?;
     let (plan, kernels, graphs) = (
         compiled.plan.clone(),
         compiled.kernels.clone(),
@@ -291,7 +311,7 @@ fn compile_in_memory(
         plan,
         kernels,
         graphs,
-        tokenizer,
+        companions,
         Box::new(weights),
     )?)
 }

@@ -1,6 +1,6 @@
 //! `kiln run`
 
-mod printer;
+pub mod printer;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -18,9 +18,10 @@ use crate::device::{DeviceArgs, Target, warn_of_separate_launches};
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
-use crate::output::{print_line, remark, warn};
+use crate::output::{print_line, remark};
+use crate::sampling::SamplingArgs;
 use crate::units::ms;
-use crate::values::{number, whole};
+use crate::values::whole;
 use printer::{Mode, Printer};
 
 /// Continue a text
@@ -86,78 +87,6 @@ pub struct Args {
     device: DeviceArgs,
 }
 
-/// How tokens are chosen.
-#[derive(clap::Args, Debug)]
-#[command(next_help_heading = "Sampling")]
-struct SamplingArgs {
-    /// 0 chooses the most likely token; 1 draws with the model's probabilities; higher
-    /// values make unlikely tokens more likely
-    #[arg(long, value_name = "F", default_value_t = 0.0)]
-    #[arg(value_parser = number, allow_negative_numbers = true)]
-    temperature: f32,
-
-    /// Draw only from the N most likely tokens; 0 draws from all
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
-    top_k: usize,
-
-    /// Draw only from the most likely tokens that together have this probability
-    #[arg(long, value_name = "F", default_value_t = 1.0)]
-    #[arg(value_parser = number, allow_negative_numbers = true)]
-    top_p: f32,
-
-    /// Draw only from tokens at least this fraction as likely as the most likely one
-    #[arg(long, value_name = "F", default_value_t = 0.0)]
-    #[arg(value_parser = number, allow_negative_numbers = true)]
-    min_p: f32,
-
-    /// Penalise tokens that have already occurred, by this factor; 1 changes nothing
-    #[arg(long, value_name = "F", default_value_t = 1.0)]
-    #[arg(value_parser = number, allow_negative_numbers = true)]
-    repetition_penalty: f32,
-
-    /// Seed of the random number generator; the same seed gives the same text
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    #[arg(value_parser = whole::<u64>, allow_negative_numbers = true)]
-    seed: u64,
-}
-
-impl SamplingArgs {
-    fn options(&self) -> Result<SamplingOptions> {
-        let options = SamplingOptions {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-        };
-        match options.validate() {
-            Ok(()) => Ok(options),
-            Err(error) => Err(Failure::usage(error.to_string())),
-        }
-    }
-
-    /// Says which options change nothing, where no token is drawn.
-    fn warn_of_unused(&self) {
-        let given = [
-            ("`--top-k`", self.top_k != 0),
-            ("`--top-p`", self.top_p != 1.0),
-            ("`--min-p`", self.min_p != 0.0),
-            ("`--seed`", self.seed != 0),
-        ];
-        let given = given.into_iter().filter(|(_, is_given)| *is_given);
-        let given: Vec<&str> = given.map(|(option, _)| option).collect();
-        if self.temperature == 0.0 && !given.is_empty() {
-            warn(format_args!(
-                "without a `--temperature` above 0 the most likely token is always chosen, so this is \
-                 ignored: {}",
-                given.join(", ")
-            ));
-        }
-    }
-}
-
 /// A sequence of token ids.
 pub type Ids = Vec<u32>;
 
@@ -172,8 +101,7 @@ pub fn parse_ids(text: &str) -> std::result::Result<Ids, String> {
 }
 
 pub fn run(args: &Args, began: Instant) -> Result {
-    let sampling = args.sampling.options()?;
-    args.sampling.warn_of_unused();
+    let sampling = args.sampling.over(SamplingOptions::default())?;
     let texts = texts(args)?;
     let target = args.device.select()?;
     let opened = args.model.open()?;
@@ -190,7 +118,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
             true => Vec::new(),
             false => info.eos_tokens.clone(),
         },
-        pad_token: 0,
+        ..GenerateOptions::default()
     };
     let mut job = Job {
         args,
@@ -231,7 +159,7 @@ pub fn run(args: &Args, began: Instant) -> Result {
 }
 
 /// Whether steps give logits, which is the same on every tier.
-fn has_logits(artifact: &kiln_runtime::Artifact) -> Result<bool> {
+pub fn has_logits(artifact: &kiln_runtime::Artifact) -> Result<bool> {
     let Some(any) = artifact.plan().tiers.first() else {
         return Ok(false);
     };
@@ -244,7 +172,7 @@ fn has_logits(artifact: &kiln_runtime::Artifact) -> Result<bool> {
     Ok(outputs.any(|o| o.name == "logits"))
 }
 
-fn refuse_headless(name: &str, has_logits: bool) -> Result {
+pub fn refuse_headless(name: &str, has_logits: bool) -> Result {
     match has_logits {
         true => Ok(()),
         false => Err(Failure::failed(format!(
@@ -419,7 +347,7 @@ fn answer(generated: &[Generated], texts: &[printer::Text]) -> Value {
 
 /// How fast prompts were read, and tokens made. The first token of each sequence comes
 /// with its prompt, and one that has ended gets no more.
-fn speeds(timings: &Timings, generated: &[Generated]) -> String {
+pub fn speeds(timings: &Timings, generated: &[Generated]) -> String {
     let per_second = |n: usize, time: Duration| match time.as_secs_f64() {
         s if s > 0.0 => n as f64 / s,
         _ => 0.0,

@@ -16,7 +16,6 @@ use crate::weights::fill;
 
 const PLAN_FILE: &str = "plan.json";
 const WEIGHT_FILE: &str = "weights.safetensors";
-const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// Told how many bytes of weights are written, and how many there are.
 pub type WriteProgress<'a> = dyn FnMut(u64, u64) + 'a;
@@ -25,7 +24,8 @@ impl Compiled {
     /// Writes the artifact as a folder, whole or not at all: into a folder beside
     /// `out` first, which then takes its name. An artifact that stands there
     /// already is replaced, and stays until the new one is in its place; anything
-    /// else is left alone.
+    /// else is left alone. `companions` are the texts of files, by name, that go with
+    /// the model and that the compiler does not read, such as its tokenizer.
     ///
     /// # Errors
     /// When a parameter cannot be read or has the wrong size, a file cannot be
@@ -34,7 +34,7 @@ impl Compiled {
         &self,
         out: &Path,
         params: &dyn ParamSource,
-        tokenizer: Option<&str>,
+        companions: &BTreeMap<String, String>,
         progress: &mut WriteProgress<'_>,
     ) -> Result<(), CodegenError> {
         Self::check_output(out)?;
@@ -47,7 +47,7 @@ impl Compiled {
         fs::create_dir_all(parent).map_err(|e| written(parent, e))?;
         let new = tempfile::Builder::new().prefix(".kiln-").tempdir_in(parent);
         let new = new.map_err(|e| written(parent, e))?;
-        self.write_into(new.path(), params, tokenizer, progress)?;
+        self.write_into(new.path(), params, companions, progress)?;
         // Writing took a while, in which something may have been put there.
         Self::check_output(out)?;
         put_in_place(new.path(), &target, parent)?;
@@ -90,16 +90,14 @@ impl Compiled {
         &self,
         dir: &Path,
         params: &dyn ParamSource,
-        tokenizer: Option<&str>,
+        companions: &BTreeMap<String, String>,
         progress: &mut WriteProgress<'_>,
     ) -> Result<(), CodegenError> {
         let mut hashes = BTreeMap::new();
-        let texts = self.kernels.iter().chain(&self.graphs);
-        let tokenizer = tokenizer.map(|text| (TOKENIZER_FILE.to_owned(), text.to_owned()));
-        let texts = texts.map(|(file, text)| (file.clone(), text.clone()));
-        for (file, text) in texts.chain(tokenizer) {
-            write_file(&dir.join(&file), text.as_bytes())?;
-            hashes.insert(file, blake3::hash(text.as_bytes()).to_hex().to_string());
+        for (file, text) in self.kernels.iter().chain(&self.graphs).chain(companions) {
+            write_file(&dir.join(file), text.as_bytes())?;
+            let hash = blake3::hash(text.as_bytes()).to_hex().to_string();
+            hashes.insert(file.clone(), hash);
         }
         if !self.plan.weights.is_empty() {
             let path = dir.join(WEIGHT_FILE);

@@ -130,7 +130,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     for (name, compiled) in [("plain", &plain), ("fused", &fused)] {
         let path = folder.path().join(name);
-        compiled.write(&path, &params, None, &mut |_, _| {})?;
+        compiled.write(&path, &params, &BTreeMap::new(), &mut |_, _| {})?;
         let artifact = Artifact::open(&path)?;
         let model = Model::open(&adapter, &artifact, &LoadOptions::default(), &mut |_| {})?;
         let outputs = model.run_collect(

@@ -72,7 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("xor.kiln");
-    compiled.write(&path, &params, None, &mut |_, _| {})?;
+    compiled.write(&path, &params, &BTreeMap::new(), &mut |_, _| {})?;
 
     // From here on, another machine could go on with the folder.
     let artifact = Artifact::open(&path)?;

@@ -3,7 +3,7 @@
 //! A hub id such as `openai-community/gpt2` (or `openai-community/gpt2@v1.0` for
 //! a branch, tag or commit) becomes the path of a folder in the Hugging Face
 //! layout. Only the files that kiln reads are fetched: `config.json`,
-//! `generation_config.json`, the tokenizer's, and the safetensors. The crate
+//! `generation_config.json`, the tokenizer's, the chat template's, and the safetensors. The crate
 //! hf-hub does the fetching, into the cache that every Hugging Face tool shares,
 //! and so the environment variables are the usual ones: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
 //! `HF_TOKEN` and its kin. `HF_HUB_OFFLINE=1` keeps to what is in the cache.
@@ -36,6 +36,7 @@ use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync};
 pub use error::HubError;
 pub use id::HubId;
 
+use crate::chat::{TEMPLATE_FILE, TOKENIZER_CONFIG_FILE};
 use crate::checkpoint::{CONFIG_FILE, GENERATION_FILE, INDEX_FILE, SINGLE_FILE, shards_of_index};
 use crate::config::Settings;
 use crate::tokenizer::{
@@ -167,7 +168,9 @@ impl Hub {
         }
         fetch.weights()?;
         fetch.tokenizer(&folder, &family(&config)?)?;
-        fetch.optional(GENERATION_FILE)?;
+        for name in [GENERATION_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE] {
+            fetch.optional(name)?;
+        }
         Ok(folder)
     }
 }

@@ -7,7 +7,8 @@
 //!   [`decoder`].
 //! - [`checkpoint`] reads safetensors, [`adapter`] gives each stored tensor its
 //!   place in a model, [`config`] reads `config.json`, [`tokenizer`] turns text
-//!   into ids and back, and [`hub`] fetches all of it.
+//!   into ids and back, [`chat`] writes a conversation as the text that a model
+//!   answers, and [`hub`] fetches all of it.
 //!
 //! Nothing here needs a GPU, or knows of one. What a graph means can be tried on
 //! the spot with the interpreter of [`kiln_ir`]:
@@ -43,6 +44,7 @@
 #![deny(unsafe_code)]
 
 pub mod adapter;
+pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;

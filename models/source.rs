@@ -18,6 +18,7 @@ use kiln_ir::plan::ModelInfo;
 use serde_json::Value;
 
 use crate::adapter::ModelParams;
+use crate::chat::{Chat, Sampling};
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, Settings};
 use crate::demo;
@@ -37,6 +38,9 @@ pub struct Loaded {
     pub params: Box<dyn ModelParams>,
     /// Its tokenizer. Without one, tokens are given by number.
     pub tokenizer: Option<Tokenizer>,
+    /// What it needs to hold a conversation, with the settings of its
+    /// `generation_config.json`; `None` for a model that only continues texts.
+    pub chat: Option<Chat>,
     /// The end tokens of its `generation_config.json`; empty without one.
     pub end_tokens: Vec<u32>,
 }
@@ -66,7 +70,8 @@ impl Loaded {
 
     /// What an artifact says of the model; [`Model::info`], with the end tokens
     /// of `generation_config.json`, as in transformers, where it names some, and
-    /// with the tokenizer's where neither that nor `config.json` does.
+    /// with the tokenizer's where neither that nor `config.json` does. Where the model
+    /// holds conversations, the token with which it ends an answer is one of them.
     pub fn info(&self, options: &EntryOptions) -> ModelInfo {
         let mut info = self.model.info(options);
         if !self.end_tokens.is_empty() {
@@ -79,6 +84,13 @@ impl Loaded {
                 .filter_map(Tokenizer::eos_id)
                 .collect();
         }
+        let answered = self.chat.iter().filter_map(|chat| chat.token("eos_token"));
+        let tokenizer = self.tokenizer.as_ref();
+        for id in answered.filter_map(|token| tokenizer?.id(token)) {
+            if !info.eos_tokens.contains(&id) {
+                info.eos_tokens.push(id);
+            }
+        }
         info
     }
 
@@ -86,6 +98,7 @@ impl Loaded {
     /// finds for its family and number of tokens.
     fn from_checkpoint(
         checkpoint: Checkpoint,
+        chat: Option<Chat>,
         tokenizer: impl FnOnce(&str, usize) -> Result<Tokenizer, TokenizerError>,
     ) -> Result<Self, ModelError> {
         let origin = checkpoint.origin().to_owned();
@@ -93,13 +106,14 @@ impl Loaded {
             origin: origin.clone(),
             reason,
         })?;
-        let end_tokens = match checkpoint.generation_config() {
-            None => Vec::new(),
-            Some(text) => end_tokens(text).map_err(|reason| ModelError::GenerationConfig {
+        let (end_tokens, sampling) = match checkpoint.generation_config() {
+            None => (Vec::new(), Sampling::default()),
+            Some(text) => generation(text).map_err(|reason| ModelError::GenerationConfig {
                 origin: origin.clone(),
                 reason,
             })?,
         };
+        let chat = chat.map(|chat| chat.with_sampling(sampling));
         let tokenizer = match tokenizer(model.family(), vocab_size(&*model)) {
             Ok(tokenizer) => {
                 let info = model.info(&EntryOptions::default());
@@ -115,17 +129,57 @@ impl Loaded {
             model,
             params,
             tokenizer,
+            chat,
             end_tokens,
         })
     }
 }
 
-/// The end tokens that the text of a `generation_config.json` names.
-fn end_tokens(text: &str) -> Result<Vec<u32>, String> {
+/// What the text of a `generation_config.json` says: end tokens, and how tokens are chosen.
+fn generation(text: &str) -> Result<(Vec<u32>, Sampling), String> {
     let settings = Settings::parse(text).map_err(|error| match error {
         ConfigError::NotJson { reason } => format!("cannot be parsed: {reason}"),
         other => other.to_string(),
     })?;
+    Ok((end_tokens(&settings)?, sampling(&settings)?))
+}
+
+/// How tokens are chosen. As in transformers, nothing is drawn unless `do_sample` says so.
+fn sampling(settings: &Settings) -> Result<Sampling, String> {
+    let number = |key| match settings.get(key).map(|value| (value, value.as_f64())) {
+        None => Ok(None),
+        Some((_, Some(number))) if number >= 0.0 => Ok(Some(number)),
+        Some((value, _)) => Err(format!(
+            "sets `{key}` to {value}; it should be a number, and not negative"
+        )),
+    };
+    let draws = match settings.get("do_sample") {
+        None => false,
+        Some(Value::Bool(draws)) => *draws,
+        Some(value) => {
+            return Err(format!(
+                "sets `do_sample` to {value}; it should be true or false"
+            ));
+        }
+    };
+    let penalty = number("repetition_penalty")?.map(|n| n as f32);
+    let drawn = Sampling {
+        // What transformers takes where nothing is said.
+        temperature: Some(number("temperature")?.unwrap_or(1.0) as f32),
+        top_k: Some(number("top_k")?.map_or(50, |n| n as usize)),
+        top_p: number("top_p")?.map(|n| n as f32),
+        min_p: number("min_p")?.map(|n| n as f32),
+        repetition_penalty: penalty,
+    };
+    let greedy = Sampling {
+        repetition_penalty: penalty,
+        ..Sampling::default()
+    };
+    Ok(if draws { drawn } else { greedy })
+}
+
+/// The end tokens.
+fn end_tokens(settings: &Settings) -> Result<Vec<u32>, String> {
     let key = "eos_token_id";
     let ids = match settings.get(key) {
         None => return Ok(Vec::new()),
@@ -149,7 +203,8 @@ fn end_tokens(text: &str) -> Result<Vec<u32>, String> {
 }
 
 /// The model in a folder in the Hugging Face layout: `config.json`, safetensors,
-/// and, if it has them, its tokenizer's files and `generation_config.json`.
+/// and, if it has them, its tokenizer's files, its chat template and
+/// `generation_config.json`.
 ///
 /// # Errors
 ///
@@ -157,7 +212,8 @@ fn end_tokens(text: &str) -> Result<Vec<u32>, String> {
 pub fn open_folder(folder: impl AsRef<Path>) -> Result<Loaded, ModelError> {
     let folder = folder.as_ref();
     let checkpoint = Checkpoint::open(folder)?;
-    Loaded::from_checkpoint(checkpoint, |family, vocab_size| {
+    let chat = Chat::open(folder)?;
+    Loaded::from_checkpoint(checkpoint, chat, |family, vocab_size| {
         Tokenizer::open(folder, family, vocab_size)
     })
 }
@@ -169,7 +225,7 @@ pub fn open_folder(folder: impl AsRef<Path>) -> Result<Loaded, ModelError> {
 ///
 /// None, unless the program was built from altered files.
 pub fn open_demo() -> Result<Loaded, ModelError> {
-    Loaded::from_checkpoint(demo::checkpoint()?, |_, _| demo::tokenizer())
+    Loaded::from_checkpoint(demo::checkpoint()?, None, |_, _| demo::tokenizer())
 }
 
 /// The model of a hub id, fetched where it is not in the hub's cache.
@@ -202,6 +258,7 @@ pub fn random_weights(name: &str, seed: u64) -> Result<Loaded, ModelError> {
         params: Box::new(RandomWeights::new(model.parameters(), seed)),
         model,
         tokenizer,
+        chat: None,
         end_tokens: Vec::new(),
     })
 }

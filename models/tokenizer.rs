@@ -312,13 +312,28 @@ impl Tokenizer {
     /// [`TokenizerError::BeyondVocabulary`] when the model has no such token;
     /// [`TokenizerError::Failed`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, true)
-            .map_err(|e| TokenizerError::Failed {
-                what: "a text to encode",
-                reason: e.to_string(),
-            })?;
+        self.encode_with(text, true)
+    }
+
+    /// The ids of a text that has all special tokens that it needs written out, such as a
+    /// conversation ([`crate::chat`]): [`encode`](Self::encode) puts before a text what its
+    /// tokenizer's file says, a `<s>` for one.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding =
+            self.inner
+                .encode_fast(text, add_special)
+                .map_err(|e| TokenizerError::Failed {
+                    what: "a text to encode",
+                    reason: e.to_string(),
+                })?;
         let ids = encoding.get_ids();
         if let Some(limit) = self.limit
             && let Some(&id) = ids.iter().find(|id| **id as usize >= limit)
@@ -378,6 +393,14 @@ impl Tokenizer {
     /// its space so.
     pub fn stream_after(&self, prompt: &[u32]) -> DecodeStream<'_> {
         DecodeStream::new(self, prompt)
+    }
+
+    /// The id of a token by its text, if the vocabulary and the model have it.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        let id = self.inner.token_to_id(token)?;
+        self.limit
+            .is_none_or(|limit| (id as usize) < limit)
+            .then_some(id)
     }
 
     /// The token after which a text is over, if the vocabulary has one.

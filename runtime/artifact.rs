@@ -16,7 +16,6 @@ use crate::weights::{MappedWeights, WeightSource, missing};
 
 const PLAN_FILE: &str = "plan.json";
 const WEIGHT_FILE: &str = "weights.safetensors";
-const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// What the file of a kernel, and that of a graph, ends with in a folder.
 const KERNEL_FILE: &str = ".wgsl";
@@ -26,11 +25,11 @@ const GRAPH_FILE: &str = ".kiln";
 pub struct Artifact {
     plan: Plan,
     texts: Texts,
-    tokenizer: Option<Vec<u8>>,
     weights: Box<dyn WeightSource>,
 }
 
-/// Where the texts of kernels and graphs are, by path, and with a folder what tiers launch.
+/// Where the texts of kernels, graphs and companions are, by path, and with a folder what
+/// tiers launch.
 enum Texts {
     /// In the files of a folder, which are read when they are wanted: a run needs the
     /// kernels of one tier, and those of all take 3 to 6 MB for GPT-2.
@@ -38,6 +37,7 @@ enum Texts {
     Memory {
         kernels: BTreeMap<String, String>,
         graphs: BTreeMap<String, String>,
+        companions: BTreeMap<String, String>,
     },
 }
 
@@ -46,7 +46,9 @@ impl Texts {
     fn get(&self, file: &str) -> Option<&str> {
         match self {
             Texts::Folder(_) => None,
-            Texts::Memory { kernels, graphs } => {
+            Texts::Memory {
+                kernels, graphs, ..
+            } => {
                 let text = kernels.get(file).or_else(|| graphs.get(file));
                 text.map(String::as_str)
             }
@@ -75,10 +77,6 @@ impl Artifact {
         let plan = read_plan(dir)?;
         verify_files(dir, &plan)?;
 
-        let tokenizer = match plan.files.contains_key(TOKENIZER_FILE) {
-            true => Some(read(dir, TOKENIZER_FILE)?),
-            false => None,
-        };
         let is_text = |file: &str| file.ends_with(KERNEL_FILE) && plan.files.contains_key(file);
         check_plan(&plan, is_text)?;
         for tier in plan.tiers.iter().filter(|t| t.entries.is_empty()) {
@@ -111,14 +109,14 @@ impl Artifact {
                 path: dir.to_owned(),
                 source,
             })?),
-            tokenizer,
             weights,
         })
     }
 
     /// An artifact from parts in memory, as the compiler makes them. `kernels`
     /// are texts by the path that [`Kernel::file`](kiln_ir::plan::Kernel::file)
-    /// names, and `graphs` by `graphs/ENTRY.kiln`. [`Plan::files`] is not looked at.
+    /// names, `graphs` by `graphs/ENTRY.kiln`, and `companions` by the names for which
+    /// [`Artifact::companion`] is asked. [`Plan::files`] is not looked at.
     ///
     /// # Errors
     /// [`Error::Version`] or [`Error::Plan`].
@@ -126,7 +124,7 @@ impl Artifact {
         plan: Plan,
         kernels: BTreeMap<String, String>,
         graphs: BTreeMap<String, String>,
-        tokenizer: Option<Vec<u8>>,
+        companions: BTreeMap<String, String>,
         weights: Box<dyn WeightSource>,
     ) -> Result<Self> {
         if plan.version != PLAN_VERSION {
@@ -135,8 +133,11 @@ impl Artifact {
         check_plan(&plan, |file| kernels.contains_key(file))?;
         Ok(Artifact {
             plan,
-            texts: Texts::Memory { kernels, graphs },
-            tokenizer,
+            texts: Texts::Memory {
+                kernels,
+                graphs,
+                companions,
+            },
             weights,
         })
     }
@@ -221,18 +222,25 @@ impl Artifact {
             held => return held.get(file).map(Cow::Borrowed).ok_or_else(none),
         };
         let hash = self.text_hash(file).ok_or_else(none)?;
-        let bytes = match read(dir, file) {
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                return Err(altered(dir, file, Altered::Missing));
-            }
-            bytes => bytes?,
-        };
-        if blake3::hash(&bytes).to_hex().as_str() != hash {
-            return Err(altered(dir, file, Altered::Altered));
+        read_text(dir, file, &hash).map(Cow::Owned)
+    }
+
+    /// The text of a file that goes with the model and that this crate does not read, such
+    /// as its tokenizer; none if the artifact has no such file.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the file has gone or is no longer what the plan lists, and
+    /// [`Error::Io`] when it cannot be read.
+    pub fn companion(&self, file: &str) -> Result<Option<Cow<'_, str>>> {
+        match &self.texts {
+            Texts::Memory { companions, .. } => Ok(companions
+                .get(file)
+                .map(|text| Cow::Borrowed(text.as_str()))),
+            Texts::Folder(dir) => match self.plan.files.get(file) {
+                Some(hash) => read_text(dir, file, hash).map(|text| Some(Cow::Owned(text))),
+                None => Ok(None),
+            },
         }
-        let text = String::from_utf8(bytes);
-        let text = text.map_err(|_| Error::plan(format!("`{file}` is not UTF-8 text")))?;
-        Ok(Cow::Owned(text))
     }
 
     /// The BLAKE3 hash of a kernel's WGSL or a graph's text, in hexadecimal.
@@ -248,11 +256,6 @@ impl Artifact {
                 Some(Cow::Owned(hash.to_string()))
             }
         }
-    }
-
-    /// The bytes of `tokenizer.json`, if the artifact has one.
-    pub fn tokenizer(&self) -> Option<&[u8]> {
-        self.tokenizer.as_deref()
     }
 
     /// The folder, as an absolute path, unless the artifact is in memory.
@@ -296,9 +299,20 @@ fn version(found: u64) -> Error {
     }
 }
 
-fn read(dir: &Path, file: &str) -> Result<Vec<u8>> {
+/// The text of a file that has this hash.
+fn read_text(dir: &Path, file: &str, hash: &str) -> Result<String> {
     let path = dir.join(file);
-    fs::read(&path).map_err(|source| Error::Io { path, source })
+    let bytes = match fs::read(&path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return Err(altered(dir, file, Altered::Missing));
+        }
+        bytes => bytes.map_err(|source| Error::Io { path, source })?,
+    };
+    if blake3::hash(&bytes).to_hex().as_str() != hash {
+        return Err(altered(dir, file, Altered::Altered));
+    }
+    let text = String::from_utf8(bytes);
+    text.map_err(|_| Error::plan(format!("`{file}` is not UTF-8 text")))
 }
 
 /// The file of a tier's entry points, and its hash.

@@ -244,6 +244,14 @@ pub enum Error {
         /// Positions wanted.
         wanted: u64,
     },
+    /// A decoder should go back to where it has not been.
+    #[error("cannot go back to position {to}, for only {taken} are taken")]
+    Rewind {
+        /// Positions taken.
+        taken: u64,
+        /// The position asked for.
+        to: u64,
+    },
     /// A token id is outside the vocabulary.
     #[error(
         "token {id} of sequence {sequence} at position {position} is outside the vocabulary of {vocab}"

@@ -28,6 +28,13 @@ pub trait Decoder {
     /// one that this crate does not know wraps its errors with [`Error::other`].
     fn step(&mut self, ids: &[u32], start: &[u32]) -> Result<Vec<f32>>;
 
+    /// Forgets every position from `past` on, so that other tokens can follow those
+    /// before it.
+    ///
+    /// # Errors
+    /// When fewer positions are taken.
+    fn rewind(&mut self, past: u64) -> Result<()>;
+
     /// Runs a generation until it wants no more tokens or the context is full:
     /// appends its prompts, then one token to every sequence after another. At
     /// its end all tokens but the last were appended.
@@ -74,6 +81,9 @@ pub struct GenerateOptions {
     pub sampling: SamplingOptions,
     /// A token of these ends its sequence.
     pub stop_tokens: Vec<u32>,
+    /// Tokens that a sequence's prompt goes on from, which the decoder has taken before. They
+    /// count for a penalty on repetition; nothing else depends on them.
+    pub history: Vec<u32>,
     /// Fed where a sequence has no token: before a short prompt and after an end.
     /// It influences nothing.
     pub pad_token: u32,
@@ -85,6 +95,7 @@ impl Default for GenerateOptions {
             max_new_tokens: 128,
             sampling: SamplingOptions::default(),
             stop_tokens: Vec::new(),
+            history: Vec::new(),
             pad_token: 0,
         }
     }
@@ -160,6 +171,17 @@ pub fn generate(
     Ok(generation.done())
 }
 
+/// Refuses to go back to a position that was not reached; [`Decoder::rewind`]'s check.
+///
+/// # Errors
+/// [`Error::Rewind`].
+pub fn check_rewind(taken: u64, to: u64) -> Result<()> {
+    match to <= taken {
+        true => Ok(()),
+        false => Err(Error::Rewind { taken, to }),
+    }
+}
+
 /// The longest prompt's length.
 fn check_prompts(decoder: &dyn Decoder, prompts: &[Vec<u32>]) -> Result<usize> {
     if prompts.len() != decoder.batch() || prompts.is_empty() {
@@ -204,10 +226,11 @@ pub struct Generation<'g> {
 }
 
 struct Sequence {
-    /// The position of the prompt's first token, padding not counted.
+    /// The position of the first token of `history`, padding not counted.
     before: u64,
+    /// Where in `history` the prompt ends.
     prompt: usize,
-    /// The prompt and what was generated.
+    /// What was before the prompt, the prompt, and what was generated.
     history: Vec<u32>,
     finish: Option<Finish>,
 }
@@ -223,15 +246,23 @@ impl<'g> Generation<'g> {
         let mut ids = Vec::with_capacity(prompts.len() * longest);
         let mut start = Vec::with_capacity(prompts.len());
         let mut sequences = Vec::with_capacity(prompts.len());
+        let earlier = options.history.as_slice();
+        let Some(before) = past.checked_sub(earlier.len() as u64) else {
+            return Err(Error::Ids(format!(
+                "a history of {} tokens for a decoder that has taken {past}",
+                earlier.len()
+            )));
+        };
         for prompt in prompts {
             let padding = longest - prompt.len();
             start.push(padding as u32);
             ids.resize(ids.len() + padding, options.pad_token);
             ids.extend_from_slice(prompt);
+            let history = [earlier, prompt].concat();
             sequences.push(Sequence {
-                before: past,
-                prompt: prompt.len(),
-                history: prompt.clone(),
+                before,
+                prompt: history.len(),
+                history,
                 finish: (options.max_new_tokens == 0).then_some(Finish::Length),
             });
         }
@@ -291,7 +322,7 @@ impl<'g> Generation<'g> {
         &self.start
     }
 
-    /// A sequence's prompt and what it got, without padding.
+    /// What came before a sequence's prompt, its prompt and what it got, without padding.
     pub fn history(&self, sequence: usize) -> &[u32] {
         &self.sequences[sequence].history
     }

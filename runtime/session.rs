@@ -6,7 +6,7 @@ use kiln_ir::plan::{BATCH, CONTEXT, PAST, SEQ};
 use crate::dims::Values;
 use crate::error::{Error, Result};
 use crate::exec::{Allocation, Program, Recorder, has_stalled};
-use crate::generate::{Decoder, Generation, sample_on_host};
+use crate::generate::{Decoder, Generation, check_rewind, sample_on_host};
 use crate::model::Model;
 use crate::profile::{Profile, Timer};
 use crate::readback::Staging;
@@ -146,6 +146,16 @@ impl<'m> Session<'m> {
     /// Forgets everything; the states' memory is kept.
     pub fn reset(&mut self) {
         self.past = 0;
+    }
+
+    /// Forgets every position from `past` on; the states' memory is kept.
+    ///
+    /// # Errors
+    /// When fewer positions are taken.
+    pub fn rewind(&mut self, past: u64) -> Result<()> {
+        check_rewind(self.past, past)?;
+        self.past = past;
+        Ok(())
     }
 
     /// Appends tokens to every sequence. `ids` holds the same number for each
@@ -372,6 +382,10 @@ impl Decoder for Session<'_> {
 
     fn step(&mut self, ids: &[u32], start: &[u32]) -> Result<Vec<f32>> {
         Session::step(self, ids, start)
+    }
+
+    fn rewind(&mut self, past: u64) -> Result<()> {
+        Session::rewind(self, past)
     }
 
     /// Chooses tokens on the device where the model has logits and the device can

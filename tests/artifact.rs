@@ -9,7 +9,7 @@
 mod common;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -42,8 +42,9 @@ impl Written {
         let (fixture, compiled) = small(packing);
         let out = parent.path().join("model.kiln");
         let params = &*fixture.loaded.params;
+        let companions = BTreeMap::from([("tokenizer.json".to_owned(), TOKENIZER.to_owned())]);
         compiled
-            .write(&out, params, Some(TOKENIZER), &mut |_, _| {})
+            .write(&out, params, &companions, &mut |_, _| {})
             .unwrap();
         Written { parent }
     }
@@ -100,7 +101,8 @@ fn a_folder_runs_as_what_was_compiled() {
             packing.name()
         );
 
-        assert_eq!(artifact.tokenizer(), Some(TOKENIZER.as_bytes()));
+        let tokenizer = artifact.companion("tokenizer.json").unwrap();
+        assert_eq!(tokenizer.as_deref(), Some(TOKENIZER));
         let model = &artifact.plan().model;
         assert_eq!(model.weight_dtype, packing.name());
         assert_eq!(model.family, "gpt2");
@@ -333,7 +335,7 @@ fn an_artifact_is_written_whole_or_not_at_all() {
             name: "h.0.mlp.c_fc.weight",
             fault,
         };
-        let written = compiled.write(&out, &params, None, &mut |_, _| {});
+        let written = compiled.write(&out, &params, &BTreeMap::new(), &mut |_, _| {});
         written.map_err(|error| error.to_string())
     };
     let beside = || -> Vec<PathBuf> {

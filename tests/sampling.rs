@@ -34,6 +34,9 @@ impl Decoder for OnHost<'_, '_> {
     fn step(&mut self, ids: &[u32], start: &[u32]) -> Result<Vec<f32>> {
         self.0.step(ids, start)
     }
+    fn rewind(&mut self, past: u64) -> Result<()> {
+        self.0.rewind(past)
+    }
 }
 
 fn demo() -> (Artifact, Vec<Vec<u32>>) {

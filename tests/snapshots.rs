@@ -240,7 +240,9 @@ fn two_compilations_give_the_same_bytes() {
                 let compiled = compile_fixture(&source, packing, &EntryOptions::default());
                 let out = folder.path().join(format!("{name}.kiln"));
                 let params = &*source.loaded.params;
-                compiled.write(&out, params, None, &mut |_, _| {}).unwrap();
+                compiled
+                    .write(&out, params, &BTreeMap::new(), &mut |_, _| {})
+                    .unwrap();
                 let files = files(&out);
                 fs::remove_dir_all(out).unwrap();
                 files

@@ -51,7 +51,13 @@ pub fn measure(adapter: &Adapter, tier: &str, packing: Packing) -> Result<Ceilin
     let params = BTreeMap::from([("w".to_owned(), weight)]);
     let (plan, kernels) = (compiled.plan.clone(), compiled.kernels.clone());
     let weights = WeightFn(move |name: &str| Ok(compiled.weight(name, &params)?));
-    let artifact = Artifact::from_parts(plan, kernels, BTreeMap::new(), None, Box::new(weights))?;
+    let artifact = Artifact::from_parts(
+        plan,
+        kernels,
+        BTreeMap::new(),
+        BTreeMap::new(),
+        Box::new(weights),
+    )?;
     let options = LoadOptions {
         tier: Some(tier.to_owned()),
         ..LoadOptions::default()

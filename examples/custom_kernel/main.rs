@@ -56,7 +56,7 @@ fn open(
     // A graph without parameters has no weights: nothing need be written.
     let weights = Box::new(BTreeMap::<String, Vec<u8>>::new());
     let (plan, kernels) = (compiled.plan, compiled.kernels);
-    let artifact = Artifact::from_parts(plan, kernels, compiled.graphs, None, weights)?;
+    let artifact = Artifact::from_parts(plan, kernels, compiled.graphs, BTreeMap::new(), weights)?;
     let options = LoadOptions {
         tier: tier.map(str::to_owned),
         ..LoadOptions::default()

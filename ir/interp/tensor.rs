@@ -102,6 +102,28 @@ impl<T> HostTensor<T> {
     }
 }
 
+impl<T: Copy + Default + Send + Sync + 'static> HostTensor<T> {
+    /// The first elements along each axis, as many as `shape` says, or as there are.
+    pub fn leading(&self, shape: &[usize]) -> HostTensor<T> {
+        fn cut<E: Elem>(data: &[E], from: &[usize], to: &[usize]) -> Vec<E> {
+            let mut view = View::of(from.to_vec(), Buf::Borrowed(data));
+            for (axis, size) in to.iter().enumerate() {
+                view = view.slice(axis, 0..*size);
+            }
+            view.contiguous().into_owned()
+        }
+        let sizes = self.shape.iter().enumerate();
+        let sizes = sizes.map(|(axis, size)| shape.get(axis).map_or(*size, |to| *to.min(size)));
+        let to: Vec<usize> = sizes.collect();
+        let data = match &self.data {
+            HostData::F(d) => HostData::F(cut(d, &self.shape, &to)),
+            HostData::I32(d) => HostData::I32(cut(d, &self.shape, &to)),
+            HostData::Bool(d) => HostData::Bool(cut(d, &self.shape, &to)),
+        };
+        HostTensor { shape: to, data }
+    }
+}
+
 /// An element of a view.
 pub(super) trait Elem: Copy + Default + Send + Sync + 'static {}
 impl<E: Copy + Default + Send + Sync + 'static> Elem for E {}

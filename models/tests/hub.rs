@@ -143,6 +143,7 @@ fn single() -> Content {
         ("config.json", b"{\"model_type\": \"gpt2\"}".to_vec()),
         ("model.safetensors", safetensors("a")),
         ("tokenizer.json", b"{}".to_vec()),
+        ("chat_template.jinja", b"{{ x }}".to_vec()),
         ("pytorch_model.bin", vec![0; 100]),
     ])
 }
@@ -184,6 +185,7 @@ fn only_what_is_read_is_fetched_and_only_once() {
     let checkpoint = Checkpoint::open(&folder).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a"]);
     assert!(folder.join("tokenizer.json").is_file());
+    assert!(folder.join("chat_template.jinja").is_file());
     assert!(!folder.join("pytorch_model.bin").exists());
 
     let requests = fake.requests();

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use common::{Session, fixture};
 use kiln_ir::interp::{HostTensor, Interpreter, Tensors, run};
+use kiln_models::chat::{Message, Sampling};
 use kiln_models::registry::{EntryOptions, ModelError};
 use kiln_models::source::{Loaded, open_demo, open_folder, random_weights};
 use safetensors::tensor::TensorView;
@@ -299,6 +300,87 @@ fn the_generation_config_says_where_a_text_ends() {
             && error.ends_with(remedy),
         "{error}"
     );
+}
+
+#[test]
+fn a_model_that_talks_says_how_and_where_an_answer_ends() {
+    let folder = altered("base", |_| ());
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    let loaded = || open_folder(folder.path()).unwrap();
+    let ends = |loaded: &Loaded| loaded.info(&EntryOptions::default()).eos_tokens;
+    assert_eq!(loaded().chat, None);
+
+    write("chat_template.jinja", "{{ messages[0].content }}");
+    write("tokenizer_config.json", r#"{"eos_token": "<end>"}"#);
+    let without_tokenizer = loaded();
+    assert_eq!(ends(&without_tokenizer), [60]);
+    let chat = without_tokenizer.chat.unwrap();
+    assert_eq!(chat.sampling(), Sampling::default());
+    let messages = [Message::user("Hi")];
+    let prompt = chat.template().unwrap().prompt(&messages, &BTreeMap::new());
+    assert_eq!(prompt.unwrap(), "Hi");
+
+    let tokenizer = r#"{"version": "1.0", "added_tokens": [{"id": 2, "content": "<end>", "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "<end>": 2}, "merges": []}}"#;
+    write("tokenizer.json", tokenizer);
+    assert_eq!(ends(&loaded()), [60, 2]);
+    write("generation_config.json", r#"{"eos_token_id": [2, 60]}"#);
+    assert_eq!(ends(&loaded()), [2, 60]);
+
+    let sampling = |text: &str| {
+        write("generation_config.json", text);
+        loaded().chat.unwrap().sampling()
+    };
+    let advice =
+        r#""temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1.05"#;
+    assert_eq!(
+        sampling(&format!(r#"{{"do_sample": true, {advice}}}"#)),
+        Sampling {
+            temperature: Some(0.6),
+            top_k: Some(20),
+            top_p: Some(0.95),
+            min_p: Some(0.0),
+            repetition_penalty: Some(1.05),
+        }
+    );
+    let greedy = Sampling {
+        repetition_penalty: Some(1.05),
+        ..Sampling::default()
+    };
+    assert_eq!(sampling(&format!("{{{advice}}}")), greedy);
+    assert_eq!(
+        sampling(r#"{"do_sample": true}"#),
+        Sampling {
+            temperature: Some(1.0),
+            top_k: Some(50),
+            ..Sampling::default()
+        },
+        "what transformers does then"
+    );
+    for (wrong, what) in [
+        (
+            r#"{"top_p": "a"}"#,
+            "sets `top_p` to \"a\"; it should be a number, and not negative; ",
+        ),
+        (
+            r#"{"temperature": -1}"#,
+            "sets `temperature` to -1; it should be a number, and not negative; ",
+        ),
+        (
+            r#"{"do_sample": 1}"#,
+            "sets `do_sample` to 1; it should be true or false; ",
+        ),
+    ] {
+        write("generation_config.json", wrong);
+        let error = message(&folder);
+        let start = format!("M: generation_config.json {what}");
+        assert!(error.starts_with(&start), "{error}");
+    }
+    write("generation_config.json", "{}");
+    write("tokenizer_config.json", "{");
+    fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+    assert!(message(&folder).starts_with("M/tokenizer_config.json cannot be parsed: "));
 }
 
 #[test]

@@ -77,7 +77,11 @@ fn open(dir: &tempfile::TempDir) -> String {
 fn a_folder_runs_as_its_parts_do() {
     let dir = folder();
     let artifact = Artifact::open(dir.path()).unwrap();
-    assert_eq!(artifact.tokenizer(), Some(b"{}".as_slice()));
+    assert_eq!(
+        artifact.companion("tokenizer.json").unwrap().as_deref(),
+        Some("{}")
+    );
+    assert_eq!(artifact.companion("chat.json").unwrap(), None);
     let graphs: Vec<&str> = artifact.graph_files().collect();
     assert_eq!(graphs, ["graphs/step.kiln"]);
     assert_eq!(artifact.text(graphs[0]).unwrap(), "graph step");
@@ -212,7 +216,13 @@ fn another_version_is_refused_before_anything_else() {
     let mut other = plan();
     other.version = PLAN_VERSION + 1;
     let weights = Box::new(weights());
-    let parts = Artifact::from_parts(other, kernels(), Default::default(), None, weights);
+    let parts = Artifact::from_parts(
+        other,
+        kernels(),
+        Default::default(),
+        Default::default(),
+        weights,
+    );
     assert!(
         message(parts).starts_with(&format!("the plan has format version {}", PLAN_VERSION + 1))
     );
@@ -228,7 +238,7 @@ fn a_plan_that_does_not_fit_together_is_refused() {
             plan,
             kernels(),
             Default::default(),
-            None,
+            Default::default(),
             weights,
         ))
     };
@@ -314,7 +324,13 @@ fn a_weight_that_is_absent_or_of_another_size_is_named() {
             n => Ok(vec![0; n]),
         });
         let weights = Box::new(weights);
-        let artifact = Artifact::from_parts(plan(), kernels(), Default::default(), None, weights);
+        let artifact = Artifact::from_parts(
+            plan(),
+            kernels(),
+            Default::default(),
+            Default::default(),
+            weights,
+        );
         let artifact = artifact.unwrap();
         message(Model::open(
             &adapter("vulkan"),
@@ -367,8 +383,14 @@ fn parameters_are_unpacked_from_their_parts() {
             sources.insert("scales".into(), packed.scales.clone());
         }
         let sources = Box::new(sources);
-        let artifact =
-            Artifact::from_parts(plan, kernels(), Default::default(), None, sources).unwrap();
+        let artifact = Artifact::from_parts(
+            plan,
+            kernels(),
+            Default::default(),
+            Default::default(),
+            sources,
+        )
+        .unwrap();
         let expected = packing.unpack(&packed.data, &packed.scales, 5, 40);
         assert_eq!(artifact.param("w").unwrap(), expected, "{packing:?}");
         let missing = artifact.param("v").unwrap_err().to_string();

@@ -116,7 +116,8 @@ impl Tiny {
             @compute @workgroup_size(1) fn main() { start[0] = 1 - start[0]; }";
         kernels.insert("kernels/touch.wgsl".into(), touch.into());
         let weights = Box::new(weights());
-        let artifact = Artifact::from_parts(plan, kernels, BTreeMap::new(), None, weights)?;
+        let artifact =
+            Artifact::from_parts(plan, kernels, BTreeMap::new(), BTreeMap::new(), weights)?;
         let options = LoadOptions {
             tier: Some("base".into()),
             ..options().entries(&["step"])
@@ -140,6 +141,9 @@ impl Decoder for OnHost<'_, '_> {
     }
     fn step(&mut self, ids: &[u32], start: &[u32]) -> Result<Vec<f32>> {
         self.0.step(ids, start)
+    }
+    fn rewind(&mut self, past: u64) -> Result<()> {
+        self.0.rewind(past)
     }
 }
 
@@ -355,6 +359,49 @@ fn a_session_goes_on_after_a_stop() {
         let device = turns(&mut session);
         session.reset();
         assert_eq!(device, turns(&mut OnHost(&mut session)));
+    }
+}
+
+/// A session that goes back and on gives what one gives that was never elsewhere, and what
+/// it took before counts for a penalty.
+#[test]
+fn a_session_goes_on_from_where_it_went_back_to() {
+    for backend in BACKENDS {
+        let model = Tiny::new(257, 1 << 20, false).open(backend);
+        for options in settings() {
+            let mut session = Session::new(&model, 1, CONTEXT_MAX).unwrap();
+            let whole = on(&mut session, &[vec![3, 1, 4, 1, 5]], &options);
+            session.reset();
+            on(&mut session, &[vec![3, 1, 4, 9, 9, 9]], &options);
+            session.rewind(3).unwrap();
+            let later = GenerateOptions {
+                history: vec![3, 1, 4],
+                ..options.clone()
+            };
+            let device = on(&mut session, &[vec![1, 5]], &later);
+            session.rewind(3).unwrap();
+            let host = on(&mut OnHost(&mut session), &[vec![1, 5]], &later);
+            let what = format!("{backend}, {:?}", options.sampling);
+            assert_eq!((&device, &host), (&whole, &whole), "{what}");
+        }
+        let mut session = Session::new(&model, 1, CONTEXT_MAX).unwrap();
+        session.step(&[1, 2], &[0]).unwrap();
+        assert_eq!(
+            session.rewind(3).unwrap_err().to_string(),
+            "cannot go back to position 3, for only 2 are taken"
+        );
+        assert_eq!(session.past(), 2);
+        let untaken = GenerateOptions {
+            history: vec![1, 2, 3],
+            ..options_of(SamplingOptions::default())
+        };
+        let outcome = generate(&mut session, &[vec![1]], &untaken, &mut |_| {
+            ControlFlow::Continue(())
+        });
+        assert_eq!(
+            outcome.unwrap_err().to_string(),
+            "a history of 3 tokens for a decoder that has taken 2"
+        );
     }
 }
 

@@ -151,8 +151,13 @@ fn a_kernel_that_is_refused_is_named() {
         let mut texts = kernels();
         texts.insert("kernels/next.wgsl".into(), "fn main( {".into());
         let weights = Box::new(weights());
-        let artifact =
-            kiln_runtime::Artifact::from_parts(plan(), texts, Default::default(), None, weights);
+        let artifact = kiln_runtime::Artifact::from_parts(
+            plan(),
+            texts,
+            Default::default(),
+            Default::default(),
+            weights,
+        );
         let text = message(Model::open(
             &adapter(backend),
             &artifact.unwrap(),

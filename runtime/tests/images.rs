@@ -123,7 +123,8 @@ fn check(mut plan: Plan, weights: BTreeMap<&'static str, Vec<u8>>, image: &[u8])
     plan.tiers[0].entries = [("copy".to_owned(), entry)].into();
 
     let source = Box::new(Pieces(weights));
-    let artifact = Artifact::from_parts(plan, texts, BTreeMap::new(), None, source).unwrap();
+    let artifact =
+        Artifact::from_parts(plan, texts, BTreeMap::new(), BTreeMap::new(), source).unwrap();
     let words: &[u32] = bytemuck::cast_slice(image);
     for backend in ["vulkan", "gl"] {
         let adapter = adapter(backend);

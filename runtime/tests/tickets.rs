@@ -173,7 +173,8 @@ fn run(workgroups: u64, patience: u32, rounds: u32) -> (Vec<i32>, Vec<i32>) {
     plan.tiers[0].requires = Default::default();
     plan.tiers[0].entries = [("stages".to_owned(), entry)].into();
     let weights = Box::new(weights());
-    let artifact = Artifact::from_parts(plan, texts, BTreeMap::new(), None, weights).unwrap();
+    let artifact =
+        Artifact::from_parts(plan, texts, BTreeMap::new(), BTreeMap::new(), weights).unwrap();
     let adapter = adapter("vulkan");
     let model = Model::open(&adapter, &artifact, &options(), &mut |_| {}).unwrap();
     let outputs = model.run_collect("stages", &[], &Bindings::new(), &RunOptions::default());

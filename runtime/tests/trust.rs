@@ -54,7 +54,13 @@ fn open_with(
     let mut kernels = kernels();
     kernels.extend([trial(&mut plan, verdict)]);
     let weights = Box::new(weights());
-    let artifact = Artifact::from_parts(plan, kernels, Default::default(), None, weights)?;
+    let artifact = Artifact::from_parts(
+        plan,
+        kernels,
+        Default::default(),
+        Default::default(),
+        weights,
+    )?;
     Model::open(&adapter("vulkan"), &artifact, options, &mut |_| {})
 }
 
@@ -158,7 +164,13 @@ fn with_grid(
     variant.launches[1].bindings.push(Binding::Buffer(state));
     step.variants.insert(0, variant);
     let weights = Box::new(weights());
-    let artifact = Artifact::from_parts(plan, kernels, Default::default(), None, weights)?;
+    let artifact = Artifact::from_parts(
+        plan,
+        kernels,
+        Default::default(),
+        Default::default(),
+        weights,
+    )?;
     Model::open(&adapter("vulkan"), &artifact, options, &mut |_| {})
 }
 

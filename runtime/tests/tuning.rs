@@ -74,7 +74,14 @@ fn artifact_with(others: &[(&str, String, &str)], change: impl FnOnce(&mut Plan)
         }
     }
     change(&mut plan);
-    Artifact::from_parts(plan, texts, BTreeMap::new(), None, Box::new(weights())).unwrap()
+    Artifact::from_parts(
+        plan,
+        texts,
+        BTreeMap::new(),
+        BTreeMap::new(),
+        Box::new(weights()),
+    )
+    .unwrap()
 }
 
 fn in_folder(folder: &Path) -> LoadOptions {

@@ -6,6 +6,7 @@
 
 mod artifact;
 mod bench;
+mod chat;
 mod compile;
 mod forward;
 mod html;

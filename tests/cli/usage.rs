@@ -320,6 +320,7 @@ fn help_explains_itself() {
     for part in [
         "compile",
         "run",
+        "chat",
         "forward",
         "ir",
         "bench",
@@ -329,7 +330,9 @@ fn help_explains_itself() {
     ] {
         assert!(help.contains(part), "{part}: {help}");
     }
-    for command in ["compile", "run", "forward", "ir", "bench", "devices"] {
+    for command in [
+        "compile", "run", "chat", "forward", "ir", "bench", "devices",
+    ] {
         let help = kiln([command, "--help"]).ok();
         assert!(help.contains(&format!("Usage: kiln {command}")), "{help}");
     }

@@ -105,7 +105,7 @@ pub fn in_memory(compiled: Compiled, params: &dyn ParamSource) -> Artifact {
         kernels,
         graphs,
     } = compiled;
-    Artifact::from_parts(plan, kernels, graphs, None, Box::new(weights)).unwrap()
+    Artifact::from_parts(plan, kernels, graphs, BTreeMap::new(), Box::new(weights)).unwrap()
 }
 
 /// The graphs of all of a fixture's entry points.

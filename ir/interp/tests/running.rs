@@ -55,6 +55,20 @@ fn fails(text: &str, inputs: &Tensors<f64>, states: &Tensors<f64>) -> String {
 }
 
 #[test]
+fn the_leading_part_of_a_tensor_is_cut_along_every_axis() {
+    let tensor = HostTensor::<f64>::i32([2, 3, 2], (0..12).collect::<Vec<i32>>());
+    let cut = tensor.leading(&[2, 2, 1]);
+    assert_eq!(cut, HostTensor::i32([2, 2, 1], [0, 2, 6, 8]));
+    assert_eq!(
+        tensor.leading(&[1, 9]),
+        HostTensor::i32([1, 3, 2], [0, 1, 2, 3, 4, 5])
+    );
+    assert_eq!(tensor.leading(&[2, 0, 2]), HostTensor::i32([2, 0, 2], []));
+    let truths = HostTensor::<f64>::bool([2], [true, false]);
+    assert_eq!(truths.leading(&[1]), HostTensor::bool([1], [true]));
+}
+
+#[test]
 fn states_go_from_run_to_run() {
     let graph = graph(APPEND);
     let params = params();

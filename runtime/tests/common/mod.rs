@@ -267,7 +267,7 @@ pub fn weights() -> BTreeMap<String, Vec<u8>> {
 
 pub fn artifact_of(plan: Plan) -> Artifact {
     let weights = Box::new(weights());
-    Artifact::from_parts(plan, kernels(), BTreeMap::new(), None, weights).unwrap()
+    Artifact::from_parts(plan, kernels(), BTreeMap::new(), BTreeMap::new(), weights).unwrap()
 }
 
 /// The back ends that every test of a device runs on.

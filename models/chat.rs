@@ -1,0 +1,491 @@
+//! Conversations: from messages to the prompt that a model was trained to answer.
+//!
+//! A model for conversations comes with a *chat template*, a text in the language of
+//! [Jinja](https://jinja.palletsprojects.com) that says how messages are written one behind
+//! the other. It is in `chat_template.jinja`, or in `tokenizer_config.json`. Templates are
+//! rendered as transformers renders them, with the same names and functions.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use kiln_models::chat::{Chat, Message};
+//!
+//! let chat = Chat::new("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>");
+//! let messages = [Message::system("Be brief."), Message::user("Hello!")];
+//! let prompt = chat.template()?.prompt(&messages, &BTreeMap::new())?;
+//! assert_eq!(prompt, "<system>Be brief.<user>Hello!<assistant>");
+//! # Ok::<(), kiln_models::chat::ChatError>(())
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, ErrorKind, UndefinedBehavior};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// The template, in a file of its own.
+pub const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// What is not in `tokenizer.json`: the names of special tokens, and the template where it has
+/// no file of its own.
+pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+/// A [`Chat`] as JSON, in a compiled model.
+pub const CHAT_FILE: &str = "chat.json";
+
+/// Of several templates the one that is taken.
+const DEFAULT: &str = "default";
+
+/// What a model needs to hold a conversation, beside its tokenizer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Chat {
+    /// The template's text.
+    template: String,
+    /// Special tokens by the names that templates have for them, such as `bos_token`.
+    tokens: BTreeMap<String, String>,
+    #[serde(default)]
+    sampling: Sampling,
+}
+
+/// How a model's authors would have tokens chosen; `None` is whatever is usual. The fields are
+/// those of `generation_config.json`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sampling {
+    /// What logits are divided by; 0 for the most likely token each time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// Of how many tokens, the most likely, one is drawn; 0 for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    /// The probability that those have together of which one is drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f32>,
+    /// How likely a token is at least, as a share of the most likely one's probability.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f32>,
+    /// The factor by which tokens that occurred are penalised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f32>,
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Who set the conversation up: what the model is to be like.
+    System,
+    /// Who asks.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// What a model is to be like.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::new(Role::System, content)
+    }
+
+    /// What a person says.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new(Role::User, content)
+    }
+
+    /// What the model answered.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new(Role::Assistant, content)
+    }
+
+    fn new(role: Role, content: impl Into<String>) -> Self {
+        Message {
+            role,
+            content: content.into(),
+        }
+    }
+}
+
+/// Why a model cannot hold a conversation, or not this one.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ChatError {
+    /// The operating system refused.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file in question.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not what its name says.
+    #[error("{file} {reason}; copy it again from where the model came from")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The template's text cannot be parsed.
+    #[error(
+        "the model's chat template cannot be read: {reason}; a {TEMPLATE_FILE} in the checkpoint's \
+         folder takes its place"
+    )]
+    Template {
+        /// What is wrong with it, and where.
+        reason: String,
+    },
+    /// The template refuses a conversation, by a message of its own.
+    #[error("the model's chat template refuses this conversation: {reason}")]
+    Refused {
+        /// Its message.
+        reason: String,
+    },
+    /// The template asks for what is not there.
+    #[error("the model's chat template failed: {reason}")]
+    Failed {
+        /// What failed, and where.
+        reason: String,
+    },
+}
+
+impl Chat {
+    /// A conversation by a template, without special tokens.
+    pub fn new(template: impl Into<String>) -> Self {
+        Chat {
+            template: template.into(),
+            ..Chat::default()
+        }
+    }
+
+    /// The same with a special token, which the template knows by `name`.
+    #[must_use]
+    pub fn with_token(mut self, name: impl Into<String>, token: impl Into<String>) -> Self {
+        self.tokens.insert(name.into(), token.into());
+        self
+    }
+
+    /// The same with its authors' way of choosing tokens.
+    #[must_use]
+    pub fn with_sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// How its authors would have tokens chosen.
+    pub fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
+    /// What the files of a folder in the Hugging Face layout say; `None` if they have no
+    /// template, as those of models that only continue texts.
+    ///
+    /// # Errors
+    ///
+    /// [`ChatError::Io`] and [`ChatError::Malformed`]. Whether the template's text can be
+    /// parsed is not looked at, for the model may be wanted for other things.
+    pub fn open(folder: &Path) -> Result<Option<Self>, ChatError> {
+        let template = read(&folder.join(TEMPLATE_FILE))?;
+        let path = folder.join(TOKENIZER_CONFIG_FILE);
+        let config = read(&path)?;
+        let malformed = |reason| ChatError::Malformed {
+            file: path.display().to_string(),
+            reason,
+        };
+        let config: Map<String, Value> = match config {
+            Some(text) => serde_json::from_str(&text)
+                .map_err(|e| malformed(format!("cannot be parsed: {e}")))?,
+            None => Map::new(),
+        };
+        let template = match template {
+            Some(template) => Some(template),
+            None => template_of(&config).map_err(malformed)?,
+        };
+        Ok(template.map(|template| Chat {
+            template,
+            tokens: special_tokens(&config),
+            sampling: Sampling::default(),
+        }))
+    }
+
+    /// What [`Chat::to_json`] wrote. `label` is how messages call the file.
+    ///
+    /// # Errors
+    ///
+    /// [`ChatError::Malformed`].
+    pub fn from_json(label: &str, json: &str) -> Result<Self, ChatError> {
+        serde_json::from_str(json).map_err(|e| ChatError::Malformed {
+            file: label.to_owned(),
+            reason: format!("cannot be parsed: {e}"),
+        })
+    }
+
+    /// All of it as JSON.
+    pub fn to_json(&self) -> String {
+        // Texts and numbers under names that are texts can always be written.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// A special token, by the name that templates have for it.
+    pub fn token(&self, name: &str) -> Option<&str> {
+        self.tokens.get(name).map(String::as_str)
+    }
+
+    /// The template, ready to be rendered.
+    ///
+    /// # Errors
+    ///
+    /// [`ChatError::Template`].
+    pub fn template(&self) -> Result<ChatTemplate, ChatError> {
+        let unreadable = |error: minijinja::Error| ChatError::Template {
+            reason: said(&error),
+        };
+        let mut syntax = SyntaxConfig::builder();
+        let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build();
+        let mut environment = Environment::new();
+        environment.set_syntax(syntax.map_err(unreadable)?);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_function("raise_exception", refuse);
+        environment.add_function("strftime_now", now);
+        environment.add_filter("tojson", to_json);
+        for (name, token) in &self.tokens {
+            environment.add_global(name.clone(), token.clone());
+        }
+        // What transformers gives to templates that can do more than talk.
+        for name in ["tools", "documents"] {
+            environment.add_global(name, ());
+        }
+        environment
+            .add_template_owned(DEFAULT, without_marks(&self.template))
+            .map_err(unreadable)?;
+        Ok(ChatTemplate { environment })
+    }
+}
+
+/// A template that was parsed.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+}
+
+impl ChatTemplate {
+    /// The text behind which the model answers the last of `messages`. It has all special
+    /// tokens that it needs, so none are to be added when it is encoded
+    /// ([`Tokenizer::encode_whole`](crate::tokenizer::Tokenizer::encode_whole)). `arguments`
+    /// are what the template knows beside the usual, such as `enable_thinking`.
+    ///
+    /// # Errors
+    ///
+    /// [`ChatError::Refused`] where the template says that a conversation cannot be like this,
+    /// [`ChatError::Failed`] where it cannot be rendered.
+    pub fn prompt(
+        &self,
+        messages: &[Message],
+        arguments: &BTreeMap<String, Value>,
+    ) -> Result<String, ChatError> {
+        #[derive(Serialize)]
+        struct Context<'a> {
+            messages: &'a [Message],
+            add_generation_prompt: bool,
+            #[serde(flatten)]
+            arguments: &'a BTreeMap<String, Value>,
+        }
+        let context = Serde(Context {
+            messages,
+            add_generation_prompt: true,
+            arguments,
+        });
+        let template = self.environment.get_template(DEFAULT);
+        let rendered = template.and_then(|template| template.render(context));
+        rendered.map_err(|error| match refusal(&error) {
+            Some(reason) => ChatError::Refused { reason },
+            None => ChatError::Failed {
+                reason: said(&error),
+            },
+        })
+    }
+}
+
+/// The content of a file; `None` if there is none.
+fn read(path: &Path) -> Result<Option<String>, ChatError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ChatError::Io {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The template in a `tokenizer_config.json`: a text, or a list of texts with names.
+fn template_of(config: &Map<String, Value>) -> Result<Option<String>, String> {
+    let wanted = "it should be a text, or a list of objects with a `name` and a `template`";
+    let named = match config.get("chat_template") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(template)) => return Ok(Some(template.clone())),
+        Some(Value::Array(named)) => named,
+        Some(_) => return Err(format!("has a `chat_template` of the wrong kind; {wanted}")),
+    };
+    let mut names = Vec::new();
+    for entry in named {
+        let text = |key| entry.get(key).and_then(Value::as_str);
+        match (text("name"), text("template")) {
+            (Some(DEFAULT), Some(template)) => return Ok(Some(template.to_owned())),
+            (Some(name), Some(_)) => names.push(format!("`{name}`")),
+            _ => {
+                return Err(format!(
+                    "has a `chat_template` that is a list of other things; {wanted}"
+                ));
+            }
+        }
+    }
+    Err(format!(
+        "has chat templates, but none is named `{DEFAULT}` ({})",
+        names.join(", ")
+    ))
+}
+
+/// The special tokens that a `tokenizer_config.json` names: `bos_token` and its like, each a
+/// text or an object with its `content`.
+fn special_tokens(config: &Map<String, Value>) -> BTreeMap<String, String> {
+    let named = config.iter().filter(|(name, _)| name.ends_with("_token"));
+    let named = named.filter_map(|(name, value)| {
+        let content = value.get("content").unwrap_or(value);
+        Some((name.clone(), content.as_str()?.to_owned()))
+    });
+    named.collect()
+}
+
+/// A template without `{% generation %}` and its end, by which transformers finds what an
+/// assistant said; they print nothing.
+fn without_marks(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let (tag, after) = tag.split_at(end);
+        let word = tag.trim_start_matches("{%").trim_end_matches("%}");
+        let strip: &[char] = &['-', '+', ' ', '\n', '\r', '\t'];
+        out += before;
+        match word.trim_matches(strip) {
+            // A block that does nothing, so that spaces beside it are trimmed as usual.
+            "generation" => out += &tag.replacen("generation", "if true", 1),
+            "endgeneration" => out += &tag.replacen("endgeneration", "endif", 1),
+            _ => out += tag,
+        }
+        rest = after;
+    }
+    out + rest
+}
+
+/// What a template raised.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+/// What the template raised, if that is what went wrong.
+fn refusal(error: &minijinja::Error) -> Option<String> {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(Refusal(message)) = error.downcast_ref() {
+            return Some(message.clone());
+        }
+        source = error.source();
+    }
+    None
+}
+
+fn refuse(message: String) -> Result<minijinja::Value, minijinja::Error> {
+    let error = minijinja::Error::new(ErrorKind::InvalidOperation, message.clone());
+    Err(error.with_source(Refusal(message)))
+}
+
+/// The local time, as `format` has it (`%d %b %Y`).
+fn now(format: &str) -> Result<String, minijinja::Error> {
+    let time = jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now());
+    time.map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
+}
+
+/// A value as Python writes JSON, with a space behind each comma and colon, and nothing
+/// escaped for HTML; or with line breaks and so many spaces.
+fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // Names are in the order in which they are held, and characters are written as they are.
+    for ignored in ["ensure_ascii", "sort_keys", "separators"] {
+        let _: Option<minijinja::Value> = options.get(ignored)?;
+    }
+    options.assert_all_used()?;
+    let mut out = Vec::new();
+    let indented = " ".repeat(indent.unwrap_or(0));
+    let written = match indent {
+        Some(_) => {
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(indented.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(
+                &mut out, formatter,
+            ))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut out,
+            PythonFormatter,
+        )),
+    };
+    let failed = |reason| minijinja::Error::new(ErrorKind::BadSerialization, reason);
+    written.map_err(|e| failed(e.to_string()))?;
+    String::from_utf8(out).map_err(|e| failed(e.to_string()))
+}
+
+struct PythonFormatter;
+
+impl serde_json::ser::Formatter for PythonFormatter {
+    fn begin_array_value<W: std::io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: std::io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: std::io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// What went wrong, and in which line.
+fn said(error: &minijinja::Error) -> String {
+    let what = match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    };
+    match error.line() {
+        Some(line) => format!("{what} (line {line} of the template)"),
+        None => what,
+    }
+}
+
+#[cfg(test)]
+mod tests;
