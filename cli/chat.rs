@@ -3,24 +3,28 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{IsTerminal, stdin};
-use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use kiln_models::chat::{Chat, ChatTemplate, Message, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE};
+use kiln_models::chat::{
+    Chat, ChatTemplate, Message, RESERVED_ARGUMENTS, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE,
+};
 use kiln_models::tokenizer::{TOKENIZER_FILE, Tokenizer};
-use kiln_runtime::generate::{Finish, GenerateOptions, NewToken, generate};
+use kiln_runtime::Decoder;
+use kiln_runtime::generate::{Finish, GenerateOptions};
 use kiln_runtime::sampling::SamplingOptions;
-use kiln_runtime::{Decoder, LoadOptions, Session};
-use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
+use rustyline::{Behavior, Config, DefaultEditor};
 use serde_json::Value;
 
-use crate::device::{DeviceArgs, Target, warn_of_separate_launches};
+use crate::device::DeviceArgs;
 use crate::failure::{Failure, Result};
+use crate::generation::{Needs, On, generate_shown, speeds, with_decoder};
 use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
 use crate::output::{note, remark, warn};
-use crate::run::printer::{Mode, Printer};
-use crate::run::{Ids, has_logits, refuse_headless, speeds};
+use crate::printer::{Mode, Printer};
+use crate::run::{Ids, read_prompt};
 use crate::sampling::SamplingArgs;
 use crate::values::whole;
 
@@ -28,8 +32,8 @@ use crate::values::whole;
 ///
 /// For models that were trained to answer, and come with a chat template. What you write
 /// is one message a line; with `--prompt`, or when standard input is no terminal, the
-/// model answers what it is given and ends. Unless told otherwise, tokens are chosen as
-/// the model's authors advise.
+/// model answers what it is given and ends. Tokens are chosen as the model's authors
+/// advise, unless an option says otherwise.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 While you talk, Ctrl-C ends an answer, and a message can also be:
@@ -81,8 +85,17 @@ pub struct Args {
 /// Reads `name=value`.
 fn parse_argument(text: &str) -> std::result::Result<(String, Value), String> {
     match text.split_once('=') {
+        Some((name, _)) if RESERVED_ARGUMENTS.contains(&name) => Err(format!(
+            "`{name}` is what the conversation gives to the template"
+        )),
         Some((name, value)) if !name.is_empty() => {
-            let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+            let value = match value {
+                // As model cards write them.
+                "True" => true.into(),
+                "False" => false.into(),
+                "None" => Value::Null,
+                other => serde_json::from_str(other).unwrap_or_else(|_| other.into()),
+            };
             Ok((name.to_owned(), value))
         }
         _ => Err("it should be a name and a value, as `enable_thinking=false`".to_owned()),
@@ -97,10 +110,15 @@ pub fn run(args: &Args) -> Result {
     let tokenizer = opened.tokenizer()?;
     let tokenizer = tokenizer.ok_or_else(|| no_tokenizer(name))?;
     let info = opened.info();
+    // With what the model ends an answer, if its settings do not say so.
+    let end = chat
+        .special_token("eos_token")
+        .and_then(|t| tokenizer.id(t));
+    let stops = info.eos_tokens.iter().copied().chain(end);
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens.unwrap_or(usize::MAX),
         sampling: args.sampling.over(advised(&chat))?,
-        stop_tokens: info.eos_tokens.clone(),
+        stop_tokens: stops.collect(),
         ..GenerateOptions::default()
     };
     let context = context(args.context, info.max_context)?;
@@ -114,31 +132,20 @@ pub fn run(args: &Args) -> Result {
         messages: Vec::new(),
         taken: Vec::new(),
     };
-    let (entries, dtype) = (["step"], args.dtype.dtype);
-    match target {
-        Target::Adapter(adapter) => {
-            opened.check_tier(name, dtype, args.device.tier.as_deref())?;
-            let artifact = opened.into_artifact(name, &entries, 1, dtype)?;
-            refuse_headless(name, has_logits(&artifact)?)?;
-            let load = LoadOptions {
-                draw,
-                ..args.device.options(&entries)
-            };
-            let load = load.session(1, context);
-            let model = args.device.load(&adapter, &artifact, &load)?;
-            // The session needs no more than the model has on the device.
-            drop(artifact);
-            let mut session = Session::new(&model, 1, context)?;
-            talk.run(&mut session, args, &adapter.to_string())?;
-            warn_of_separate_launches(&model, &session);
-            Ok(())
-        }
-        Target::Interpreter => {
-            let model = opened.into_interpretable(name, &entries, 1, dtype)?;
-            let mut session = model.session(1, context)?;
-            talk.run(&mut session, args, "the reference interpreter")
-        }
-    }
+    let needs = Needs {
+        batch: 1,
+        context,
+        longest: context,
+        draw,
+    };
+    let run = |decoder: &mut dyn Decoder, on: &On<'_>| talk.run(decoder, args, &on.device);
+    with_decoder(
+        target,
+        opened,
+        (&args.model, &args.dtype, &args.device),
+        &needs,
+        run,
+    )
 }
 
 fn no_tokenizer(name: &str) -> Failure {
@@ -156,7 +163,7 @@ fn no_template(name: &str) -> Failure {
     ))
 }
 
-/// How the model's authors would have tokens chosen. What cannot be done so is passed over.
+/// How the model's authors would have tokens chosen.
 fn advised(chat: &Chat) -> SamplingOptions {
     let advice = chat.sampling();
     let usual = SamplingOptions::default();
@@ -168,17 +175,18 @@ fn advised(chat: &Chat) -> SamplingOptions {
         repetition_penalty: advice
             .repetition_penalty
             .unwrap_or(usual.repetition_penalty),
-        seed: usual.seed,
+        seed: some_seed(),
     };
     match options.validate() {
         Ok(()) => options,
-        Err(error) => {
-            warn(format_args!(
-                "the model's own way of choosing tokens is passed over: {error}"
-            ));
-            usual
-        }
+        Err(_) => usual,
     }
+}
+
+/// Another seed each time, so that an answer can be had anew.
+fn some_seed() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// The positions of the session.
@@ -212,9 +220,7 @@ impl Talk<'_> {
             return self.say_all(decoder, &args.prompt, device);
         }
         if !stdin().is_terminal() {
-            let read = std::io::read_to_string(stdin());
-            let text = read.map_err(|e| Failure::because("cannot read standard input", e))?;
-            let text = text.trim_end_matches(['\r', '\n']).to_owned();
+            let text = read_prompt(Path::new("-"))?;
             return self.say_all(decoder, &[text], device);
         }
         self.listen(decoder, device)
@@ -223,7 +229,8 @@ impl Talk<'_> {
     /// Says one message after the other.
     fn say_all(&mut self, decoder: &mut dyn Decoder, texts: &[String], device: &str) -> Result {
         for text in texts {
-            self.say(decoder, text, device)?;
+            let ids = self.say(text, decoder.context())?;
+            self.answer(decoder, ids, device)?;
             interrupt::check()?;
         }
         Ok(())
@@ -232,12 +239,15 @@ impl Talk<'_> {
     /// Talks with whoever is at the terminal.
     fn listen(&mut self, decoder: &mut dyn Decoder, device: &str) -> Result {
         let unreadable = |e| Failure::because("cannot read from the terminal", e);
-        let mut editor = DefaultEditor::new().map_err(unreadable)?;
+        // Standard output is for answers.
+        let config = Config::builder().behavior(Behavior::PreferTerm).build();
+        let mut editor = DefaultEditor::with_config(config).map_err(unreadable)?;
         note("Ctrl-C ends an answer, /clear forgets what was said, /exit or Ctrl-D ends.");
         loop {
             let line = match editor.readline("> ") {
                 Ok(line) => line,
-                Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(()),
+                Err(ReadlineError::Interrupted) => continue,
+                Err(ReadlineError::Eof) => return Ok(()),
                 Err(error) => return Err(unreadable(error)),
             };
             match line.trim() {
@@ -247,31 +257,73 @@ impl Talk<'_> {
                     self.messages.clear();
                     note("What was said is forgotten.");
                 }
-                text => match self.say(decoder, text, device) {
-                    // The next one may be shorter.
-                    Err(Failure::Failed(error)) if error.is::<TooLong>() => {
-                        note(format_args!("error: {error}"));
+                text => match self.say(text, decoder.context()) {
+                    Ok(ids) => self.answer(decoder, ids, device)?,
+                    // Another message may do.
+                    Err(failure) => {
+                        let message = failure.message().unwrap_or_default();
+                        note(format_args!("error: {message}"));
                     }
-                    said => said?,
                 },
             }
-            // Only the history of this conversation is kept; that it cannot be is no matter.
+            // The editor's own history, of this talk alone; it is no loss if it has none.
             let _ = editor.add_history_entry(line);
             // An answer that was stopped is an answer.
             interrupt::take();
         }
     }
 
-    /// Says something, and prints the answer as it comes.
-    fn say(&mut self, decoder: &mut dyn Decoder, text: &str, device: &str) -> Result {
-        self.messages.push(Message::user(text));
-        let ids = match self.fitting_ids(decoder.context()) {
-            Ok(ids) => ids,
-            Err(failure) => {
-                self.messages.pop();
-                return Err(failure);
-            }
-        };
+    /// Adds a message; all that the model is to answer, as ids. Where that leaves no room for
+    /// an answer, the oldest messages are forgotten, until half of the context is free: it
+    /// will not be full again at once. After an error all is as it was.
+    fn say(&mut self, text: &str, context: u64) -> Result<Ids> {
+        if text.trim().is_empty() {
+            return Err(Failure::failed(
+                "the message is empty; there is nothing to answer",
+            ));
+        }
+        let mut messages = self.messages.clone();
+        messages.push(Message::user(text));
+        let answer = (context / 4).min(self.options.max_new_tokens as u64);
+        let mut ids = self.ids(&messages)?;
+        let mut forgotten = 0;
+        let mut room = context - answer;
+        // A question goes with its answer.
+        while ids.len() as u64 > room && messages.len() > forgotten + 2 {
+            forgotten += 2;
+            room = context / 2;
+            ids = self.ids(&messages[forgotten..])?;
+        }
+        if ids.len() as u64 > context {
+            let tokens = ids.len();
+            return Err(TooLong { tokens, context }.into());
+        }
+        if forgotten > 0 {
+            messages.drain(..forgotten);
+            warn(format_args!(
+                "the conversation has become longer than the context of {context} tokens; its {forgotten} \
+                 oldest messages are forgotten"
+            ));
+        }
+        self.messages = messages;
+        Ok(ids)
+    }
+
+    /// What the model reads of a conversation.
+    fn ids(&self, messages: &[Message]) -> Result<Ids> {
+        let all: Vec<Message> = self.system.iter().chain(messages).cloned().collect();
+        let text = self.template.render(&all, &self.arguments)?;
+        let ids = self.tokenizer.encode_whole(&text)?;
+        match ids.is_empty() {
+            true => Err(Failure::failed(
+                "the model's chat template makes no text of the conversation",
+            )),
+            false => Ok(ids),
+        }
+    }
+
+    /// Answers what `ids` say, and prints the answer as it comes.
+    fn answer(&mut self, decoder: &mut dyn Decoder, ids: Ids, device: &str) -> Result {
         // What the decoder holds of it already need not be computed again; of the rest at
         // least one token is needed.
         let same = ids.iter().zip(&self.taken).take_while(|(a, b)| a == b);
@@ -283,33 +335,21 @@ impl Talk<'_> {
         };
         let prompts = [ids[same..].to_vec()];
         let labels = [String::new()];
-        let mut printer = Printer::new(Mode::Text, &labels, &prompts, Some(self.tokenizer), &[]);
-        let mut failure = None;
-        let graceful = interrupt::Graceful::begin();
-        let mut on_token = |token: NewToken| {
-            if interrupt::requested() {
-                return ControlFlow::Break(());
-            }
-            printer.push(token).unwrap_or_else(|error| {
-                failure.get_or_insert(error);
-                ControlFlow::Break(())
-            })
-        };
-        let outcome = generate(decoder, &prompts, &options, &mut on_token);
-        drop(graceful);
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        let (generated, timings) = outcome?;
-        let texts = printer.finish()?;
-        remark(format_args!("{} on {device}", speeds(&timings, &generated)));
+        let printer = Printer::new(Mode::Text, &labels, &prompts, Some(self.tokenizer), &[]);
+        let shown = generate_shown(decoder, &prompts, &options, printer)?;
+        let speeds = speeds(&shown.timings, &shown.generated);
+        remark(format_args!("{speeds} on {device}"));
 
-        let answer = texts.into_iter().next().and_then(|text| text.text);
-        self.messages
-            .push(Message::assistant(answer.unwrap_or_default()));
         self.taken = ids;
-        for sequence in &generated {
+        for (sequence, text) in shown.generated.iter().zip(shown.texts) {
             self.taken.extend_from_slice(&sequence.tokens);
+            match text.text {
+                Some(answer) if !answer.is_empty() => {
+                    self.messages.push(Message::assistant(answer));
+                }
+                // Nobody said anything.
+                _ => drop(self.messages.pop()),
+            }
             if sequence.finish == Finish::Context {
                 warn("the context is full, so the answer ends here; --context makes it larger");
             }
@@ -317,38 +357,6 @@ impl Talk<'_> {
         // The last token was not fed.
         self.taken.truncate(decoder.past() as usize);
         Ok(())
-    }
-
-    /// The conversation as ids, without its oldest messages if all are too many.
-    fn fitting_ids(&mut self, context: u64) -> Result<Ids> {
-        let mut forgotten = 0;
-        let ids = loop {
-            let all: Vec<Message> = self.system.iter().chain(&self.messages).cloned().collect();
-            let prompt = self.template.prompt(&all, &self.arguments)?;
-            let ids = self.tokenizer.encode_whole(&prompt)?;
-            if ids.len() as u64 <= context {
-                break ids;
-            }
-            // A question goes with its answer.
-            if self.messages.len() < 3 {
-                let tokens = ids.len();
-                return Err(TooLong { tokens, context }.into());
-            }
-            self.messages.drain(..2);
-            forgotten += 2;
-        };
-        if forgotten > 0 {
-            warn(format_args!(
-                "the conversation has become longer than the context of {context} tokens; its {forgotten} \
-                 oldest messages are forgotten"
-            ));
-        }
-        if ids.is_empty() {
-            return Err(Failure::failed(
-                "the model's chat template makes no text of the conversation",
-            ));
-        }
-        Ok(ids)
     }
 }
 
@@ -391,7 +399,8 @@ mod tests {
         );
         assert_eq!(parse("a=[1, 2]"), pair("a", "[1,2]"));
         assert_eq!(parse("a="), pair("a", "\"\""));
-        for wrong in ["a", "=1", ""] {
+        assert_eq!(parse("a=False"), pair("a", "false"));
+        for wrong in ["a", "=1", "", "messages=[]"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -197,6 +197,16 @@ fn write(args: &Args, loaded: &Loaded, compiled: &Compiled) -> Result {
             "the compiled model will have no tokenizer, so it runs with `--tokens` alone: {error}"
         ));
     }
+    let chat = match &loaded.chat {
+        Ok(Some(chat)) => chat.template().err().map(|error| error.to_string()),
+        Ok(None) => None,
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(error) = chat {
+        warn(format_args!(
+            "`kiln chat` will not run with the compiled model: {error}"
+        ));
+    }
     let params = Interruptible(loaded.params.as_ref());
     let bar = Bar::bytes("weights", 0);
     let graceful = interrupt::Graceful::begin();

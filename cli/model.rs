@@ -202,7 +202,10 @@ impl Opened {
     /// What the model needs to hold a conversation, if it can.
     pub fn chat(&self) -> Result<Option<Chat>> {
         match self {
-            Opened::Checkpoint(loaded) => Ok(loaded.chat.clone()),
+            Opened::Checkpoint(loaded) => match &loaded.chat {
+                Ok(chat) => Ok(chat.clone()),
+                Err(error) => Err(Failure::failed(error.to_string())),
+            },
             Opened::Artifact(artifact) => match artifact.companion(CHAT_FILE)? {
                 Some(json) => Ok(Some(Chat::from_json(CHAT_FILE, &json)?)),
                 None => Ok(None),
@@ -277,8 +280,9 @@ pub fn companions(loaded: &Loaded) -> Result<BTreeMap<String, String>> {
     if let Some(tokenizer) = &loaded.tokenizer {
         files.insert(TOKENIZER_FILE.to_owned(), tokenizer.to_json()?);
     }
-    if let Some(chat) = &loaded.chat {
-        files.insert(CHAT_FILE.to_owned(), chat.to_json());
+    // What is wrong with it is told to those who compile or talk.
+    if let Ok(Some(chat)) = &loaded.chat {
+        files.insert(CHAT_FILE.to_owned(), chat.to_json()?);
     }
     Ok(files)
 }

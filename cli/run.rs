@@ -1,28 +1,26 @@
 //! `kiln run`
 
-pub mod printer;
-
-use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::ArgGroup;
 use clap::builder::NonEmptyStringValueParser;
 use kiln_models::tokenizer::Tokenizer;
-use kiln_runtime::generate::{Finish, GenerateOptions, Generated, NewToken, Timings, generate};
+use kiln_runtime::Decoder;
+use kiln_runtime::generate::{Finish, GenerateOptions, Generated};
 use kiln_runtime::sampling::SamplingOptions;
-use kiln_runtime::{Decoder, LoadOptions, Session};
 use serde_json::{Value, json};
 
-use crate::device::{DeviceArgs, Target, warn_of_separate_launches};
+use crate::device::DeviceArgs;
 use crate::failure::{Failure, Result};
+use crate::generation::{Needs, On, Shown, generate_shown, speeds, with_decoder};
 use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
 use crate::output::{print_line, remark};
+use crate::printer::{Mode, Printer, Text};
 use crate::sampling::SamplingArgs;
 use crate::units::ms;
 use crate::values::whole;
-use printer::{Mode, Printer};
 
 /// Continue a text
 ///
@@ -128,65 +126,32 @@ pub fn run(args: &Args, began: Instant) -> Result {
         options,
         began,
     };
-    let name = args.model.name();
-    let (entries, dtype) = (["step"], args.dtype.dtype);
-    match target {
-        Target::Adapter(adapter) => {
-            opened.check_tier(name, dtype, args.device.tier.as_deref())?;
-            let artifact = opened.into_artifact(name, &entries, batch, dtype)?;
-            refuse_headless(name, has_logits(&artifact)?)?;
-            let load = LoadOptions {
-                draw: job.options.sampling.temperature > 0.0,
-                ..args.device.options(&entries)
-            };
-            let load = load.session(batch as u64, longest);
-            let model = args.device.load(&adapter, &artifact, &load)?;
-            // The session needs no more than the model has on the device.
-            drop(artifact);
-            let mut session = Session::new(&model, batch, context)?;
-            job.run(&mut session, &adapter.to_string(), Some(model.tier()))?;
-            warn_of_separate_launches(&model, &session);
-            Ok(())
-        }
-        Target::Interpreter => {
-            let model = opened.into_interpretable(name, &entries, batch, dtype)?;
-            let outputs = model.graphs.values().flat_map(|g| g.outputs());
-            refuse_headless(name, outputs.into_iter().any(|(name, _)| name == "logits"))?;
-            let mut session = model.session(batch, context)?;
-            job.run(&mut session, "the reference interpreter", None)
-        }
-    }
-}
-
-/// Whether steps give logits, which is the same on every tier.
-pub fn has_logits(artifact: &kiln_runtime::Artifact) -> Result<bool> {
-    let Some(any) = artifact.plan().tiers.first() else {
-        return Ok(false);
+    let needs = Needs {
+        batch,
+        context,
+        longest,
+        draw: job.options.sampling.temperature > 0.0,
     };
-    let tier = artifact.tier(&any.name)?;
-    let mut outputs = tier
-        .entries
-        .get("step")
-        .into_iter()
-        .flat_map(|e| &e.outputs);
-    Ok(outputs.any(|o| o.name == "logits"))
-}
-
-pub fn refuse_headless(name: &str, has_logits: bool) -> Result {
-    match has_logits {
-        true => Ok(()),
-        false => Err(Failure::failed(format!(
-            "`{name}` has no language-model head, so it cannot continue a text; `kiln forward` writes \
-             its hidden states"
-        ))),
-    }
+    let run = |decoder: &mut dyn Decoder, on: &On<'_>| job.run(decoder, on);
+    with_decoder(
+        target,
+        opened,
+        (&args.model, &args.dtype, &args.device),
+        &needs,
+        run,
+    )
 }
 
 /// The prompts as texts; none if they are token ids.
 fn texts(args: &Args) -> Result<Vec<String>> {
-    let Some(file) = &args.prompt_file else {
-        return Ok(args.prompt.clone());
-    };
+    match &args.prompt_file {
+        Some(file) => Ok(vec![read_prompt(file)?]),
+        None => Ok(args.prompt.clone()),
+    }
+}
+
+/// The text of a file, or of standard input where its name is `-`.
+pub fn read_prompt(file: &Path) -> Result<String> {
     let read = match file.to_str() {
         Some("-") => std::io::read_to_string(std::io::stdin()),
         _ => std::fs::read_to_string(file),
@@ -203,7 +168,7 @@ fn texts(args: &Args) -> Result<Vec<String>> {
     let line = text.strip_suffix('\n');
     let line = line.map(|l| l.strip_suffix('\r').unwrap_or(l).len());
     text.truncate(line.unwrap_or(text.len()));
-    Ok(vec![text])
+    Ok(text)
 }
 
 /// The prompts as token ids.
@@ -274,39 +239,23 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn run(&mut self, decoder: &mut dyn Decoder, device: &str, tier: Option<&str>) -> Result {
+    fn run(&mut self, decoder: &mut dyn Decoder, on: &On<'_>) -> Result {
         let load = self.began.elapsed();
         let (mode, labels) = match self.texts {
             [] => (Mode::Ids, self.prompts.iter().map(|p| join(p)).collect()),
             texts => (Mode::Text, texts.to_vec()),
         };
-        let mut printer =
-            Printer::new(mode, &labels, self.prompts, self.tokenizer, &self.args.stop);
-        let mut failure = None;
-        let graceful = interrupt::Graceful::begin();
-        let mut on_token = |token: NewToken| {
-            if interrupt::requested() {
-                return ControlFlow::Break(());
-            }
-            match printer.push(token) {
-                Ok(flow) => flow,
-                Err(error) => {
-                    failure.get_or_insert(error);
-                    ControlFlow::Break(())
-                }
-            }
-        };
-        let outcome = generate(decoder, self.prompts, &self.options, &mut on_token);
-        drop(graceful);
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        let (generated, timings) = outcome?;
-        let texts = printer.finish()?;
+        let printer = Printer::new(mode, &labels, self.prompts, self.tokenizer, &self.args.stop);
+        let shown = generate_shown(decoder, self.prompts, &self.options, printer)?;
+        let Shown {
+            generated,
+            texts,
+            timings,
+        } = shown;
         interrupt::check()?;
 
         let speeds = speeds(&timings, &generated);
-        remark(format_args!("\n{speeds} on {device}"));
+        remark(format_args!("\n{speeds} on {}", on.device));
         if self.args.json {
             let mut line = answer(&generated, &texts);
             line["timings"] = json!({
@@ -316,8 +265,8 @@ impl Job<'_> {
             });
             line["prompt_tokens"] = json!(timings.prompt_tokens);
             line["decode_steps"] = json!(timings.decode_steps);
-            line["device"] = json!(device);
-            line["tier"] = json!(tier);
+            line["device"] = json!(on.device);
+            line["tier"] = json!(on.tier);
             print_line(line)?;
         }
         Ok(())
@@ -325,7 +274,7 @@ impl Job<'_> {
 }
 
 /// What one sequence got, or several.
-fn answer(generated: &[Generated], texts: &[printer::Text]) -> Value {
+fn answer(generated: &[Generated], texts: &[Text]) -> Value {
     let mut rows: Vec<Value> = generated
         .iter()
         .zip(texts)
@@ -345,64 +294,8 @@ fn answer(generated: &[Generated], texts: &[printer::Text]) -> Value {
     }
 }
 
-/// How fast prompts were read, and tokens made. The first token of each sequence comes
-/// with its prompt, and one that has ended gets no more.
-pub fn speeds(timings: &Timings, generated: &[Generated]) -> String {
-    let per_second = |n: usize, time: Duration| match time.as_secs_f64() {
-        s if s > 0.0 => n as f64 / s,
-        _ => 0.0,
-    };
-    let later = generated.iter().map(|g| g.tokens.len().saturating_sub(1));
-    let later: usize = later.sum();
-    let mut text = format!(
-        "{} prompt tokens, {:.1} tokens/s",
-        timings.prompt_tokens,
-        per_second(timings.prompt_tokens, timings.prefill)
-    );
-    if timings.decode_steps > 0 {
-        let rate = per_second(later, timings.decode);
-        text += &format!(
-            "; {later} tokens in {} steps, {rate:.1} tokens/s",
-            timings.decode_steps
-        );
-    }
-    text
-}
-
 /// Ids as on the command line.
 fn join(ids: &[u32]) -> String {
     let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
     ids.join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sequence_that_ended_early_makes_no_tokens() {
-        let generated = |n: usize| Generated {
-            tokens: vec![0; n],
-            finish: Finish::Stop,
-        };
-        let timings = Timings {
-            prefill: Duration::from_secs(2),
-            decode: Duration::from_secs(3),
-            prompt_tokens: 12,
-            decode_steps: 9,
-        };
-        // Ten tokens and four, of which the first came with the prompts.
-        assert_eq!(
-            speeds(&timings, &[generated(10), generated(4), generated(0)]),
-            "12 prompt tokens, 6.0 tokens/s; 12 tokens in 9 steps, 4.0 tokens/s"
-        );
-        let prompt = Timings {
-            decode_steps: 0,
-            ..timings
-        };
-        assert_eq!(
-            speeds(&prompt, &[generated(1)]),
-            "12 prompt tokens, 6.0 tokens/s"
-        );
-    }
 }

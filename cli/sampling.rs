@@ -11,35 +11,37 @@ use crate::values::{number, whole};
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// 0 chooses the most likely token; 1 draws with the model's probabilities; higher
-    /// values make unlikely tokens more likely. Default: 0
+    /// values make unlikely tokens more likely. Default: 0, or in `chat` the model's own
     #[arg(long, value_name = "F")]
     #[arg(value_parser = number, allow_negative_numbers = true)]
     temperature: Option<f32>,
 
-    /// Draw only from the N most likely tokens; 0 draws from all. Default: 0
+    /// Draw only from the N most likely tokens; 0 draws from all. Default: 0,
+    /// or in `chat` the model's own
     #[arg(long, value_name = "N")]
     #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     top_k: Option<usize>,
 
     /// Draw only from the most likely tokens that together have this probability.
-    /// Default: 1
+    /// Default: 1, or in `chat` the model's own
     #[arg(long, value_name = "F")]
     #[arg(value_parser = number, allow_negative_numbers = true)]
     top_p: Option<f32>,
 
     /// Draw only from tokens at least this fraction as likely as the most likely one.
-    /// Default: 0
+    /// Default: 0, or in `chat` the model's own
     #[arg(long, value_name = "F")]
     #[arg(value_parser = number, allow_negative_numbers = true)]
     min_p: Option<f32>,
 
     /// Penalise tokens that have already occurred, by this factor; 1 changes nothing.
-    /// Default: 1
+    /// Default: 1, or in `chat` the model's own
     #[arg(long, value_name = "F")]
     #[arg(value_parser = number, allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
 
-    /// Seed of the random number generator; the same seed gives the same text. Default: 0
+    /// Seed of the random number generator; the same seed gives the same text.
+    /// Default: 0, or in `chat` another each time
     #[arg(long, value_name = "N")]
     #[arg(value_parser = whole::<u64>, allow_negative_numbers = true)]
     seed: Option<u64>,

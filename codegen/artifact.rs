@@ -28,8 +28,8 @@ impl Compiled {
     /// the model and that the compiler does not read, such as its tokenizer.
     ///
     /// # Errors
-    /// When a parameter cannot be read or has the wrong size, a file cannot be
-    /// written, or [`Compiled::check_output`] refuses `out`.
+    /// When a parameter cannot be read or has the wrong size, a companion has a name that
+    /// is not its to have, a file cannot be written, or [`Compiled::check_output`] refuses `out`.
     pub fn write(
         &self,
         out: &Path,
@@ -93,6 +93,12 @@ impl Compiled {
         companions: &BTreeMap<String, String>,
         progress: &mut WriteProgress<'_>,
     ) -> Result<(), CodegenError> {
+        let own = |name: &str| [PLAN_FILE, WEIGHT_FILE].contains(&name);
+        let is_plain =
+            |name: &str| !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
+        if let Some(name) = companions.keys().find(|name| own(name) || !is_plain(name)) {
+            return Err(CodegenError::Companion { name: name.clone() });
+        }
         let mut hashes = BTreeMap::new();
         for (file, text) in self.kernels.iter().chain(&self.graphs).chain(companions) {
             write_file(&dir.join(file), text.as_bytes())?;

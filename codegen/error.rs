@@ -194,6 +194,15 @@ pub enum CodegenError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file that should go with a model has a name that an artifact's own files have, or
+    /// one that is no file's beside them.
+    #[error(
+        "`{name}` cannot go with a model: give it the name of a file that no part of the model has"
+    )]
+    Companion {
+        /// Its name.
+        name: String,
+    },
     /// What stands where an artifact should be written may not be replaced.
     #[error(
         "`{}` exists and {what}, so it is not replaced; choose another name, or move or remove \

@@ -11,7 +11,7 @@
 //!
 //! let chat = Chat::new("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>");
 //! let messages = [Message::system("Be brief."), Message::user("Hello!")];
-//! let prompt = chat.template()?.prompt(&messages, &BTreeMap::new())?;
+//! let prompt = chat.template()?.render(&messages, &BTreeMap::new())?;
 //! assert_eq!(prompt, "<system>Be brief.<user>Hello!<assistant>");
 //! # Ok::<(), kiln_models::chat::ChatError>(())
 //! ```
@@ -20,23 +20,37 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use thiserror::Error;
+
+use crate::config::{ConfigError, Settings};
 
 /// The template, in a file of its own.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// What is not in `tokenizer.json`: the names of special tokens, and the template where it has
 /// no file of its own.
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+/// The names of special tokens, in older checkpoints.
+pub const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
 /// A [`Chat`] as JSON, in a compiled model.
 pub const CHAT_FILE: &str = "chat.json";
 
 /// Of several templates the one that is taken.
 const DEFAULT: &str = "default";
+
+/// What a template may do, in steps of its program, before it is ended; a long conversation
+/// takes a few thousand. Templates come with models, from whoever made them.
+const FUEL: u64 = 10_000_000;
+
+/// The most spaces by which a template may have JSON indented.
+const MOST_INDENT: usize = 16;
+
+/// What a template is given for itself: the function's own arguments, in transformers.
+pub const RESERVED_ARGUMENTS: [&str; 2] = ["messages", "add_generation_prompt"];
 
 /// What a model needs to hold a conversation, beside its tokenizer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,7 +58,7 @@ pub struct Chat {
     /// The template's text.
     template: String,
     /// Special tokens by the names that templates have for them, such as `bos_token`.
-    tokens: BTreeMap<String, String>,
+    special_tokens: BTreeMap<String, String>,
     #[serde(default)]
     sampling: Sampling,
 }
@@ -74,6 +88,7 @@ pub struct Sampling {
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Role {
     /// Who set the conversation up: what the model is to be like.
     System,
@@ -137,10 +152,18 @@ pub enum ChatError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file is sound, and has no template that can be used.
+    #[error("{file} {reason}; a {TEMPLATE_FILE} beside it takes its place")]
+    Unusable {
+        /// The file.
+        file: String,
+        /// What it has.
+        reason: String,
+    },
     /// The template's text cannot be parsed.
     #[error(
-        "the model's chat template cannot be read: {reason}; a {TEMPLATE_FILE} in the checkpoint's \
-         folder takes its place"
+        "the model's chat template cannot be read: {reason}; put another, as {TEMPLATE_FILE}, into the \
+         checkpoint's folder (and compile it again)"
     )]
     Template {
         /// What is wrong with it, and where.
@@ -171,8 +194,8 @@ impl Chat {
 
     /// The same with a special token, which the template knows by `name`.
     #[must_use]
-    pub fn with_token(mut self, name: impl Into<String>, token: impl Into<String>) -> Self {
-        self.tokens.insert(name.into(), token.into());
+    pub fn with_special_token(mut self, name: impl Into<String>, token: impl Into<String>) -> Self {
+        self.special_tokens.insert(name.into(), token.into());
         self
     }
 
@@ -193,28 +216,27 @@ impl Chat {
     ///
     /// # Errors
     ///
-    /// [`ChatError::Io`] and [`ChatError::Malformed`]. Whether the template's text can be
+    /// [`ChatError::Io`], [`ChatError::Malformed`] and [`ChatError::Unusable`]. Whether the template's text can be
     /// parsed is not looked at, for the model may be wanted for other things.
     pub fn open(folder: &Path) -> Result<Option<Self>, ChatError> {
         let template = read(&folder.join(TEMPLATE_FILE))?;
+        let older = settings(&folder.join(SPECIAL_TOKENS_FILE))?;
         let path = folder.join(TOKENIZER_CONFIG_FILE);
-        let config = read(&path)?;
-        let malformed = |reason| ChatError::Malformed {
-            file: path.display().to_string(),
-            reason,
-        };
-        let config: Map<String, Value> = match config {
-            Some(text) => serde_json::from_str(&text)
-                .map_err(|e| malformed(format!("cannot be parsed: {e}")))?,
-            None => Map::new(),
-        };
+        let config = settings(&path)?;
         let template = match template {
             Some(template) => Some(template),
-            None => template_of(&config).map_err(malformed)?,
+            None => {
+                let found = config.get("chat_template").map_or(Ok(None), template_of);
+                found.map_err(|reason| ChatError::Unusable {
+                    file: path.display().to_string(),
+                    reason,
+                })?
+            }
         };
+        let named = [older, config];
         Ok(template.map(|template| Chat {
             template,
-            tokens: special_tokens(&config),
+            special_tokens: named.iter().flat_map(special_tokens).collect(),
             sampling: Sampling::default(),
         }))
     }
@@ -232,14 +254,19 @@ impl Chat {
     }
 
     /// All of it as JSON.
-    pub fn to_json(&self) -> String {
-        // Texts and numbers under names that are texts can always be written.
-        serde_json::to_string_pretty(self).unwrap_or_default()
+    ///
+    /// # Errors
+    ///
+    /// [`ChatError::Failed`], should texts and numbers not be to be written.
+    pub fn to_json(&self) -> Result<String, ChatError> {
+        serde_json::to_string_pretty(self).map_err(|e| ChatError::Failed {
+            reason: e.to_string(),
+        })
     }
 
     /// A special token, by the name that templates have for it.
-    pub fn token(&self, name: &str) -> Option<&str> {
-        self.tokens.get(name).map(String::as_str)
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.special_tokens.get(name).map(String::as_str)
     }
 
     /// The template, ready to be rendered.
@@ -255,12 +282,14 @@ impl Chat {
         let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build();
         let mut environment = Environment::new();
         environment.set_syntax(syntax.map_err(unreadable)?);
+        environment.set_fuel(Some(FUEL));
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_function("raise_exception", refuse);
         environment.add_function("strftime_now", now);
         environment.add_filter("tojson", to_json);
-        for (name, token) in &self.tokens {
+        environment.add_test("sequence", is_sequence);
+        for (name, token) in &self.special_tokens {
             environment.add_global(name.clone(), token.clone());
         }
         // What transformers gives to templates that can do more than talk.
@@ -268,7 +297,10 @@ impl Chat {
             environment.add_global(name, ());
         }
         environment
-            .add_template_owned(DEFAULT, without_marks(&self.template))
+            .add_template_owned(
+                DEFAULT,
+                without_marks(&one_kind_of_line_ends(&self.template)),
+            )
             .map_err(unreadable)?;
         Ok(ChatTemplate { environment })
     }
@@ -284,13 +316,14 @@ impl ChatTemplate {
     /// The text behind which the model answers the last of `messages`. It has all special
     /// tokens that it needs, so none are to be added when it is encoded
     /// ([`Tokenizer::encode_whole`](crate::tokenizer::Tokenizer::encode_whole)). `arguments`
-    /// are what the template knows beside the usual, such as `enable_thinking`.
+    /// are what the template knows beside the usual, such as `enable_thinking`; what is in
+    /// [`RESERVED_ARGUMENTS`] is not for them.
     ///
     /// # Errors
     ///
     /// [`ChatError::Refused`] where the template says that a conversation cannot be like this,
     /// [`ChatError::Failed`] where it cannot be rendered.
-    pub fn prompt(
+    pub fn render(
         &self,
         messages: &[Message],
         arguments: &BTreeMap<String, Value>,
@@ -330,43 +363,67 @@ fn read(path: &Path) -> Result<Option<String>, ChatError> {
     }
 }
 
-/// The template in a `tokenizer_config.json`: a text, or a list of texts with names.
-fn template_of(config: &Map<String, Value>) -> Result<Option<String>, String> {
-    let wanted = "it should be a text, or a list of objects with a `name` and a `template`";
-    let named = match config.get("chat_template") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::String(template)) => return Ok(Some(template.clone())),
-        Some(Value::Array(named)) => named,
-        Some(_) => return Err(format!("has a `chat_template` of the wrong kind; {wanted}")),
-    };
-    let mut names = Vec::new();
-    for entry in named {
-        let text = |key| entry.get(key).and_then(Value::as_str);
-        match (text("name"), text("template")) {
-            (Some(DEFAULT), Some(template)) => return Ok(Some(template.to_owned())),
-            (Some(name), Some(_)) => names.push(format!("`{name}`")),
-            _ => {
-                return Err(format!(
-                    "has a `chat_template` that is a list of other things; {wanted}"
-                ));
-            }
-        }
-    }
-    Err(format!(
-        "has chat templates, but none is named `{DEFAULT}` ({})",
-        names.join(", ")
-    ))
+/// The settings in a JSON file; none if there is no such file.
+fn settings(path: &Path) -> Result<Settings, ChatError> {
+    let text = read(path)?;
+    let text = text.as_deref().unwrap_or("{}");
+    Settings::parse(text).map_err(|error| ChatError::Malformed {
+        file: path.display().to_string(),
+        reason: match error {
+            ConfigError::NotJson { reason } => format!("cannot be parsed: {reason}"),
+            other => other.to_string(),
+        },
+    })
 }
 
-/// The special tokens that a `tokenizer_config.json` names: `bos_token` and its like, each a
-/// text or an object with its `content`.
-fn special_tokens(config: &Map<String, Value>) -> BTreeMap<String, String> {
-    let named = config.iter().filter(|(name, _)| name.ends_with("_token"));
+/// The template that a `tokenizer_config.json` has: a text, or of several with names the one
+/// for talking.
+fn template_of(value: &Value) -> Result<Option<String>, String> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let named: Vec<(String, String)> = match value {
+        Value::String(template) => return Ok(Some(template.clone())),
+        Value::Object(named) => {
+            let named = named.iter();
+            named
+                .filter_map(|(name, template)| Some((name.clone(), text(template)?)))
+                .collect()
+        }
+        Value::Array(named) => {
+            let field = |entry: &Value, key| entry.get(key).and_then(text);
+            let named = named.iter();
+            named
+                .filter_map(|entry| Some((field(entry, "name")?, field(entry, "template")?)))
+                .collect()
+        }
+        _ => Vec::new(),
+    };
+    if let Some((_, template)) = named.iter().find(|(name, _)| name == DEFAULT) {
+        return Ok(Some(template.clone()));
+    }
+    let names: Vec<String> = named.iter().map(|(name, _)| format!("`{name}`")).collect();
+    Err(match names.is_empty() {
+        true => "has a `chat_template` that is neither a text nor several with names".to_owned(),
+        false => format!(
+            "has chat templates for other uses ({}), and none is named `{DEFAULT}`",
+            names.join(", ")
+        ),
+    })
+}
+
+/// The special tokens that a file names: `bos_token` and its like, each a text or an object
+/// with its `content`.
+fn special_tokens(settings: &Settings) -> BTreeMap<String, String> {
+    let named = settings.iter().filter(|(name, _)| name.ends_with("_token"));
     let named = named.filter_map(|(name, value)| {
         let content = value.get("content").unwrap_or(value);
         Some((name.clone(), content.as_str()?.to_owned()))
     });
     named.collect()
+}
+
+/// A text with the line ends that Python gives to a text file's.
+fn one_kind_of_line_ends(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// A template without `{% generation %}` and its end, by which transformers finds what an
@@ -424,11 +481,13 @@ fn now(format: &str) -> Result<String, minijinja::Error> {
 /// escaped for HTML; or with line breaks and so many spaces.
 fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
-    // Names are in the order in which they are held, and characters are written as they are.
-    for ignored in ["ensure_ascii", "sort_keys", "separators"] {
-        let _: Option<minijinja::Value> = options.get(ignored)?;
-    }
+    // transformers writes characters as they are unless told otherwise.
+    let ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
+    if ascii == Some(true) || indent.is_some_and(|indent| indent > MOST_INDENT) {
+        let refused = format!("tojson escapes no characters, and indents by {MOST_INDENT} at most");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, refused));
+    }
     let mut out = Vec::new();
     let indented = " ".repeat(indent.unwrap_or(0));
     let written = match indent {
@@ -446,6 +505,14 @@ fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, minijinj
     let failed = |reason| minijinja::Error::new(ErrorKind::BadSerialization, reason);
     written.map_err(|e| failed(e.to_string()))?;
     String::from_utf8(out).map_err(|e| failed(e.to_string()))
+}
+
+/// Whether Python finds elements by number in a value: texts and maps count too.
+fn is_sequence(value: &minijinja::Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::String | ValueKind::Map
+    )
 }
 
 struct PythonFormatter;

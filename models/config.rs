@@ -145,6 +145,11 @@ impl Settings {
         self.map.keys().map(String::as_str)
     }
 
+    /// The settings, with their values.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.map.iter()
+    }
+
     /// The first of `keys` that is set, with its value. The same setting goes
     /// by several names.
     fn first(&self, keys: &[&'static str]) -> Option<(&'static str, &Value)> {

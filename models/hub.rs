@@ -36,7 +36,7 @@ use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync};
 pub use error::HubError;
 pub use id::HubId;
 
-use crate::chat::{TEMPLATE_FILE, TOKENIZER_CONFIG_FILE};
+use crate::chat::{SPECIAL_TOKENS_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE};
 use crate::checkpoint::{CONFIG_FILE, GENERATION_FILE, INDEX_FILE, SINGLE_FILE, shards_of_index};
 use crate::config::Settings;
 use crate::tokenizer::{
@@ -168,7 +168,12 @@ impl Hub {
         }
         fetch.weights()?;
         fetch.tokenizer(&folder, &family(&config)?)?;
-        for name in [GENERATION_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE] {
+        for name in [
+            GENERATION_FILE,
+            TOKENIZER_CONFIG_FILE,
+            SPECIAL_TOKENS_FILE,
+            TEMPLATE_FILE,
+        ] {
             fetch.optional(name)?;
         }
         Ok(folder)

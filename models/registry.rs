@@ -19,7 +19,6 @@ use kiln_ir::{Graph, GraphError};
 use thiserror::Error;
 
 use crate::adapter::{AdapterError, Parameter, Weights};
-use crate::chat::ChatError;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ConfigError, Settings};
 use crate::gpt2;
@@ -192,9 +191,6 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The files that say how the model holds a conversation cannot be read.
-    #[error(transparent)]
-    Chat(#[from] ChatError),
     /// The checkpoint's tensors are not the model's parameters.
     #[error(transparent)]
     Weights(#[from] AdapterError),

@@ -18,7 +18,7 @@ use kiln_ir::plan::ModelInfo;
 use serde_json::Value;
 
 use crate::adapter::ModelParams;
-use crate::chat::{Chat, Sampling};
+use crate::chat::{Chat, ChatError, Sampling};
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, Settings};
 use crate::demo;
@@ -39,8 +39,9 @@ pub struct Loaded {
     /// Its tokenizer. Without one, tokens are given by number.
     pub tokenizer: Option<Tokenizer>,
     /// What it needs to hold a conversation, with the settings of its
-    /// `generation_config.json`; `None` for a model that only continues texts.
-    pub chat: Option<Chat>,
+    /// `generation_config.json`; `None` for a model that only continues texts. That its
+    /// files cannot be read matters to those alone who talk with it.
+    pub chat: Result<Option<Chat>, ChatError>,
     /// The end tokens of its `generation_config.json`; empty without one.
     pub end_tokens: Vec<u32>,
 }
@@ -70,8 +71,7 @@ impl Loaded {
 
     /// What an artifact says of the model; [`Model::info`], with the end tokens
     /// of `generation_config.json`, as in transformers, where it names some, and
-    /// with the tokenizer's where neither that nor `config.json` does. Where the model
-    /// holds conversations, the token with which it ends an answer is one of them.
+    /// with the tokenizer's where neither that nor `config.json` does.
     pub fn info(&self, options: &EntryOptions) -> ModelInfo {
         let mut info = self.model.info(options);
         if !self.end_tokens.is_empty() {
@@ -84,13 +84,6 @@ impl Loaded {
                 .filter_map(Tokenizer::eos_id)
                 .collect();
         }
-        let answered = self.chat.iter().filter_map(|chat| chat.token("eos_token"));
-        let tokenizer = self.tokenizer.as_ref();
-        for id in answered.filter_map(|token| tokenizer?.id(token)) {
-            if !info.eos_tokens.contains(&id) {
-                info.eos_tokens.push(id);
-            }
-        }
         info
     }
 
@@ -98,7 +91,7 @@ impl Loaded {
     /// finds for its family and number of tokens.
     fn from_checkpoint(
         checkpoint: Checkpoint,
-        chat: Option<Chat>,
+        chat: Result<Option<Chat>, ChatError>,
         tokenizer: impl FnOnce(&str, usize) -> Result<Tokenizer, TokenizerError>,
     ) -> Result<Self, ModelError> {
         let origin = checkpoint.origin().to_owned();
@@ -113,7 +106,7 @@ impl Loaded {
                 reason,
             })?,
         };
-        let chat = chat.map(|chat| chat.with_sampling(sampling));
+        let chat = chat.map(|chat| chat.map(|chat| chat.with_sampling(sampling)));
         let tokenizer = match tokenizer(model.family(), vocab_size(&*model)) {
             Ok(tokenizer) => {
                 let info = model.info(&EntryOptions::default());
@@ -141,41 +134,34 @@ fn generation(text: &str) -> Result<(Vec<u32>, Sampling), String> {
         ConfigError::NotJson { reason } => format!("cannot be parsed: {reason}"),
         other => other.to_string(),
     })?;
-    Ok((end_tokens(&settings)?, sampling(&settings)?))
+    Ok((end_tokens(&settings)?, sampling(&settings)))
 }
 
 /// How tokens are chosen. As in transformers, nothing is drawn unless `do_sample` says so.
-fn sampling(settings: &Settings) -> Result<Sampling, String> {
-    let number = |key| match settings.get(key).map(|value| (value, value.as_f64())) {
-        None => Ok(None),
-        Some((_, Some(number))) if number >= 0.0 => Ok(Some(number)),
-        Some((value, _)) => Err(format!(
-            "sets `{key}` to {value}; it should be a number, and not negative"
-        )),
+/// It is advice, and what makes no sense of it is passed over.
+fn sampling(settings: &Settings) -> Sampling {
+    let number = |key| settings.get(key).and_then(Value::as_f64).map(|n| n as f32);
+    let within = |key, range: std::ops::RangeInclusive<f32>| {
+        number(key).filter(|number| range.contains(number))
     };
-    let draws = match settings.get("do_sample") {
-        None => false,
-        Some(Value::Bool(draws)) => *draws,
-        Some(value) => {
-            return Err(format!(
-                "sets `do_sample` to {value}; it should be true or false"
-            ));
-        }
-    };
-    let penalty = number("repetition_penalty")?.map(|n| n as f32);
-    let drawn = Sampling {
-        // What transformers takes where nothing is said.
-        temperature: Some(number("temperature")?.unwrap_or(1.0) as f32),
-        top_k: Some(number("top_k")?.map_or(50, |n| n as usize)),
-        top_p: number("top_p")?.map(|n| n as f32),
-        min_p: number("min_p")?.map(|n| n as f32),
-        repetition_penalty: penalty,
-    };
-    let greedy = Sampling {
+    let above_zero = |number: &f32| *number > 0.0;
+    let penalty = within("repetition_penalty", 0.0..=f32::MAX).filter(above_zero);
+    let usual = Sampling {
         repetition_penalty: penalty,
         ..Sampling::default()
     };
-    Ok(if draws { drawn } else { greedy })
+    if settings.get("do_sample") != Some(&Value::Bool(true)) {
+        return usual;
+    }
+    let top_k = settings.get("top_k").and_then(Value::as_u64);
+    Sampling {
+        // What transformers takes where nothing is said.
+        temperature: Some(within("temperature", 0.0..=f32::MAX).unwrap_or(1.0)),
+        top_k: Some(top_k.map_or(50, |k| k as usize)),
+        top_p: within("top_p", 0.0..=1.0).filter(above_zero),
+        min_p: within("min_p", 0.0..=1.0),
+        ..usual
+    }
 }
 
 /// The end tokens.
@@ -212,7 +198,7 @@ fn end_tokens(settings: &Settings) -> Result<Vec<u32>, String> {
 pub fn open_folder(folder: impl AsRef<Path>) -> Result<Loaded, ModelError> {
     let folder = folder.as_ref();
     let checkpoint = Checkpoint::open(folder)?;
-    let chat = Chat::open(folder)?;
+    let chat = Chat::open(folder);
     Loaded::from_checkpoint(checkpoint, chat, |family, vocab_size| {
         Tokenizer::open(folder, family, vocab_size)
     })
@@ -225,7 +211,7 @@ pub fn open_folder(folder: impl AsRef<Path>) -> Result<Loaded, ModelError> {
 ///
 /// None, unless the program was built from altered files.
 pub fn open_demo() -> Result<Loaded, ModelError> {
-    Loaded::from_checkpoint(demo::checkpoint()?, None, |_, _| demo::tokenizer())
+    Loaded::from_checkpoint(demo::checkpoint()?, Ok(None), |_, _| demo::tokenizer())
 }
 
 /// The model of a hub id, fetched where it is not in the hub's cache.
@@ -258,7 +244,7 @@ pub fn random_weights(name: &str, seed: u64) -> Result<Loaded, ModelError> {
         params: Box::new(RandomWeights::new(model.parameters(), seed)),
         model,
         tokenizer,
-        chat: None,
+        chat: Ok(None),
         end_tokens: Vec::new(),
     })
 }

@@ -236,9 +236,12 @@ impl Artifact {
             Texts::Memory { companions, .. } => Ok(companions
                 .get(file)
                 .map(|text| Cow::Borrowed(text.as_str()))),
+            // Companions lie beside the plan.
             Texts::Folder(dir) => match self.plan.files.get(file) {
-                Some(hash) => read_text(dir, file, hash).map(|text| Some(Cow::Owned(text))),
-                None => Ok(None),
+                Some(hash) if !file.contains('/') && file != WEIGHT_FILE => {
+                    read_text(dir, file, hash).map(|text| Some(Cow::Owned(text)))
+                }
+                _ => Ok(None),
             },
         }
     }

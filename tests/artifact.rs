@@ -343,6 +343,22 @@ fn an_artifact_is_written_whole_or_not_at_all() {
         entries.map(|entry| entry.unwrap().path()).collect()
     };
 
+    let params = &*fixture.loaded.params;
+    for name in [
+        "",
+        "plan.json",
+        "weights.safetensors",
+        "../x",
+        "kernels/x",
+        ".x",
+        "a\\b",
+    ] {
+        let companions = BTreeMap::from([(name.to_owned(), String::new())]);
+        let refused = compiled.write(&out, params, &companions, &mut |_, _| {});
+        let refused = refused.unwrap_err().to_string();
+        let start = format!("`{name}` cannot go with a model: ");
+        assert!(refused.starts_with(&start), "{refused}");
+    }
     let lost = write(|_| Err("the disk is gone".into())).unwrap_err();
     assert_eq!(lost, "parameter `h.0.mlp.c_fc.weight`: the disk is gone");
     assert_eq!(beside(), Vec::<PathBuf>::new());

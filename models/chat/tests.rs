@@ -21,7 +21,7 @@ struct Case {
 fn prompt(template: &str, messages: &[Message]) -> Result<String, ChatError> {
     Chat::new(template)
         .template()?
-        .prompt(messages, &BTreeMap::new())
+        .render(messages, &BTreeMap::new())
 }
 
 #[test]
@@ -32,10 +32,10 @@ fn prompts_are_those_of_transformers() {
     for case in cases.cases {
         let mut chat = Chat::new(&case.template);
         for (name, token) in &case.tokens {
-            chat = chat.with_token(name, token);
+            chat = chat.with_special_token(name, token);
         }
         let template = chat.template().unwrap();
-        match template.prompt(&case.messages, &case.arguments) {
+        match template.render(&case.messages, &case.arguments) {
             Ok(found) => assert_eq!(Some(found), case.prompt, "{}", case.name),
             Err(ChatError::Refused { reason }) => {
                 assert_eq!(Some(reason), case.raises, "{}", case.name);
@@ -61,8 +61,8 @@ fn a_template_is_found_in_either_file() {
     let tokens = r#""bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>""#;
     let config = |template: &str| format!(r#"{{{tokens}, "chat_template": {template}}}"#);
     let with_tokens = |template: &str| {
-        let chat = Chat::new(template).with_token("bos_token", "<s>");
-        Some(chat.with_token("eos_token", "</s>"))
+        let chat = Chat::new(template).with_special_token("bos_token", "<s>");
+        Some(chat.with_special_token("eos_token", "</s>"))
     };
     write(TOKENIZER_CONFIG_FILE, &config(r#""one""#));
     assert_eq!(open().unwrap(), with_tokens("one"));
@@ -70,23 +70,33 @@ fn a_template_is_found_in_either_file() {
         r#"[{"name": "tool_use", "template": "two"}, {"name": "default", "template": "three"}]"#;
     write(TOKENIZER_CONFIG_FILE, &config(several));
     assert_eq!(open().unwrap(), with_tokens("three"));
+    write(
+        TOKENIZER_CONFIG_FILE,
+        &config(r#"{"default": "dict"}, "model_max_length": Infinity"#),
+    );
+    assert_eq!(open().unwrap(), with_tokens("dict"));
     write(TEMPLATE_FILE, "four");
     assert_eq!(open().unwrap(), with_tokens("four"));
+    write(TEMPLATE_FILE, "four\r\n");
+    write(
+        SPECIAL_TOKENS_FILE,
+        r#"{"eos_token": "<e>", "pad_token": {"content": "<pad>"}}"#,
+    );
     let chat = open().unwrap().unwrap();
-    assert_eq!(chat.token("eos_token"), Some("</s>"));
-    assert_eq!(chat.token("pad_token"), None);
+    assert_eq!(chat.special_token("pad_token"), Some("<pad>"));
+    assert_eq!(chat.special_token("eos_token"), Some("</s>"));
 }
 
 #[test]
 fn what_a_compiled_model_keeps_is_all_of_it() {
-    let chat = Chat::new("{{ x }}").with_token("eos_token", "<e>");
+    let chat = Chat::new("{{ x }}").with_special_token("eos_token", "<e>");
     let sampling = Sampling {
         temperature: Some(0.6),
         top_k: Some(20),
         ..Sampling::default()
     };
     let chat = chat.with_sampling(sampling);
-    let json = chat.to_json();
+    let json = chat.to_json().unwrap();
     assert_eq!(Chat::from_json("chat.json", &json).unwrap(), chat);
     assert!(!json.contains("min_p"), "{json}");
     let error = Chat::from_json("chat.json", "[]").unwrap_err().to_string();
@@ -104,15 +114,16 @@ fn files_that_are_wrong_are_named() {
         ("{", "cannot be parsed: EOF"),
         (
             r#"{"chat_template": 3}"#,
-            "has a `chat_template` of the wrong kind",
+            "has a `chat_template` that is neither a text nor several with names; a chat_template.jinja",
         ),
         (
-            r#"{"chat_template": [3]}"#,
-            "has a `chat_template` that is a list of other things",
+            r#"{"chat_template": []}"#,
+            "has a `chat_template` that is neither a text nor several with names; ",
         ),
         (
             r#"{"chat_template": [{"name": "rag", "template": ""}]}"#,
-            "has chat templates, but none is named `default` (`rag`)",
+            "has chat templates for other uses (`rag`), and none is named `default`; a chat_template.jinja \
+             beside it takes its place",
         ),
     ] {
         fs::write(&path, text).unwrap();
@@ -128,8 +139,8 @@ fn what_is_wrong_with_a_template_is_told_with_its_line() {
         (
             "a\n{% if x %}",
             "the model's chat template cannot be read: syntax error: unexpected end of input, expected \
-             end of block (line 2 of the template); a chat_template.jinja in the checkpoint's folder \
-             takes its place",
+             end of block (line 2 of the template); put another, as chat_template.jinja, into the \
+             checkpoint's folder (and compile it again)",
         ),
         (
             "a\n{{ messages.x.y }}",
@@ -147,6 +158,18 @@ fn what_is_wrong_with_a_template_is_told_with_its_line() {
     ] {
         let error = prompt(template, &[Message::user("Hi")]).unwrap_err();
         assert_eq!(error.to_string(), wanted);
+    }
+}
+
+/// Templates come from whoever made a model; one that never ends is ended.
+#[test]
+fn a_template_that_never_ends_is_ended() {
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let growing = "{% set n = namespace(s='ab') %}{% for i in range(9999) %}{% set n.s = n.s ~ i %}{% endfor %}";
+    let growing = growing.repeat(1000);
+    for template in [endless, &growing, "{{ [1] | tojson(indent=100000000000) }}"] {
+        let error = prompt(template, &[]).unwrap_err();
+        assert!(matches!(error, ChatError::Failed { .. }), "{error}");
     }
 }
 

@@ -81,7 +81,9 @@ fn a_folder_runs_as_its_parts_do() {
         artifact.companion("tokenizer.json").unwrap().as_deref(),
         Some("{}")
     );
-    assert_eq!(artifact.companion("chat.json").unwrap(), None);
+    for other in ["chat.json", "weights.safetensors", "kernels/copy.wgsl"] {
+        assert_eq!(artifact.companion(other).unwrap(), None, "{other}");
+    }
     let graphs: Vec<&str> = artifact.graph_files().collect();
     assert_eq!(graphs, ["graphs/step.kiln"]);
     assert_eq!(artifact.text(graphs[0]).unwrap(), "graph step");

@@ -41,20 +41,33 @@ fn continued(text: &str, new: &str) -> String {
 }
 
 /// The second answer goes on from what the first left in the cache, and is the one to the
-/// whole conversation.
+/// whole conversation; also where the template changes what was said, so that the decoder
+/// has to go back behind it.
 #[test]
 fn answers_are_continuations_of_what_the_template_makes() {
     let folder = talker();
     let first = continued(&format!("/// {FIRST}\n"), "12");
-    let second = format!("/// {FIRST}\n{first}/// {SECOND}\n");
-    let both = first + &continued(&second, "12");
-    for device in ["0", "cpu"] {
-        let args = ["chat", path(&folder), "-n", "12", "--device", device];
-        let said = kiln(
-            args.into_iter()
-                .chain(["--prompt", FIRST, "--prompt", SECOND]),
-        );
-        assert_eq!(said.ok(), both, "{device}");
+    for (template, remembered) in [
+        (TEMPLATE.to_owned(), first.clone()),
+        (
+            TEMPLATE.replace(
+                "message.content + '\\n' }}{% endif",
+                "message.content | upper + '\\n' }}{% endif",
+            ),
+            first.to_uppercase(),
+        ),
+    ] {
+        fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+        let second = format!("/// {FIRST}\n{remembered}/// {SECOND}\n");
+        let both = first.clone() + &continued(&second, "12");
+        for device in ["0", "cpu"] {
+            let args = ["chat", path(&folder), "-n", "12", "--device", device];
+            let said = kiln(
+                args.into_iter()
+                    .chain(["--prompt", FIRST, "--prompt", SECOND]),
+            );
+            assert_eq!(said.ok(), both, "{device}");
+        }
     }
 }
 
@@ -68,7 +81,7 @@ fn a_compiled_model_talks_as_its_checkpoint_does() {
     kiln(["compile", path(&folder), "-o", compiled]).ok();
     let talk = |model: &str, more: &[&str]| {
         let args = [
-            "chat", model, "-n", "16", "--device", "0", "--prompt", FIRST,
+            "chat", model, "-n", "16", "--device", "0", "--prompt", FIRST, "--seed", "7",
         ];
         kiln(args.iter().chain(more)).ok()
     };
@@ -79,7 +92,10 @@ fn a_compiled_model_talks_as_its_checkpoint_does() {
         drawn,
         talk(compiled, &["--temperature", "0.7", "--top-k", "30"])
     );
-    let greedy = talk(compiled, &["--temperature", "0"]);
+    let args = [
+        "chat", compiled, "-n", "16", "--device", "0", "--prompt", FIRST,
+    ];
+    let greedy = kiln(args.into_iter().chain(["--temperature", "0"])).ok();
     assert_ne!(drawn, greedy);
     assert_eq!(greedy, continued(&format!("/// {FIRST}\n"), "16"));
 }
@@ -117,9 +133,9 @@ fn the_oldest_messages_go_where_the_context_ends() {
         let demo = open_demo().unwrap();
         demo.tokenizer().unwrap().encode(text).unwrap().len()
     };
-    // One message and its answer fit, and no more.
+    // Two messages and an answer do not fit, and one fills no more than half of it.
     let one = tokens(&format!("/// {SECOND}\n"));
-    let context = (one + 6).to_string();
+    let context = (2 * one.max(tokens(&format!("/// {FIRST}\n")))).to_string();
     let said = talk(&context, &[FIRST, SECOND]);
     assert_eq!(
         said.err,
@@ -161,6 +177,12 @@ fn who_cannot_talk_says_why() {
     let error = refused(&[path, "--template-arg", "style"], 2);
     assert!(error.contains("it should be a name and a value"), "{error}");
 
+    let error = refused(&[path, "--prompt", " ", "--device", "0"], 1);
+    assert_eq!(
+        error,
+        "error: the message is empty; there is nothing to answer\n"
+    );
+
     let template = folder.path().join("chat_template.jinja");
     fs::write(&template, "{{ raise_exception('No talking.') }}").unwrap();
     let error = refused(&[path, "--prompt", "Hi", "--device", "0"], 1);
@@ -168,6 +190,22 @@ fn who_cannot_talk_says_why() {
         error,
         "error: the model's chat template refuses this conversation: No talking.\n"
     );
+
+    // What is wrong with a template is told when the model is compiled, which it can be.
+    fs::write(&template, "{% if %}").unwrap();
+    let compiled = folder.path().join("talker.kiln");
+    let compiled = compiled.to_str().unwrap();
+    let told = kiln(["compile", path, "-o", compiled]);
+    let wanted =
+        "warning: `kiln chat` will not run with the compiled model: the model's chat template";
+    assert!(told.err.starts_with(wanted), "{}", told.err);
+    told.ok();
+    let error = refused(&[compiled, "--prompt", "Hi"], 1);
+    assert!(
+        error.starts_with("error: the model's chat template cannot be read"),
+        "{error}"
+    );
+
     fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     let error = refused(&[path, "--prompt", "Hi"], 1);
     assert!(

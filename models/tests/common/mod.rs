@@ -92,7 +92,7 @@ impl Fixture {
                 params: Box::new(RandomWeights::new(model.parameters(), 0)),
                 model,
                 tokenizer: None,
-                chat: None,
+                chat: Ok(None),
                 end_tokens: Vec::new(),
             },
             name,
