@@ -55,5 +55,8 @@ pub mod llama;
 pub mod nn;
 pub mod random;
 pub mod registry;
+pub mod rope;
 pub mod source;
+mod stored;
 pub mod tokenizer;
+pub mod window;
