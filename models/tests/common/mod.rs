@@ -27,7 +27,7 @@ pub fn fixtures(family: &str) -> Vec<PathBuf> {
         .filter(|path| path.is_dir())
         .collect();
     folders.sort();
-    assert!(folders.len() >= 20, "{family}: {folders:?}");
+    assert!(folders.len() >= 10, "{family}: {folders:?}");
     folders
 }
 
