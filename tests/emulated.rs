@@ -45,6 +45,13 @@ const SLIDING: &str = r#"{"model_type": "mistral", "vocab_size": 32, "max_positi
     "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
     "num_key_value_heads": 1, "num_hidden_layers": 1, "sliding_window": 41}"#;
 
+/// With heads as wide as those of the published models, norms on both sides of what a layer
+/// computes, and a layer of each kind.
+const GEMMA: &str = r#"{"model_type": "gemma3_text", "vocab_size": 60, "hidden_size": 96,
+    "max_position_embeddings": 24, "intermediate_size": 136, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 256, "num_hidden_layers": 2, "sliding_window": 7,
+    "sliding_window_pattern": 2}"#;
+
 /// Of layers that sum up many elements, more than a product of matrices takes at once.
 const DEEP: &str = r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 64,
     "n_inner": 1300, "n_head": 2, "n_layer": 2}"#;
@@ -230,7 +237,7 @@ fn cases(fixture: &Fixture, compiled: &Compiled, sizes: &[(usize, usize)]) -> Ve
 /// Every fixture, for what its shapes make of kernels.
 #[test]
 fn tiers_without_matrices() {
-    for folder in ["gpt2", "llama"].into_iter().flat_map(fixtures) {
+    for folder in ["gpt2", "llama", "gemma"].into_iter().flat_map(fixtures) {
         let fixture = Fixture::open(&folder);
         let compiled = compile_fixture(&fixture, Packing::F32, &EntryOptions::default());
         for tier in TIERS {
@@ -244,7 +251,7 @@ fn tiers_without_matrices() {
 /// matrices take.
 #[test]
 fn matrices() {
-    for config in [GPT2, LLAMA] {
+    for config in [GPT2, LLAMA, GEMMA] {
         let fixture = Fixture::random(config);
         for (packing, sizes) in [
             (Packing::F16, [(1, 13), (3, 7)].as_slice()),
@@ -533,6 +540,7 @@ fn layers_in_one_launch() {
         (GPT2, Packing::ALL.as_slice()),
         (LLAMA, &Packing::ALL),
         (QWEN3, &[Packing::F32, Packing::Q8]),
+        (GEMMA, &[Packing::Q8]),
     ] {
         let fixture = Fixture::random(config);
         for packing in packings.iter().copied() {

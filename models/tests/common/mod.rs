@@ -33,7 +33,12 @@ pub fn fixtures(family: &str) -> Vec<PathBuf> {
 
 /// One checkpoint of GPT-2's family.
 pub fn fixture(name: &str) -> PathBuf {
-    let mut all = fixtures("gpt2").into_iter();
+    fixture_of("gpt2", name)
+}
+
+/// One checkpoint of a family.
+pub fn fixture_of(family: &str, name: &str) -> PathBuf {
+    let mut all = fixtures(family).into_iter();
     all.find(|path| path.ends_with(name)).unwrap()
 }
 
