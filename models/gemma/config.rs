@@ -224,12 +224,12 @@ fn ropes(settings: &Settings, context: usize) -> Result<[Rope; 2], ConfigError> 
         bases.map(|(key, default)| Ok(settings.positive(key)?.unwrap_or(default)));
     let (mut base, local_base) = (base?, local_base?);
     let both = settings.object("rope_parameters")?;
-    if let Some(both) = &both {
-        for key in both.keys().filter(|key| !LAYER_TYPES.contains(key)) {
-            let found = both.get(key).unwrap_or(&Value::Null);
-            let known = format!("those it does are {}", LAYER_TYPES.join(" and "));
-            return Err(both.unsupported(key, found, known));
-        }
+    if let Some(both) = &both
+        && let Some(key) = both.keys().find(|key| !LAYER_TYPES.contains(key))
+    {
+        let found = both.get(key).unwrap_or(&Value::Null);
+        let known = format!("those it does are {}", LAYER_TYPES.join(" and "));
+        return Err(both.unsupported(key, found, known));
     }
     let of = |kind| both.as_ref().map_or(Ok(None), |both| both.object(kind));
     let [full, sliding] = LAYER_TYPES.map(of);
