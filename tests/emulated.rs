@@ -533,6 +533,70 @@ fn states_by_heads() {
     }
 }
 
+/// Norms that are written with something added to them: another norm, a vector, what is
+/// computed on the spot; of rows of fours and of others.
+#[test]
+fn sums_of_norms() {
+    for width in [8, 6] {
+        let text = format!(
+            r#"graph sums {{
+              symbol n <= 5
+              %0 = input "x" : f32[n, {width}]
+              %1 = input "gain" : f32[{width}]
+              %2 = rms_norm %0, %1 {{eps=1e-6}} : f32[n, {width}]
+              %3 = exp %0 : f32[n, {width}]
+              %4 = rms_norm %3, %1 {{eps=1e-6}} : f32[n, {width}]
+              %5 = add %2, %4 : f32[n, {width}]
+              %6 = rms_norm %5, %1 {{eps=1e-6}} : f32[n, {width}]
+              %7 = add %1, %6 : f32[n, {width}]
+              %8 = rms_norm %7, %1 {{eps=1e-6}} : f32[n, {width}]
+              %9 = sin %0 : f32[n, {width}]
+              %10 = mul %9, %7 : f32[n, {width}]
+              %11 = add %8, %10 : f32[n, {width}]
+              output "y" = %11
+            }}"#
+        );
+        let graph = parse(&text).unwrap();
+        let options = CompileOptions {
+            tiers: Some(TIERS.map(str::to_owned).to_vec()),
+            ..CompileOptions::default()
+        };
+        let graphs = std::slice::from_ref(&graph);
+        let compiled = kiln_codegen::lower(graphs, graphs, ModelInfo::of("sums"), &options);
+        let compiled = compiled.unwrap();
+        let params: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        let interpreter = Interpreter::<f64>::new(&graph, &params).unwrap();
+        let values = |count: usize| (0..count).map(|i| (1.3 * i as f32).sin());
+        let (x, gain): (Vec<f32>, Vec<f32>) =
+            (values(5 * width).collect(), values(width).collect());
+        let wide = |v: &[f32]| v.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+        let inputs = [
+            ("x".to_owned(), HostTensor::f([5, width], wide(&x))),
+            ("gain".to_owned(), HostTensor::f([width], wide(&gain))),
+        ];
+        let wanted = interpreter
+            .run(&inputs.into_iter().collect(), &mut BTreeMap::new())
+            .unwrap();
+        for tier in TIERS {
+            let weight = |_: &str| panic!("there are none");
+            let program = Program::new(&compiled.plan, &compiled.kernels, apart(tier), weight);
+            let mut program = program.unwrap();
+            let sizes = Bindings::new().with("n", 5);
+            let session = program.session("sums", &sizes, 0).unwrap();
+            let words: [(&str, &[u32]); 2] = [
+                ("x", bytemuck::cast_slice(&x)),
+                ("gain", bytemuck::cast_slice(&gain)),
+            ];
+            let found = program.run(&session, &words, &sizes).unwrap();
+            let found: Vec<f32> = bytemuck::cast_vec(found["y"].clone());
+            let label = format!("rows of {width} on {tier}");
+            assert_close(&label, &found, wanted["y"].as_f().unwrap(), F32);
+            let sums = program.launched.keys().filter(|k| k.contains(".add"));
+            assert_eq!(sums.count(), 3, "{label}: {:?}", program.launched.keys());
+        }
+    }
+}
+
 /// Layers in one launch, whose workgroups wait for each other.
 #[test]
 fn layers_in_one_launch() {
