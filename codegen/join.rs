@@ -147,6 +147,13 @@ pub(crate) fn groups(
     meeting: Meeting,
     (corners, maxima): (&[Bindings], &Bindings),
 ) -> Result<Vec<Range<usize>>, CodegenError> {
+    let layer_of = |at: usize| layer(&launches[at].label);
+    let is_first = |at: usize| at == 0 || layer_of(at - 1) != layer_of(at);
+    let is_norm = |at: usize| launches[at].kernel.body.starts_with("row_norm");
+    // Of the layers' first launches.
+    let firsts = (0..launches.len()).filter(|at| layer_of(*at).is_some() && is_first(*at));
+    let (norms, others): (Vec<usize>, Vec<usize>) = firsts.partition(|at| is_norm(*at));
+    let all_begin_alike = norms.len() > 1 && others.is_empty();
     let mut out: Vec<Range<usize>> = Vec::new();
     let mut rounds = 0;
     for (at, launch) in launches.iter().enumerate() {
@@ -155,14 +162,12 @@ pub(crate) fn groups(
             tiles = tiles.max(launch.workgroups.at(corner).eval(maxima)?);
         }
         let own = tiles.saturating_mul(launch.kernel.rounds.eval(maxima)?);
-        let layer_of = |at: usize| layer(&launches[at].label);
         let can_join = |at: usize| {
-            // Only the first layer begins with a norm as a launch of its own; others have
-            // theirs from the launch before. Joined, it would make that layer's kernel one
-            // more to compile, over which CPU drivers take long.
-            let is_first = at == 0 || layer_of(at - 1) != layer_of(at);
-            let is_norm = launches[at].kernel.body.starts_with("row_norm");
-            let leads = meeting == Meeting::Tickets && is_first && is_norm;
+            // Where only the first layer begins with a norm as a launch of its own, and
+            // others have theirs from the launch before: joined, it would make that layer's
+            // kernel one more to compile, over which CPU drivers take long.
+            let alone = meeting == Meeting::Tickets && !all_begin_alike;
+            let leads = alone && is_first(at) && is_norm(at);
             layer_of(at).filter(|_| !leads && can_join(&launches[at], meeting, corners))
         };
         rounds = u64::saturating_add(rounds, own);

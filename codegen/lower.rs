@@ -401,6 +401,15 @@ impl<'a> Lowering<'a> {
                 }
                 Ok(launches)
             }
+            _ if let Some(norm) = self.normed_in(id) => {
+                if out.ended.contains(&id) {
+                    return Ok(Vec::new());
+                }
+                let Some(norm) = self.normalize(norm.0, norm.1) else {
+                    return Err(source.unsupported(id, "what it normalises lies in no buffer"));
+                };
+                Ok(vec![norm.lower()?])
+            }
             _ if let Some(parts) = source.placement.parts.get(&id) => {
                 Ok(vec![generic::pointwise_parts(
                     source,
@@ -508,6 +517,11 @@ impl<'a> Lowering<'a> {
     fn normalize(&self, id: ValueId, norm: Norm) -> Option<RowNorm<'a>> {
         let source = self.source;
         let x = source.graph.value(id).inputs.first()?;
+        let sum = source.placement.sums.get(&id).copied();
+        let added = sum.and_then(|sum| {
+            let mut operands = source.graph.value(sum).inputs.iter();
+            Some((sum, *operands.find(|x| **x != id)?))
+        });
         Some(RowNorm {
             source,
             tier: self.tier,
@@ -515,9 +529,27 @@ impl<'a> Lowering<'a> {
             norm,
             first_operand: 1,
             input: source.view(*x)?.clone(),
-            output: source.view(id)?.clone(),
+            output: source.view(sum.unwrap_or(id))?.clone(),
+            added,
             halves: false,
         })
+    }
+
+    /// The norm that is written with something added to it as `sum`.
+    fn normed_in(&self, sum: ValueId) -> Option<(ValueId, Norm)> {
+        let mut sums = self.source.placement.sums.iter();
+        let (norm, _) = sums.find(|(_, known)| **known == sum)?;
+        match self.source.graph.value(*norm).op {
+            Op::Normalize(kind) => Some((*norm, kind)),
+            _ => None,
+        }
+    }
+
+    /// Whether a launch before the one that computes `id` has computed `x`.
+    fn is_before(&self, x: ValueId, id: ValueId) -> bool {
+        let computed = self.source.placement.materialised.iter();
+        let mut before = computed.take_while(|value| **value != id);
+        before.any(|value| *value == x)
     }
 
     /// Where the input `x` of the linear op `id` lies normalised, in f16 if `halves`; and
@@ -558,6 +590,7 @@ impl<'a> Lowering<'a> {
             first_operand: 2,
             input: x.clone(),
             output: output.clone(),
+            added: None,
             halves,
         };
         (output, Some(norm))
@@ -586,7 +619,10 @@ impl<'a> Lowering<'a> {
                 Op::Linear { norm, .. } => self.norm_of(reader, norm?, x, false, out).1,
                 Op::Normalize(norm) => {
                     let norm = self.normalize(reader, norm)?;
-                    out.ended.insert(reader);
+                    if norm.added.is_some_and(|(_, x)| !self.is_before(x, id)) {
+                        return None;
+                    }
+                    out.ended.insert(norm.added.map_or(reader, |(sum, _)| sum));
                     Some(norm)
                 }
                 _ => None,

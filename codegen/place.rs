@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::plan::PAST;
-use kiln_ir::{DType, Dim, Graph, Op, Symbol, ValueId};
+use kiln_ir::{BinaryOp, DType, Dim, Graph, Op, Symbol, ValueId};
 
 use crate::error::CodegenError;
 use crate::states::{State, capacity_shape};
@@ -79,6 +79,9 @@ pub(crate) struct Placement {
     pub appended: BTreeSet<ValueId>,
     /// Concatenations of more buffers than a launch reads: each operand has one of its own.
     pub wide: BTreeSet<ValueId>,
+    /// Norms that are written with something added to them, and the sums: a residual
+    /// stream and what a layer adds to it, normalised.
+    pub sums: BTreeMap<ValueId, ValueId>,
     /// Outputs that have to be copied, and to which buffer.
     pub copies: Vec<(ValueId, usize)>,
 }
@@ -163,6 +166,7 @@ pub(crate) fn place(
             parts: BTreeMap::new(),
             appended: BTreeSet::new(),
             wide: BTreeSet::new(),
+            sums: BTreeMap::new(),
             copies: Vec::new(),
         },
         reads: vec![BTreeSet::new(); graph.arena_len()],
@@ -348,8 +352,17 @@ impl Placer<'_> {
             return;
         }
         let ranges = self.slices(id).filter(|r| self.any_direct(r));
+        if self.out.sums.values().any(|sum| *sum == id) {
+            self.materialise_kernel_operands(id);
+            self.materialise(id);
+            return;
+        }
         if has_kernel(&value.op) {
             self.materialise_kernel_operands(id);
+            if let Some(sum) = self.sum_of(id) {
+                self.out.sums.insert(id, sum);
+                return;
+            }
             match ranges {
                 Some(ranges) => self.split(id, &ranges),
                 None => self.materialise(id),
@@ -386,6 +399,24 @@ impl Placer<'_> {
         }
         self.reads[id.index()] = self.operand_reads(id);
         self.sizes[id.index()] = size;
+    }
+
+    /// The sum that is all that becomes of a norm, if the norm's kernel can write it in
+    /// place of the norm.
+    fn sum_of(&self, norm: ValueId) -> Option<ValueId> {
+        let value = self.graph.value(norm);
+        let (Op::Normalize(_), [sum]) = (&value.op, self.users[norm.index()].as_slice()) else {
+            return None;
+        };
+        let by = self.graph.value(*sum);
+        let fits = by.op == Op::Binary(BinaryOp::Add)
+            && by.ty == value.ty
+            && self.counts[norm.index()] == 1
+            // Not the new elements of a state.
+            && self.out.views[sum.index()].is_none()
+            // Of two norms the first is an operand like any other.
+            && !self.out.sums.values().any(|known| known == sum);
+        fits.then_some(*sum)
     }
 
     /// Whether `wants` is true of a use of a value.

@@ -3,7 +3,7 @@
 use kiln_ir::{Dim, Norm, ValueId};
 
 use crate::error::CodegenError;
-use crate::expr::Source;
+use crate::expr::{At, Source};
 use crate::kernel::{Draft, Element, Launch};
 use crate::linear::{NOTHING_STORED, load_x, norm_vector};
 use crate::place::describe;
@@ -12,7 +12,7 @@ use crate::view::{Base, View};
 use crate::wgsl;
 
 /// A norm: `(x, gain[, bias])`, or the norm of a linear op whose kernel does not
-/// apply it, written to `output`.
+/// apply it, written to `output`, perhaps with something added to it.
 pub(crate) struct RowNorm<'a> {
     pub source: Source<'a>,
     pub tier: Tier,
@@ -22,6 +22,9 @@ pub(crate) struct RowNorm<'a> {
     pub first_operand: usize,
     pub input: View,
     pub output: View,
+    /// The value that is written, of the output's shape, if it is a sum of the norm and
+    /// an operand: that one.
+    pub added: Option<(ValueId, ValueId)>,
     /// Whether the output's elements are f16, two in a word.
     pub halves: bool,
 }
@@ -44,7 +47,7 @@ impl RowNorm<'_> {
             Tier::Base => ("row_norm", 64, 1),
         };
         let halves = if self.halves { ".halves" } else { "" };
-        let detail = format!("{}.{k}{halves}", word(self.norm));
+        let detail = format!("{}.{k}{}{halves}", word(self.norm), self.then());
         let mut d = Draft::new(body, detail, workgroup);
         d.constant_u32("K", k);
         d.constant_f32("EPSILON", self.norm.eps());
@@ -68,7 +71,7 @@ impl RowNorm<'_> {
             kernel: d,
             workgroups: rows.ceil_div(per_workgroup),
             flops: self.flops(k),
-            bytes: &rows * &Dim::constant(8 * k),
+            bytes: &rows * &Dim::constant(if self.added.is_some() { 12 } else { 8 } * k),
             others: Vec::new(),
         })
     }
@@ -78,7 +81,7 @@ impl RowNorm<'_> {
     pub fn end(&self, launch: &mut Launch, done: Base) -> Result<(), CodegenError> {
         let k = self.width()?;
         let d = &mut launch.kernel;
-        let then = format!(".then_{}_norm", word(self.norm));
+        let then = format!(".then_{}_norm{}", word(self.norm), self.then());
         d.detail.push_str(&then);
         d.constant_u32("NORM_K", k);
         d.constant_f32("NORM_EPSILON", self.norm.eps());
@@ -103,6 +106,35 @@ impl RowNorm<'_> {
         Ok(())
     }
 
+    /// What kernels' names call what is done to the norm.
+    fn then(&self) -> &'static str {
+        self.added.map_or("", |_| ".add")
+    }
+
+    /// The operand that is added, at `last` of `row`: four elements, or one.
+    fn addend(&self, last: &str, four: bool, d: &mut Draft) -> Result<String, CodegenError> {
+        let Some((sum, x)) = self.added else {
+            return Ok(String::new());
+        };
+        let whole = self.source.shape(sum);
+        let at = self
+            .source
+            .broadcast(x, &At::row("row", last, whole), whole);
+        let value = match four {
+            true => self.source.vector4(x, &at, d)?,
+            false => self.source.scalar(x, &at, d)?,
+        };
+        Ok(format!(" + {value}"))
+    }
+
+    /// Whether four elements of the result are written at a time.
+    fn stores_four(&self, k: u64) -> bool {
+        let addend = self
+            .added
+            .is_none_or(|(_, x)| self.source.is_vector(x, &Dim::constant(k)));
+        k.is_multiple_of(4) && self.output.is_vectorised() && addend
+    }
+
     /// The hook `store_norm4`.
     fn store(&self, k: u64, d: &mut Draft) -> Result<(), CodegenError> {
         let operands = &self.source.graph.value(self.id).inputs;
@@ -119,16 +151,18 @@ impl RowNorm<'_> {
                 "    let value = clamp({value}, vec4<f32>(-65504.0), vec4<f32>(65504.0));\n    \
                  {y}[{address}] = vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw));\n"
             )
-        } else if k.is_multiple_of(4) && self.output.is_vectorised() {
+        } else if self.stores_four(k) {
+            let addend = self.addend("k4", true, d)?;
             let y = d.write("y", self.output.base, Element::F32x4);
             let address = wgsl::sum([self.output.row_address("row", 4), "k4".to_owned()]);
-            format!("    {y}[{address}] = {value};\n")
+            format!("    {y}[{address}] = {value}{addend};\n")
         } else {
+            let addend = self.addend("(k4 * 4u + i)", false, d)?;
             let y = d.write("y", self.output.base, Element::F32);
             let address = wgsl::sum([self.output.row_address("row", 1), "k4 * 4u + i".to_owned()]);
             format!(
                 "    let value = {value};\n    for (var i = 0u; i < 4u; i++) {{\n        \
-                 if k4 * 4u + i < {k}u {{\n            {y}[{address}] = value[i];\n        }}\n    }}\n"
+                 if k4 * 4u + i < {k}u {{\n            {y}[{address}] = value[i]{addend};\n        }}\n    }}\n"
             )
         };
         d.hook(format!(

@@ -106,30 +106,35 @@ impl View {
                 dense.offset = self.offset.clone();
                 Some(dense)
             }
-            Op::Reshape { shape } => self.reshape_units(shape),
+            Op::Reshape { shape } => self.split_axes(shape),
             _ => None,
         }
     }
 
-    /// A reshape that only adds or drops axes of size one.
-    fn reshape_units(&self, shape: &[Dim]) -> Option<View> {
-        let kept = |dims: &[Dim]| -> Vec<usize> {
-            (0..dims.len()).filter(|i| !dims[*i].is_one()).collect()
-        };
-        let (from, to) = (kept(&self.shape), kept(shape));
-        let same = from.len() == to.len()
-            && from
-                .iter()
-                .zip(&to)
-                .all(|(a, b)| self.shape[*a] == shape[*b]);
-        if !same {
-            return None;
-        }
+    /// A reshape that only splits axes of constant sizes, and adds or drops some of size
+    /// one.
+    fn split_axes(&self, shape: &[Dim]) -> Option<View> {
         let mut strides = vec![Dim::constant(1); shape.len()];
-        for (a, b) in from.iter().zip(&to) {
-            strides[*b] = self.strides[*a].clone();
+        let mut new = (0..shape.len()).filter(|i| !shape[*i].is_one());
+        let axes = self.shape.iter().zip(&self.strides);
+        for (size, stride) in axes.filter(|(size, _)| !size.is_one()) {
+            // What the axis is split into, outermost first.
+            let mut parts = vec![new.next()?];
+            while Dim::product(parts.iter().map(|i| &shape[*i])) != *size {
+                let all = size.as_const()?;
+                let so_far = Dim::product(parts.iter().map(|i| &shape[*i])).as_const()?;
+                if so_far == 0 || !all.is_multiple_of(so_far) {
+                    return None;
+                }
+                parts.push(new.next()?);
+            }
+            let mut inner = stride.clone();
+            for i in parts.into_iter().rev() {
+                strides[i] = inner.clone();
+                inner = &inner * &shape[i];
+            }
         }
-        Some(View {
+        new.next().is_none().then(|| View {
             base: self.base,
             offset: self.offset.clone(),
             shape: shape.to_vec(),
@@ -313,12 +318,25 @@ mod tests {
         assert!(k.is_vectorised());
         assert_eq!(k.row_address("row", 1), "768u + row * 2304u");
         assert_eq!(k.row_address("row", 4), "192u + row * 576u");
-        assert!(
-            k.apply(&Op::Reshape {
-                shape: dims(&["batch*seq", "768"])
-            })
-            .is_none()
+        for shape in [
+            dims(&["batch*seq", "768"]),
+            dims(&["batch", "seq*12", "64"]),
+            dims(&["batch", "seq", "10", "64"]),
+            dims(&["batch", "seq", "12", "64", "2"]),
+        ] {
+            assert!(k.apply(&Op::Reshape { shape }).is_none());
+        }
+        let shape = dims(&["batch", "1", "seq", "12", "64"]);
+        let heads = k.apply(&Op::Reshape { shape }).unwrap();
+        assert_eq!(heads.strides, dims(&["seq*2304", "1", "2304", "64", "1"]));
+        assert_eq!(
+            heads.row_address("row", 4),
+            "192u + (row / 12u) * 576u + (row % 12u) * 16u"
         );
+        // And one row of a head each, if the axis is split further.
+        let shape = dims(&["batch", "seq", "12", "16", "4"]);
+        let parts = k.apply(&Op::Reshape { shape }).unwrap();
+        assert_eq!(parts.strides[2..], dims(&["64", "4", "1"]));
     }
 
     #[test]

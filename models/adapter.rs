@@ -155,6 +155,11 @@ pub enum Layout {
     AsStored,
     /// A matrix with rows and columns exchanged.
     Transposed,
+    /// Each element less one, as gains are that a model adds to one. The sum is
+    /// rounded to f32, as transformers rounds it where it computes in f32; of
+    /// elements stored in f16 or bf16 it is exact, but of those that are too
+    /// small to matter beside one.
+    LessOne,
 }
 
 /// What an adapter says of a stored tensor.
@@ -265,6 +270,7 @@ impl Weights {
         Ok(match layout {
             Layout::AsStored => tensor.to_f32()?,
             Layout::Transposed => tensor.to_f32_transposed()?,
+            Layout::LessOne => tensor.to_f32()?.iter().map(|x| 1.0 + x).collect(),
         })
     }
 

@@ -4,6 +4,8 @@ use kiln_ir::Activation;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::nn::Heads;
+
 /// The activations by the names that transformers has for them.
 pub(crate) const ACTIVATIONS: [(&str, Activation); 9] = [
     ("gelu_new", Activation::GeluTanh),
@@ -21,6 +23,10 @@ pub(crate) const ACTIVATIONS: [(&str, Activation); 9] = [
 /// known of the weights; the deepest models that were ever published have a
 /// thousand.
 pub(crate) const MAX_LAYERS: usize = 4096;
+
+/// The widest head. The frequencies that it turns by are computed before
+/// anything is known of the weights; published models have 256 elements at most.
+pub(crate) const MAX_HEAD_DIM: usize = 8192;
 
 /// The name that transformers has for an activation.
 pub(crate) fn activation_name(activation: Activation) -> Option<&'static str> {
@@ -331,6 +337,29 @@ impl Settings {
         let ids = ids.iter().filter_map(Value::as_u64);
         ids.filter_map(|id| id.try_into().ok()).collect()
     }
+}
+
+/// Refuses heads of which groups cannot share keys, or that cannot turn.
+pub(crate) fn check_heads(heads: Heads) -> Result<(), ConfigError> {
+    let invalid = |key: &str, found: usize, wanted: String| ConfigError::Invalid {
+        key: key.to_owned(),
+        found: found.to_string(),
+        wanted,
+    };
+    let Heads {
+        queries,
+        keys,
+        width,
+    } = heads;
+    if !queries.is_multiple_of(keys) {
+        let wanted = format!("a divisor of `num_attention_heads`, which is {queries}");
+        return Err(invalid("num_key_value_heads", keys, wanted));
+    }
+    if !width.is_multiple_of(2) {
+        let wanted = "even, for its elements turn in pairs".to_owned();
+        return Err(invalid("head_dim", width, wanted));
+    }
+    Ok(())
 }
 
 /// The text of a JSON file with `NaN`, `Infinity` and `-Infinity`, which Python

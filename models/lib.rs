@@ -1,9 +1,9 @@
-//! kiln's models: building blocks, GPT-2, Llama, checkpoints and tokenizers.
+//! kiln's models: building blocks, GPT-2, Llama, Gemma, checkpoints and tokenizers.
 //!
 //! - [`source`] opens a model, with its weights and its tokenizer, from wherever
 //!   it is.
-//! - [`registry`] knows the families of models, [`gpt2`] and [`llama`]; each is
-//!   made of [`nn`] blocks and builds graphs of primitive ops through
+//! - [`registry`] knows the families of models, [`gpt2`], [`llama`] and [`gemma`];
+//!   each is made of [`nn`] blocks and builds graphs of primitive ops through
 //!   [`decoder`].
 //! - [`checkpoint`] reads safetensors, [`adapter`] gives each stored tensor its
 //!   place in a model, [`config`] reads `config.json`, [`tokenizer`] turns text
@@ -49,6 +49,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod decoder;
 pub mod demo;
+pub mod gemma;
 pub mod gpt2;
 pub mod head;
 #[cfg(feature = "hub")]
@@ -57,5 +58,8 @@ pub mod llama;
 pub mod nn;
 pub mod random;
 pub mod registry;
+pub mod rope;
 pub mod source;
+mod stored;
 pub mod tokenizer;
+pub mod window;

@@ -5,25 +5,22 @@
 //! rotary embedding of queries and keys, keys and values that groups of query
 //! heads share, and a feed-forward part with a gate. Modules are called what the
 //! published checkpoints call them. [`LlamaConfig`] says what may differ between
-//! the models of the family, and the file `weights.rs` beside it how they are
-//! stored.
+//! the models of the family.
 
 mod config;
-mod rope;
-mod weights;
 
-use kiln_ir::{Activation, GraphBuilder, GraphError, ValueId};
+use kiln_ir::{GraphBuilder, GraphError, ValueId};
 
 use crate::adapter::{Part, Placement};
 use crate::config::ConfigError;
 use crate::decoder::{Blocks, Decoder, DecoderModel};
 use crate::nn::{
-    self, Angles, Attended, Built, Embedding, Linear, RmsNorm, Rotary, Sequential, Span,
+    Angles, Built, Embedding, GatedMlp, GroupedAttention, Linear, RmsNorm, Rotary, Sequential, Span,
 };
 use crate::registry::{Family, Model};
+use crate::stored;
 
-pub use config::{LlamaConfig, SlidingWindow, Variant};
-pub use rope::{Llama3Scaling, Rope};
+pub use config::{LlamaConfig, Variant};
 
 /// The family's line in the registry.
 pub(crate) const FAMILY: Family = Family {
@@ -113,7 +110,7 @@ impl Decoder for Llama {
         };
         let mut attentions = Vec::new();
         let output = self.layers.forward(g, x, |block, g, x| {
-            let mask = windowed.filter(|_| block.self_attn.slides);
+            let mask = windowed.filter(|_| block.slides);
             let mask = mask.unwrap_or(span.mask);
             let (x, probabilities) = block.forward(g, x, angles, span, mask)?;
             attentions.push(probabilities);
@@ -133,11 +130,11 @@ impl Decoder for Llama {
     }
 
     fn place(&self, stored: &str) -> Placement {
-        weights::place(stored, self.config.head)
+        stored::place(stored, self.config.head)
     }
 
     fn parts(&self, parameter: &str) -> Vec<Part> {
-        weights::parts(parameter, &self.config)
+        stored::parts(parameter, self.config.heads())
     }
 }
 
@@ -145,19 +142,28 @@ impl Decoder for Llama {
 #[derive(Clone, Debug)]
 struct Block {
     input_layernorm: RmsNorm,
-    self_attn: Attention,
+    self_attn: GroupedAttention,
+    /// Whether attention reaches back no further than the model's window.
+    slides: bool,
     post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
+    mlp: GatedMlp,
 }
 
 impl Block {
     fn new(config: &LlamaConfig, layer: usize, rotary: &Rotary) -> Self {
-        let norm = |name| RmsNorm::new(name, config.hidden_size, config.rms_norm_eps);
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let norm = |name| RmsNorm::new(name, width, config.rms_norm_eps);
+        let attention = GroupedAttention::new(width, config.heads(), rotary);
+        let attention = attention.with_bias(config.qkv_bias, config.o_bias);
         Block {
             input_layernorm: norm("input_layernorm"),
-            self_attn: Attention::new(config, layer, rotary),
+            self_attn: match config.variant {
+                Variant::Qwen3 => attention.with_head_norms(config.rms_norm_eps),
+                Variant::Llama | Variant::Mistral | Variant::Qwen2 => attention,
+            },
+            slides: config.window(layer).is_some(),
             post_attention_layernorm: norm("post_attention_layernorm"),
-            mlp: Mlp::new(config),
+            mlp: GatedMlp::new(width, inner, config.hidden_act).with_bias(config.mlp_bias),
         }
     }
 
@@ -176,132 +182,5 @@ impl Block {
         let normed = self.post_attention_layernorm.forward(g, x)?;
         let fed = self.mlp.forward(g, normed)?;
         Ok((g.add(x, fed)?, probabilities))
-    }
-}
-
-/// Causal self-attention, groups of query heads sharing keys and values.
-#[derive(Clone, Debug)]
-struct Attention {
-    /// Queries, keys and values, side by side; stored as three.
-    qkv_proj: Linear,
-    o_proj: Linear,
-    /// Of the queries and of the keys of each head, in Qwen 3.
-    head_norms: Option<[RmsNorm; 2]>,
-    rotary: Rotary,
-    /// Whether it reaches back no further than the model's window.
-    slides: bool,
-    /// Query heads.
-    heads: usize,
-    /// Key and value heads.
-    kv_heads: usize,
-    head_dim: usize,
-}
-
-impl Attention {
-    fn new(config: &LlamaConfig, layer: usize, rotary: &Rotary) -> Self {
-        let (width, queries, keys) = (config.hidden_size, config.query_width(), config.key_width());
-        Attention {
-            qkv_proj: Linear::new("qkv_proj", width, queries + 2 * keys).with_bias(config.qkv_bias),
-            o_proj: Linear::new("o_proj", queries, width).with_bias(config.o_bias),
-            head_norms: (config.variant == Variant::Qwen3).then(|| {
-                ["q_norm", "k_norm"]
-                    .map(|name| RmsNorm::new(name, config.head_dim, config.rms_norm_eps))
-            }),
-            rotary: rotary.clone(),
-            slides: config.window(layer).is_some(),
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-        }
-    }
-
-    fn forward(
-        &self,
-        g: &mut GraphBuilder,
-        x: ValueId,
-        angles: Angles,
-        span: &Span,
-        mask: ValueId,
-    ) -> Result<(ValueId, ValueId), GraphError> {
-        g.scope("self_attn", |g| {
-            let qkv = self.qkv_proj.forward(g, x)?;
-            let q_end = self.heads * self.head_dim;
-            let k_end = q_end + self.kv_heads * self.head_dim;
-            let v_end = k_end + self.kv_heads * self.head_dim;
-            let qk = g.slice(qkv, 2, 0, k_end)?;
-            let v = g.slice(qkv, 2, k_end, v_end)?;
-            let qk = match &self.head_norms {
-                Some([q_norm, k_norm]) => {
-                    let q = g.slice(qk, 2, 0, q_end)?;
-                    let k = g.slice(qk, 2, q_end, k_end)?;
-                    let q = for_each_head(g, q_norm, q, self.heads)?;
-                    let k = for_each_head(g, k_norm, k, self.kv_heads)?;
-                    g.concat(&[q, k], 2)?
-                }
-                None => qk,
-            };
-            // Queries and keys turn together.
-            let qk = g.scope("rotary_emb", |g| self.rotary.forward(g, qk, angles))?;
-            let q = g.slice(qk, 2, 0, q_end)?;
-            let k = g.slice(qk, 2, q_end, k_end)?;
-            let k = span.cached(g, "k", k)?;
-            let v = span.cached(g, "v", v)?;
-
-            let group = self.heads / self.kv_heads;
-            let q = nn::split_heads(g, q, self.heads)?;
-            let k = nn::split_heads(g, k, self.kv_heads)?;
-            let k = nn::repeat_heads(g, k, group)?;
-            let v = nn::split_heads(g, v, self.kv_heads)?;
-            let v = nn::repeat_heads(g, v, group)?;
-            let divisor = (self.head_dim as f64).sqrt();
-            let Attended {
-                output,
-                probabilities,
-            } = nn::attention(g, q, k, v, mask, &[divisor])?;
-            let merged = nn::merge_heads(g, output)?;
-            Ok((self.o_proj.forward(g, merged)?, probabilities))
-        })
-    }
-}
-
-/// `x[.., heads * d]`, each head normalised.
-fn for_each_head(g: &mut GraphBuilder, norm: &RmsNorm, x: ValueId, heads: usize) -> Built {
-    let whole = g.shape(x);
-    let apart = nn::heads_apart(g, x, heads)?;
-    let normed = norm.forward(g, apart)?;
-    g.reshape(normed, whole)
-}
-
-/// The feed-forward part, with a gate: SwiGLU where the nonlinearity is SiLU
-/// (Shazeer, <https://arxiv.org/abs/2002.05202>).
-#[derive(Clone, Debug)]
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-    activation: Activation,
-}
-
-impl Mlp {
-    fn new(config: &LlamaConfig) -> Self {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let linear =
-            |name, inputs, outputs| Linear::new(name, inputs, outputs).with_bias(config.mlp_bias);
-        Mlp {
-            gate_proj: linear("gate_proj", width, inner),
-            up_proj: linear("up_proj", width, inner),
-            down_proj: linear("down_proj", inner, width),
-            activation: config.hidden_act,
-        }
-    }
-
-    fn forward(&self, g: &mut GraphBuilder, x: ValueId) -> Built {
-        g.scope("mlp", |g| {
-            let gate = self.gate_proj.forward(g, x)?;
-            let gate = g.scope("act_fn", |g| nn::activation(g, self.activation, gate))?;
-            let up = self.up_proj.forward(g, x)?;
-            let gated = g.mul(gate, up)?;
-            self.down_proj.forward(g, gated)
-        })
     }
 }

@@ -28,6 +28,8 @@
 mod activation;
 mod attention;
 mod embedding;
+mod gated;
+mod grouped;
 mod linear;
 mod norm;
 mod rotary;
@@ -39,6 +41,8 @@ use kiln_ir::{GraphError, ValueId};
 pub use activation::activation;
 pub use attention::{Attended, attention, heads_apart, merge_heads, repeat_heads, split_heads};
 pub use embedding::Embedding;
+pub use gated::GatedMlp;
+pub use grouped::{GroupedAttention, Heads};
 pub use linear::{Linear, linear};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rotary::{Angles, Rotary};

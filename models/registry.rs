@@ -21,6 +21,7 @@ use thiserror::Error;
 use crate::adapter::{AdapterError, Parameter, Weights};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ConfigError, Settings};
+use crate::gemma;
 use crate::gpt2;
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
@@ -28,7 +29,7 @@ use crate::llama;
 use crate::tokenizer::TokenizerError;
 
 /// All families. A new one is a line here.
-const FAMILIES: &[Family] = &[gpt2::FAMILY, llama::FAMILY];
+const FAMILIES: &[Family] = &[gpt2::FAMILY, llama::FAMILY, gemma::FAMILY];
 
 /// How a family is found, and made.
 pub(crate) struct Family {

@@ -10,7 +10,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::fixtures::{Case, assert_close, fixtures};
+use common::fixtures::{Case, assert_close, fixture_of};
 use common::on::{On, conforms, every_size, interpreted};
 use common::{NATIVE, TIERS, compiled_folder, in_memory, open};
 use kiln_codegen::{CompileOptions, compile};
@@ -46,8 +46,7 @@ fn software_tier_through_opengl() {
 /// Heads that share keys, and a head tied to the embedding.
 #[test]
 fn every_batch_and_length() {
-    let mut folders = fixtures("llama").into_iter();
-    every_size(&folders.find(|folder| folder.ends_with("smollm2")).unwrap());
+    every_size(&fixture_of("llama", "smollm2"));
 }
 
 /// Weights of which three stored tensors make one matrix, rounded: as exact as
@@ -55,8 +54,7 @@ fn every_batch_and_length() {
 #[test]
 fn packed_weights() {
     for name in ["smollm2", "qwen2", "qwen3_bias", "head_dim_wide"] {
-        let mut folders = fixtures("llama").into_iter();
-        let folder = folders.find(|folder| folder.ends_with(name)).unwrap();
+        let folder = fixture_of("llama", name);
         for packing in [Packing::F16, Packing::Q8, Packing::Q4] {
             let (fixture, artifact) = compiled_folder(&folder, packing);
             let interpreter =

@@ -45,6 +45,13 @@ const SLIDING: &str = r#"{"model_type": "mistral", "vocab_size": 32, "max_positi
     "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
     "num_key_value_heads": 1, "num_hidden_layers": 1, "sliding_window": 41}"#;
 
+/// With heads as wide as those of the published models, norms on both sides of what a layer
+/// computes, and a layer of each kind.
+const GEMMA: &str = r#"{"model_type": "gemma3_text", "vocab_size": 60, "hidden_size": 96,
+    "max_position_embeddings": 24, "intermediate_size": 136, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 256, "num_hidden_layers": 2, "sliding_window": 7,
+    "sliding_window_pattern": 2}"#;
+
 /// Of layers that sum up many elements, more than a product of matrices takes at once.
 const DEEP: &str = r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 64,
     "n_inner": 1300, "n_head": 2, "n_layer": 2}"#;
@@ -230,7 +237,7 @@ fn cases(fixture: &Fixture, compiled: &Compiled, sizes: &[(usize, usize)]) -> Ve
 /// Every fixture, for what its shapes make of kernels.
 #[test]
 fn tiers_without_matrices() {
-    for folder in ["gpt2", "llama"].into_iter().flat_map(fixtures) {
+    for folder in ["gpt2", "llama", "gemma"].into_iter().flat_map(fixtures) {
         let fixture = Fixture::open(&folder);
         let compiled = compile_fixture(&fixture, Packing::F32, &EntryOptions::default());
         for tier in TIERS {
@@ -244,7 +251,7 @@ fn tiers_without_matrices() {
 /// matrices take.
 #[test]
 fn matrices() {
-    for config in [GPT2, LLAMA] {
+    for config in [GPT2, LLAMA, GEMMA] {
         let fixture = Fixture::random(config);
         for (packing, sizes) in [
             (Packing::F16, [(1, 13), (3, 7)].as_slice()),
@@ -526,6 +533,70 @@ fn states_by_heads() {
     }
 }
 
+/// Norms that are written with something added to them: another norm, a vector, what is
+/// computed on the spot; of rows of fours and of others.
+#[test]
+fn sums_of_norms() {
+    for width in [8, 6] {
+        let text = format!(
+            r#"graph sums {{
+              symbol n <= 5
+              %0 = input "x" : f32[n, {width}]
+              %1 = input "gain" : f32[{width}]
+              %2 = rms_norm %0, %1 {{eps=1e-6}} : f32[n, {width}]
+              %3 = exp %0 : f32[n, {width}]
+              %4 = rms_norm %3, %1 {{eps=1e-6}} : f32[n, {width}]
+              %5 = add %2, %4 : f32[n, {width}]
+              %6 = rms_norm %5, %1 {{eps=1e-6}} : f32[n, {width}]
+              %7 = add %1, %6 : f32[n, {width}]
+              %8 = rms_norm %7, %1 {{eps=1e-6}} : f32[n, {width}]
+              %9 = sin %0 : f32[n, {width}]
+              %10 = mul %9, %7 : f32[n, {width}]
+              %11 = add %8, %10 : f32[n, {width}]
+              output "y" = %11
+            }}"#
+        );
+        let graph = parse(&text).unwrap();
+        let options = CompileOptions {
+            tiers: Some(TIERS.map(str::to_owned).to_vec()),
+            ..CompileOptions::default()
+        };
+        let graphs = std::slice::from_ref(&graph);
+        let compiled = kiln_codegen::lower(graphs, graphs, ModelInfo::of("sums"), &options);
+        let compiled = compiled.unwrap();
+        let params: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        let interpreter = Interpreter::<f64>::new(&graph, &params).unwrap();
+        let values = |count: usize| (0..count).map(|i| (1.3 * i as f32).sin());
+        let (x, gain): (Vec<f32>, Vec<f32>) =
+            (values(5 * width).collect(), values(width).collect());
+        let wide = |v: &[f32]| v.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+        let inputs = [
+            ("x".to_owned(), HostTensor::f([5, width], wide(&x))),
+            ("gain".to_owned(), HostTensor::f([width], wide(&gain))),
+        ];
+        let wanted = interpreter
+            .run(&inputs.into_iter().collect(), &mut BTreeMap::new())
+            .unwrap();
+        for tier in TIERS {
+            let weight = |_: &str| panic!("there are none");
+            let program = Program::new(&compiled.plan, &compiled.kernels, apart(tier), weight);
+            let mut program = program.unwrap();
+            let sizes = Bindings::new().with("n", 5);
+            let session = program.session("sums", &sizes, 0).unwrap();
+            let words: [(&str, &[u32]); 2] = [
+                ("x", bytemuck::cast_slice(&x)),
+                ("gain", bytemuck::cast_slice(&gain)),
+            ];
+            let found = program.run(&session, &words, &sizes).unwrap();
+            let found: Vec<f32> = bytemuck::cast_vec(found["y"].clone());
+            let label = format!("rows of {width} on {tier}");
+            assert_close(&label, &found, wanted["y"].as_f().unwrap(), F32);
+            let sums = program.launched.keys().filter(|k| k.contains(".add"));
+            assert_eq!(sums.count(), 3, "{label}: {:?}", program.launched.keys());
+        }
+    }
+}
+
 /// Layers in one launch, whose workgroups wait for each other.
 #[test]
 fn layers_in_one_launch() {
@@ -533,6 +604,7 @@ fn layers_in_one_launch() {
         (GPT2, Packing::ALL.as_slice()),
         (LLAMA, &Packing::ALL),
         (QWEN3, &[Packing::F32, Packing::Q8]),
+        (GEMMA, &[Packing::Q8]),
     ] {
         let fixture = Fixture::random(config);
         for packing in packings.iter().copied() {

@@ -19,12 +19,13 @@ const STORAGE_TEXTURES: usize = 4;
 const INVOCATIONS: u32 = 256;
 const WORKGROUPS: u64 = 65_535;
 
-const NAMES: [&str; 5] = [
+const NAMES: [&str; 6] = [
     "gpt2",
     "gpt2-xl",
     "smollm2-135m",
     "qwen2-0.5b",
     "llama-3.2-1b",
+    "gemma3-1b",
 ];
 
 /// The plan of a published model, compiled as the command line does.
@@ -78,7 +79,8 @@ fn a_layer_takes_few_launches() {
     // A layer takes so many launches in a decode step, and one more where norms are
     // launches of their own; what is around the layers so many. In `f32`
     // the head of GPT-2's largest is bound in three parts, each of which is a launch,
-    // and that of the Llama in nine; a Llama has angles, their cosines and sines.
+    // and that of the Llama in nine; that of the Gemma is in three in `f16`. A Llama has
+    // angles, their cosines and sines, and a Gemma those of two kinds of layers.
     // Cooperative matrices take rows that a launch has normalised and rounded, and a
     // CPU driver's tiles rows that one has normalised.
     for (name, layers, packing, a_layer, others) in [
@@ -87,6 +89,7 @@ fn a_layer_takes_few_launches() {
         ("gpt2-xl", 48, Packing::F32, 5, 5),
         ("smollm2-135m", 30, Packing::F16, 7, 6),
         ("llama-3.2-1b", 16, Packing::F32, 7, 14),
+        ("gemma3-270m", 18, Packing::F16, 11, 11),
     ] {
         let plan = plan(name, packing);
         let tiers: Vec<&str> = plan.tiers.iter().map(|t| t.name.as_str()).collect();

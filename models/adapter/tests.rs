@@ -85,6 +85,26 @@ fn everything_finds_its_place() {
 }
 
 #[test]
+fn gains_are_one_more_than_what_is_stored_less_one() {
+    let adapter = |stored: &str| Placement::Parameter {
+        name: stored.to_owned(),
+        layout: Layout::LessOne,
+    };
+    let parameters = vec![Parameter::new("gain", [3])];
+    for (dtype, stored, wanted) in [(F, 0.1, 1.1), (Dtype::F16, -0.0625, 0.9375)] {
+        let checkpoint = checkpoint(&[("gain", dtype, &[3], stored)]);
+        let weights = Weights::map(checkpoint, parameters.clone(), &adapter).unwrap();
+        assert_eq!(*weights.get("gain").unwrap(), [wanted; 3]);
+    }
+    let error = Weights::map(checkpoint(&[]), parameters, &adapter).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("tensor `gain` is missing; its shape should be [3]")
+    );
+}
+
+#[test]
 fn a_missing_tensor_is_named_with_the_shape_it_should_be_stored_in() {
     assert_eq!(
         mismatch(&[("e", F, &[3, 2], 0.0), ("bias", F, &[4], 0.0)]),

@@ -3,13 +3,13 @@
 use kiln_ir::Activation;
 use serde_json::{Value, json};
 
-use super::rope::{Llama3Scaling, Rope};
-use crate::config::{ConfigError, MAX_LAYERS, Settings, activation_name};
+use crate::config::{
+    ConfigError, MAX_HEAD_DIM, MAX_LAYERS, Settings, activation_name, check_heads,
+};
 use crate::head::Head;
-
-/// The widest head. Its frequencies are computed before anything is known of
-/// the weights; published models have 256 elements at most.
-const MAX_HEAD_DIM: usize = 8192;
+use crate::nn::Heads;
+use crate::rope::{Llama3Scaling, Rope, Scaling};
+use crate::window::{SlidingWindow, layer_types, one_for_each};
 
 /// The members of the family that differ in more than sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,15 +109,6 @@ impl Variant {
         });
         Ok(found.unwrap_or(Variant::Llama))
     }
-}
-
-/// Attention of some layers that reaches back no further than a window.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlidingWindow {
-    /// How many tokens a token sees, itself among them (`sliding_window`).
-    pub size: usize,
-    /// Which layers have the window; the others see all tokens.
-    pub layers: Vec<bool>,
 }
 
 /// A Llama, or a model of its family.
@@ -266,9 +257,7 @@ impl LlamaConfig {
         if let Value::Object(map) = &mut config {
             map.extend(self.rope.to_settings());
             if let Some(window) = &self.sliding_window {
-                let types = window.layers.iter();
-                let types = types.map(|slides| LAYER_TYPES[usize::from(*slides)]);
-                map.insert("layer_types".to_owned(), types.collect());
+                map.insert("layer_types".to_owned(), window.layer_types());
             }
         }
         format!("{config:#}\n")
@@ -289,43 +278,30 @@ impl LlamaConfig {
     /// How many tokens a token sees in a layer, itself among them; `None` for all.
     pub fn window(&self, layer: usize) -> Option<usize> {
         let window = self.sliding_window.as_ref()?;
-        let slides = window.layers.get(layer).copied().unwrap_or(false);
-        slides.then_some(window.size)
+        window.slides(layer).then_some(window.size)
     }
 
-    /// The width of all query heads together.
-    pub fn query_width(&self) -> usize {
-        self.num_attention_heads * self.head_dim
-    }
-
-    /// The width of all key heads together, and of all value heads.
-    pub fn key_width(&self) -> usize {
-        self.num_key_value_heads * self.head_dim
+    /// The heads of a block's attention.
+    pub fn heads(&self) -> Heads {
+        Heads {
+            queries: self.num_attention_heads,
+            keys: self.num_key_value_heads,
+            width: self.head_dim,
+        }
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let invalid = |key: &str, found: usize, wanted: String| ConfigError::Invalid {
-            key: key.to_owned(),
-            found: found.to_string(),
-            wanted,
-        };
-        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
-        if !heads.is_multiple_of(kv_heads) {
-            let wanted = format!("a divisor of `num_attention_heads`, which is {heads}");
-            return Err(invalid("num_key_value_heads", kv_heads, wanted));
-        }
         if self.head_dim > MAX_HEAD_DIM {
-            let wanted = format!(
-                "at most {MAX_HEAD_DIM}; where it is not set, it is `hidden_size` divided by \
-                 `num_attention_heads`"
-            );
-            return Err(invalid("head_dim", self.head_dim, wanted));
+            return Err(ConfigError::Invalid {
+                key: "head_dim".to_owned(),
+                found: self.head_dim.to_string(),
+                wanted: format!(
+                    "at most {MAX_HEAD_DIM}; where it is not set, it is `hidden_size` divided by \
+                     `num_attention_heads`"
+                ),
+            });
         }
-        if !self.head_dim.is_multiple_of(2) {
-            let wanted = "even, for its elements turn in pairs".to_owned();
-            return Err(invalid("head_dim", self.head_dim, wanted));
-        }
-        Ok(())
+        check_heads(self.heads())
     }
 }
 
@@ -349,9 +325,6 @@ const DEFAULT_WINDOW: usize = 4096;
 /// The layers without a window of a Qwen that does not say how many.
 const DEFAULT_MAX_WINDOW_LAYERS: u64 = 28;
 
-/// What `layer_types` calls layers without a window and with one.
-const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
-
 /// The window, if there is one that is shorter than a context and that layers have.
 fn sliding_window(
     settings: &Settings,
@@ -360,10 +333,7 @@ fn sliding_window(
     context: usize,
 ) -> Result<Option<SlidingWindow>, ConfigError> {
     // What is said of layers is refused where it is not known, wanted or not.
-    let types = match settings.get("layer_types") {
-        Some(told) => Some((told, layer_types(settings, told)?)),
-        None => None,
-    };
+    let types = layer_types(settings)?;
     let layers = match variant {
         // transformers knows no windows there.
         Variant::Llama => return Ok(None),
@@ -377,11 +347,10 @@ fn sliding_window(
                 })?,
             };
             let slides = match types {
-                Some((told, slides)) if slides.len() != layers => {
-                    let wanted = format!("a list with a name for each of {layers} layers");
-                    return Err(settings.invalid("layer_types", told, wanted));
+                Some(slides) => {
+                    one_for_each(settings, &slides, layers)?;
+                    slides
                 }
-                Some((_, slides)) => slides,
                 None => (0..layers).map(|layer| layer as u64 >= without).collect(),
             };
             if !settings.switch("use_sliding_window")?.unwrap_or(false) {
@@ -396,19 +365,6 @@ fn sliding_window(
     };
     let size = size.filter(|size| *size < context && layers.contains(&true));
     Ok(size.map(|size| SlidingWindow { size, layers }))
-}
-
-/// Which layers have a window by `layer_types`.
-fn layer_types(settings: &Settings, told: &Value) -> Result<Vec<bool>, ConfigError> {
-    let list = || settings.invalid("layer_types", told, "a list of names");
-    let slides = told.as_array().ok_or_else(list)?.iter().map(|name| {
-        let known = LAYER_TYPES.iter().position(|known| *name == *known);
-        known.map(|at| at == 1).ok_or_else(|| {
-            let known = format!("those it does are {}", LAYER_TYPES.join(" and "));
-            settings.unsupported("layer_types", name, known)
-        })
-    });
-    slides.collect()
 }
 
 /// A published model.
@@ -571,11 +527,13 @@ impl Preset {
             rms_norm_eps: self.eps,
             rope: Rope {
                 theta: self.theta,
-                scaling: self.stretched.map(|factor| Llama3Scaling {
-                    factor,
-                    low_freq_factor: 1.0,
-                    high_freq_factor: 4.0,
-                    original_max_position_embeddings: 8192.0,
+                scaling: self.stretched.map(|factor| {
+                    Scaling::Llama3(Llama3Scaling {
+                        factor,
+                        low_freq_factor: 1.0,
+                        high_freq_factor: 4.0,
+                        original_max_position_embeddings: 8192.0,
+                    })
                 }),
             },
             qkv_bias: self.variant == Variant::Qwen2,

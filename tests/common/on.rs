@@ -15,14 +15,19 @@ use super::{F32, NATIVE, compiled_folder, open};
 /// Runs every fixture of a family on one tier.
 pub fn conforms(family: &str, backend: &str, tier: &str) {
     for folder in fixtures(family) {
-        let (fixture, artifact) = compiled_folder(&folder, Packing::F32);
-        let model = open(backend, tier, &artifact);
-        let on = On::new(&fixture, &model, fixture.cases());
-        on.whole_sequences();
-        on.pieces();
-        on.greedy();
-        on.ragged();
+        one_conforms(&folder, backend, tier);
     }
+}
+
+/// Runs one fixture on one tier.
+pub fn one_conforms(folder: &Path, backend: &str, tier: &str) {
+    let (fixture, artifact) = compiled_folder(folder, Packing::F32);
+    let model = open(backend, tier, &artifact);
+    let on = On::new(&fixture, &model, fixture.cases());
+    on.whole_sequences();
+    on.pieces();
+    on.greedy();
+    on.ragged();
 }
 
 /// Runs batches of one to three sequences of every length on every tier.

@@ -4,6 +4,13 @@ fn read(text: &str) -> LlamaConfig {
     LlamaConfig::from_json(text).unwrap()
 }
 
+fn llama3(config: &LlamaConfig) -> &Llama3Scaling {
+    match &config.rope.scaling {
+        Some(Scaling::Llama3(scaling)) => scaling,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn message(text: &str) -> String {
     LlamaConfig::from_json(text).unwrap_err().to_string()
 }
@@ -103,7 +110,8 @@ fn every_setting_is_honoured() {
         eos_token_ids: vec![5, 6],
     };
     assert_eq!(config, expected);
-    assert_eq!((config.query_width(), config.key_width()), (40, 20));
+    let heads = config.heads();
+    assert_eq!((heads.query_width(), heads.key_width()), (40, 20));
     assert_eq!(read(&config.to_json()), expected);
 }
 
@@ -229,7 +237,7 @@ fn the_older_form_holds_where_there_are_both() {
             "original_max_position_embeddings": 512}"#,
     ));
     assert_eq!(scaled.rope.theta, 100.0);
-    assert_eq!(scaled.rope.scaling.unwrap().factor, 4.0);
+    assert_eq!(llama3(&scaled).factor, 4.0);
     for absent in ["null", "{}"] {
         let rope = read(&both(absent)).rope;
         assert_eq!((rope.theta, rope.scaling), (7.0, None));
@@ -237,7 +245,7 @@ fn the_older_form_holds_where_there_are_both() {
     assert_eq!(
         message(&both(r#"{"type": "yarn", "factor": 4.0}"#)),
         "config.json sets `rope_scaling.type` to \"yarn\", which kiln does not support; those it does are \
-         default and llama3"
+         default, linear and llama3"
     );
 }
 
@@ -248,11 +256,7 @@ fn the_original_context_is_found_where_transformers_finds_it() {
             r#"{{"max_position_embeddings": 4096, {outside} "rope_scaling": {{"rope_type": "llama3", {inside}
                 "factor": 4.0, "low_freq_factor": 1, "high_freq_factor": 4}}}}"#
         ));
-        config
-            .rope
-            .scaling
-            .unwrap()
-            .original_max_position_embeddings
+        llama3(&config).original_max_position_embeddings
     };
     let (outside, inside) = (
         r#""original_max_position_embeddings": 512,"#,
@@ -264,7 +268,15 @@ fn the_original_context_is_found_where_transformers_finds_it() {
 }
 
 #[test]
-fn positions_divided_by_one_are_positions() {
+fn positions_are_divided() {
+    for form in ["rope_scaling", "rope_parameters"] {
+        let config = read(&format!(
+            r#"{{"rope_theta": 100, "{form}": {{"rope_type": "linear", "factor": 4}}}}"#
+        ));
+        assert_eq!(config.rope.frequencies(4), [0.25, 0.025]);
+        assert_eq!(read(&config.to_json()), config);
+    }
+    // Positions divided by one are positions.
     let config = read(r#"{"rope_scaling": {"type": "linear", "factor": 1.0}}"#);
     assert_eq!(config.rope.scaling, None);
 }
@@ -274,12 +286,11 @@ fn other_frequencies_are_refused_by_name() {
     assert_eq!(
         message(r#"{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}"#),
         "config.json sets `rope_scaling.rope_type` to \"yarn\", which kiln does not support; those it does are \
-         default and llama3"
+         default, linear and llama3"
     );
     assert_eq!(
-        message(r#"{"rope_scaling": {"type": "linear", "factor": 4.0}}"#),
-        "config.json sets `rope_scaling.type` to \"linear\", which kiln does not support; those it does are \
-         default and llama3"
+        message(r#"{"rope_scaling": {"type": "linear"}}"#),
+        "config.json has no `rope_scaling.factor`; for linear it should be a number greater than 0"
     );
     assert_eq!(
         message(

@@ -27,13 +27,18 @@ pub fn fixtures(family: &str) -> Vec<PathBuf> {
         .filter(|path| path.is_dir())
         .collect();
     folders.sort();
-    assert!(folders.len() >= 20, "{family}: {folders:?}");
+    assert!(folders.len() >= 10, "{family}: {folders:?}");
     folders
 }
 
 /// One checkpoint of GPT-2's family.
 pub fn fixture(name: &str) -> PathBuf {
-    let mut all = fixtures("gpt2").into_iter();
+    fixture_of("gpt2", name)
+}
+
+/// One checkpoint of a family.
+pub fn fixture_of(family: &str, name: &str) -> PathBuf {
+    let mut all = fixtures(family).into_iter();
     all.find(|path| path.ends_with(name)).unwrap()
 }
 

@@ -1,4 +1,5 @@
-//! How Llama's weights are stored.
+//! How weights of Llama's form are stored, those of other families with the same
+//! modules among them.
 //!
 //! - Names may or may not begin with `model.`.
 //! - Queries, keys and values have a matrix each, and perhaps a bias each, where
@@ -7,12 +8,12 @@
 //!   weights.
 //! - A head that shares the embedding may be stored a second time.
 
-use super::config::LlamaConfig;
 use crate::adapter::{Layout, Part, Placement};
 use crate::head::Head;
+use crate::nn::Heads;
 
 /// What the tensor stored under this name is.
-pub(super) fn place(stored: &str, head: Head) -> Placement {
+pub(crate) fn place(stored: &str, head: Head) -> Placement {
     if stored == "lm_head.weight" {
         return head.place(stored, "embed_tokens.weight");
     }
@@ -31,11 +32,11 @@ pub(super) fn place(stored: &str, head: Head) -> Placement {
 }
 
 /// The parts in which a parameter is stored, if it is.
-pub(super) fn parts(parameter: &str, config: &LlamaConfig) -> Vec<Part> {
+pub(crate) fn parts(parameter: &str, heads: Heads) -> Vec<Part> {
     let Some((attention, kind)) = parameter.split_once(".qkv_proj.") else {
         return Vec::new();
     };
-    let (queries, keys) = (config.query_width(), config.key_width());
+    let (queries, keys) = (heads.query_width(), heads.key_width());
     [("q", queries), ("k", keys), ("v", keys)]
         .map(|(part, rows)| Part::new(format!("{attention}.{part}_proj.{kind}"), rows))
         .to_vec()
@@ -93,15 +94,16 @@ mod tests {
 
     #[test]
     fn queries_keys_and_values_are_parts_of_one_parameter() {
-        let config = LlamaConfig::from_json(
-            r#"{"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}"#,
-        )
-        .unwrap();
-        let found = parts("layers.3.self_attn.qkv_proj.bias", &config);
+        let heads = Heads {
+            queries: 4,
+            keys: 2,
+            width: 4,
+        };
+        let found = parts("layers.3.self_attn.qkv_proj.bias", heads);
         let wanted = [("q", 16), ("k", 8), ("v", 8)];
         let wanted = wanted
             .map(|(part, rows)| Part::new(format!("layers.3.self_attn.{part}_proj.bias"), rows));
         assert_eq!(found, wanted);
-        assert_eq!(parts("layers.3.self_attn.o_proj.weight", &config), []);
+        assert_eq!(parts("layers.3.self_attn.o_proj.weight", heads), []);
     }
 }
