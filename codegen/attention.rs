@@ -31,6 +31,15 @@ const PREFILL: &str = "attention_prefill";
 /// The body for many queries on a CPU driver.
 const FOR_MANY: &str = "attention_software_prefill";
 
+/// The body for wide heads on a CPU driver.
+const WIDE: &str = "attention_software_wide";
+
+/// The widest heads whose elements one invocation holds all of, on a CPU driver. lavapipe
+/// writes out loops of up to 32 vec4s; of longer ones it compiles for very long. With heads of
+/// 256, on two cores: a kernel for many queries took 25 s and takes 1 to 3 s, a joined launch with
+/// one for a single query took 5 to 12 s and takes 2 s.
+const MOST_HELD: u64 = 128;
+
 /// The constants of [`COOP`] for heads of a size, if it takes them.
 pub(crate) fn coop_tile(matrices: Matrices, head_dim: u64) -> Option<Vec<(&'static str, u64)>> {
     let side = matrices.side;
@@ -306,7 +315,7 @@ impl Attention<'_> {
         if self.split.is_some() {
             detail.push_str(".split");
         }
-        if body.name == FOR_MANY && lanes::share_loads(self.tier) {
+        if matches!(body.name, FOR_MANY | WIDE) && lanes::share_loads(self.tier) {
             detail.push_str(".shared");
         }
         if let Some(matrices) = body.matrices {
@@ -320,13 +329,16 @@ impl Attention<'_> {
             detail.push_str(&format!(".parts{}", parts.count));
         }
         let mut d = Draft::new(body.name, detail, workgroup as u32);
-        d.rounds = on.keys.ceil_div(workgroup);
+        d.rounds = match body.name {
+            WIDE => on.keys.clone(),
+            _ => on.keys.ceil_div(workgroup),
+        };
         d.constant_u32("HEADS", heads);
         d.constant_u32("KV_HEADS", self.spec.kv_heads);
         d.constant_u32("HEAD_DIM", head_dim);
         d.constant_f32("SCALE", self.spec.scale);
         d.constant_bool("CAUSAL", self.spec.causal);
-        if matches!(body.name, COOP | FOR_MANY | PREFILL) {
+        if matches!(body.name, COOP | FOR_MANY | PREFILL | WIDE) {
             d.constant_bool("SLIDES", self.spec.window.is_some());
         }
         for (name, size) in &body.constants {
@@ -365,6 +377,11 @@ impl Attention<'_> {
                 d.hook(lanes::share(self.tier, block, count, &load, place));
             }
         }
+        if body.name == WIDE {
+            for block in default_hooks(WIDE) {
+                d.hook(lanes::add_up(self.tier, block));
+            }
+        }
         if let Some(matrices) = body.matrices {
             matrices.declare(&mut d);
             d.constant_u32("PARTS", parts.map_or(1, |p| p.count));
@@ -395,6 +412,18 @@ impl Attention<'_> {
         let workgroup = u64::from(self.tier.pointwise_workgroup());
         let (name, constants) = match (self.tier, self.few_queries) {
             _ if on.probabilities => ("attention_probs", vec![("WORKGROUP", workgroup)]),
+            (tier, few) if tier.is_cpu() && head_dim > MOST_HELD => {
+                // As many sums an invocation as it has vec4s of heads of MOST_HELD.
+                let own = head_dim.div_ceil(4 * workgroup);
+                let queries = match few {
+                    true => 1,
+                    false => (MOST_HELD / 4 / own).max(1),
+                };
+                (
+                    WIDE,
+                    vec![("WORKGROUP", workgroup), ("TILE_QUERIES", queries)],
+                )
+            }
             (tier, true) if tier.is_cpu() => {
                 ("attention_software_decode", vec![("WORKGROUP", workgroup)])
             }
@@ -461,7 +490,7 @@ impl Attention<'_> {
             FOR_MANY => {
                 queries.ceil_div(body.constant("WORKGROUP") * body.constant("TILE_QUERIES"))
             }
-            PREFILL => queries.ceil_div(body.constant("TILE_QUERIES")),
+            PREFILL | WIDE => queries.ceil_div(body.constant("TILE_QUERIES")),
             COOP => {
                 let subgroups = body.constant("SUBGROUPS");
                 queries.ceil_div(body.constant("SIDE") * subgroups)

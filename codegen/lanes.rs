@@ -62,6 +62,22 @@ pub(crate) fn share(
     out
 }
 
+/// The hook `plain`, which gives all invocations of a workgroup their sums of each number in
+/// `part`, as `tier` has it: with subgroups they need no memory and no barriers.
+pub(crate) fn add_up(tier: Tier, plain: &str) -> String {
+    if !share_loads(tier) {
+        return plain.to_owned();
+    }
+    let at = plain.find("fn ").unwrap_or_default();
+    let (head, _) = plain[at..].split_once(" {\n").unwrap_or_default();
+    let (_, ty) = head.split_once(" -> ").unwrap_or_default();
+    format!(
+        "{head} {{\n    var sums: {ty};\n    \
+         for (var t = 0u; t < TILE_QUERIES; t++) {{\n        \
+         sums[t] = subgroupAdd(part[t]);\n    }}\n    return sums;\n}}\n"
+    )
+}
+
 /// Checks that the invocations of a workgroup are the lanes of a subgroup, in their order.
 pub(crate) fn trial() -> Trial {
     let mut d = Draft::new("lanes_check", String::new(), LANES);

@@ -168,6 +168,15 @@ fn kernels_of(name: &str) -> Vec<(String, Vec<&'static str>)> {
                 )
             })
             .into(),
+        "attention_software_wide" => [1, 4]
+            .map(|tile| {
+                let constants = constants(&[("TILE_QUERIES", tile), ("WORKGROUP", 8)]);
+                (
+                    constants,
+                    vec!["common", "attention", "attention_software_wide"],
+                )
+            })
+            .into(),
         "attention_software_decode" => vec![(workgroup(8), vec!["common", "attention"])],
         "attention_prefill" => [[16, 16, 16], [8, 8, 16]]
             .map(|[queries, keys, team]| {
