@@ -414,7 +414,7 @@ impl Placer<'_> {
             && self.counts[norm.index()] == 1
             // Not the new elements of a state.
             && self.out.views[sum.index()].is_none()
-            // Of two norms the first is an operand like any other.
+            // Of two norms the second is an operand like any other.
             && !self.out.sums.values().any(|known| known == sum);
         fits.then_some(*sum)
     }

@@ -140,7 +140,14 @@ pub fn from_config(text: &str) -> Result<Box<dyn Model>, ConfigError> {
     match FAMILIES.iter().find(|family| names(family).contains(&name)) {
         Some(family) => (family.from_config)(text),
         None => {
-            let supported = format!("those it does are {}", known(names));
+            let of_images = match name {
+                "gemma3" | "Gemma3ForConditionalGeneration" => {
+                    "this is a model of images and text, of which kiln has those of text alone, such as \
+                     gemma-3-1b; "
+                }
+                _ => "",
+            };
+            let supported = format!("{of_images}those it does are {}", known(names));
             Err(settings.unsupported(key, format!("\"{name}\""), supported))
         }
     }

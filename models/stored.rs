@@ -1,5 +1,5 @@
-//! How weights of Llama's form are stored, those of other families with the same
-//! modules among them.
+//! How checkpoints store weights whose modules are called what Llama's are, whatever
+//! their family.
 //!
 //! - Names may or may not begin with `model.`.
 //! - Queries, keys and values have a matrix each, and perhaps a bias each, where

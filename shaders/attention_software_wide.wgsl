@@ -1,13 +1,14 @@
 // Attention over wide heads, on a CPU driver: a workgroup owns TILE_QUERIES queries of one head, and each
 // of its invocations every WORKGROUP-th vec4 of them, of the keys and of the values. So an invocation
 // holds little, and loops over a head are short: a driver that writes them out in vectors of 8 lanes
-// takes minutes over the other software bodies where heads are of 256. What lanes have of a score they
+// takes half a minute over each of the other software bodies where heads are of 256. What lanes have of a score they
 // add up. Scores are never written. The softmax is online, in f32, with a finite sentinel: a query
 // that sees no key gives 0.
 //
 // Constants: HEADS, KV_HEADS, HEAD_DIM, SCALE, CAUSAL, SLIDES, TILE_QUERIES, WORKGROUP.
 // Hooks: batch, queries, past, kv_len, visible_from, load_q, load_k, load_v, over_lanes, store_out, workgroup_index.
 // Grid: batch * HEADS * ceil(queries / TILE_QUERIES) workgroups.
+// Workgroup memory: that of over_lanes, 4 * WORKGROUP * TILE_QUERIES bytes at most.
 
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
 const OWN: u32 = (D4 + WORKGROUP - 1u) / WORKGROUP;

@@ -202,16 +202,17 @@ fn sliding_window(settings: &Settings, layers: usize) -> Result<SlidingWindow, C
             one_for_each(settings, &slides, layers)?;
             slides
         }
-        None => {
-            let pattern = pattern.unwrap_or(DEFAULT_PATTERN);
-            let each = 1..=layers;
-            each.map(|n| !n.is_multiple_of(pattern)).collect()
-        }
+        None => all_but_each(pattern.unwrap_or(DEFAULT_PATTERN), layers),
     };
     Ok(SlidingWindow {
         size,
         layers: slides,
     })
+}
+
+/// All layers but each so many-th: which have a window.
+fn all_but_each(pattern: usize, layers: usize) -> Vec<bool> {
+    (1..=layers).map(|n| !n.is_multiple_of(pattern)).collect()
 }
 
 /// The frequencies of layers that see all tokens, and of those with a window:
@@ -234,8 +235,9 @@ fn ropes(settings: &Settings, context: usize) -> Result<[Rope; 2], ConfigError> 
     let of = |kind| both.as_ref().map_or(Ok(None), |both| both.object(kind));
     let [full, sliding] = LAYER_TYPES.map(of);
     let mut full = full?;
-    // As in transformers: where a file has both forms, the older one holds, of
-    // layers that see all tokens, but for the base.
+    // Where a file has both forms, the older one holds of layers that see all tokens, but
+    // for the base. transformers takes each setting from the newer form that the older
+    // lacks; one without a type is refused here.
     if let Some(older) = older_form(settings)? {
         if older.get("rope_type").is_none() {
             return Err(ConfigError::Missing {
@@ -289,7 +291,7 @@ impl Preset {
             max_position_embeddings: 32_768,
             sliding_window: SlidingWindow {
                 size: 512,
-                layers: (1..=self.layers).map(|n| !n.is_multiple_of(6)).collect(),
+                layers: all_but_each(DEFAULT_PATTERN, self.layers),
             },
             hidden_size: self.hidden,
             intermediate_size: self.intermediate,

@@ -54,13 +54,15 @@ fn models_of_images_are_refused() {
     for (text, said, supported) in [
         (
             r#"{"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}"#,
-            "config.json sets `model_type` to \"gemma3\", which kiln does not support; those it does are ",
+            "config.json sets `model_type` to \"gemma3\", which kiln does not support; this is a model of \
+             images and text, of which kiln has those of text alone, such as gemma-3-1b; those it does are ",
             "gemma3_text",
         ),
         (
             r#"{"architectures": ["Gemma3ForConditionalGeneration"]}"#,
             "config.json sets `architectures` to \"Gemma3ForConditionalGeneration\", which kiln does not \
-             support; those it does are ",
+             support; this is a model of images and text, of which kiln has those of text alone, such as \
+             gemma-3-1b; those it does are ",
             "Gemma3ForCausalLM, Gemma3TextModel",
         ),
     ] {

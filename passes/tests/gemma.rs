@@ -140,7 +140,10 @@ fn every_setting() {
                 r#", "layer_types": ["full_attention", "sliding_attention"]"#,
                 "layers.1.self_attn = attention causal=true window=5",
             ),
-            (r#", "sliding_window": 16"#, "attention causal=true\n"),
+            (
+                r#", "sliding_window": 16"#,
+                "layers.0.self_attn = attention causal=true\n",
+            ),
             (
                 r#", "rope_scaling": {"rope_type": "linear", "factor": 8}"#,
                 "rotary",

@@ -138,6 +138,7 @@ fn heads() {
         (80, (2, 1), Seen::Past, false),
         (128, (2, 1), Seen::Past, true),
         (128, (1, 1), Seen::All, false),
+        (130, (2, 1), Seen::Past, true),
         (132, (2, 1), Seen::Past, false),
         (256, (1, 1), Seen::All, true),
         (256, (2, 1), Seen::Window(33), true),
