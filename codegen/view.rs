@@ -146,12 +146,15 @@ impl View {
     /// Whether it has the rows that `other` has, in their order, where symbols have
     /// these values.
     pub fn has_rows_of(&self, other: &View, values: &Bindings) -> bool {
+        if self.base != other.base {
+            return false;
+        }
         let (own, other) = (
             self.where_symbols_are(values),
             other.where_symbols_are(values),
         );
         let one_row = own.rows().is_one() && other.rows().is_one();
-        let row = |v: &View| (v.base, v.offset.clone(), v.shape.last().cloned());
+        let row = |v: &View| (v.offset.clone(), v.shape.last().cloned());
         own == other
             || one_row && row(&own) == row(&other) && own.rows_are_dense() && other.rows_are_dense()
     }

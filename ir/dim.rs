@@ -23,6 +23,7 @@
 mod tests;
 mod text;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Mul, Sub};
@@ -142,9 +143,10 @@ pub enum Atom {
 /// A dimension: a polynomial over [`Atom`]s in canonical form.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Dim {
-    /// Product of atoms (sorted; empty for the constant term) to coefficient
-    /// (never zero).
-    terms: BTreeMap<Vec<Atom>, i64>,
+    /// Products of atoms (sorted; empty for the constant term), each once and in their order,
+    /// with their coefficients (never zero). A list, for nearly all have a term or two, and
+    /// compiling a model makes millions of them.
+    terms: Vec<(Vec<Atom>, i64)>,
 }
 
 impl Dim {
@@ -159,61 +161,58 @@ impl Dim {
     }
 
     fn from_term(atoms: Vec<Atom>, coefficient: i64) -> Self {
-        let mut terms = BTreeMap::new();
-        if coefficient != 0 {
-            terms.insert(atoms, coefficient);
-        }
-        Dim { terms }
+        let mut dim = Dim::default();
+        dim.add_term(Cow::Owned(atoms), coefficient);
+        dim
     }
 
-    fn add_term(&mut self, atoms: Vec<Atom>, coefficient: i64) {
-        let entry = self.terms.entry(atoms);
-        match entry {
-            std::collections::btree_map::Entry::Vacant(e) => {
-                if coefficient != 0 {
-                    e.insert(coefficient);
+    fn add_term(&mut self, atoms: Cow<'_, [Atom]>, coefficient: i64) {
+        let place = self
+            .terms
+            .binary_search_by(|(known, _)| known.as_slice().cmp(&atoms));
+        match place {
+            Ok(at) => {
+                let sum = &mut self.terms[at].1;
+                *sum = sum.saturating_add(coefficient);
+                if *sum == 0 {
+                    self.terms.remove(at);
                 }
             }
-            std::collections::btree_map::Entry::Occupied(mut e) => {
-                *e.get_mut() = e.get().saturating_add(coefficient);
-                if *e.get() == 0 {
-                    e.remove();
-                }
+            Err(at) if coefficient != 0 => {
+                self.terms.insert(at, (atoms.into_owned(), coefficient));
             }
+            Err(_) => {}
         }
     }
 
     /// The value, if no symbol occurs.
     pub fn as_const(&self) -> Option<u64> {
-        match self.terms.len() {
-            0 => Some(0),
-            1 => {
-                let (atoms, c) = self.terms.first_key_value()?;
-                (atoms.is_empty() && *c >= 0).then_some(*c as u64)
-            }
+        match self.terms.as_slice() {
+            [] => Some(0),
+            [(atoms, c)] => (atoms.is_empty() && *c >= 0).then_some(*c as u64),
             _ => None,
         }
     }
 
     /// Whether this is a constant below zero, and so no size whatever the symbols are.
     pub fn is_negative_const(&self) -> bool {
-        let mut terms = self.terms.iter();
-        let only = terms.next().filter(|_| terms.next().is_none());
-        only.is_some_and(|(atoms, c)| atoms.is_empty() && *c < 0)
+        matches!(self.terms.as_slice(), [(atoms, c)] if atoms.is_empty() && *c < 0)
     }
 
     /// Whether a coefficient is at an end of its range, where arithmetic stops: the
     /// dimension may not be what it was computed as.
     pub fn is_saturated(&self) -> bool {
-        let mut coefficients = self.terms.values();
-        coefficients.any(|c| c.unsigned_abs() >= i64::MAX as u64)
+        let mut terms = self.terms.iter();
+        terms.any(|(_, c)| c.unsigned_abs() >= i64::MAX as u64)
     }
 
     /// The symbol, if the dimension is exactly one symbol.
     pub fn as_symbol(&self) -> Option<&Symbol> {
-        let (atoms, c) = self.terms.first_key_value()?;
-        match (self.terms.len(), atoms.as_slice(), c) {
-            (1, [Atom::Symbol(s)], 1) => Some(s),
+        match self.terms.as_slice() {
+            [(atoms, 1)] => match atoms.as_slice() {
+                [Atom::Symbol(s)] => Some(s),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -236,7 +235,7 @@ impl Dim {
         if let Some(c) = self.as_const() {
             return Dim::constant(c.div_ceil(divisor));
         }
-        if self.terms.values().all(|c| *c % divisor as i64 == 0) {
+        if self.terms.iter().all(|(_, c)| *c % divisor as i64 == 0) {
             let terms = self.terms.iter();
             return Dim {
                 terms: terms
@@ -307,12 +306,20 @@ impl Dim {
     }
 
     fn collect_symbols(&self, out: &mut Vec<Symbol>) {
-        for atom in self.terms.keys().flatten() {
+        for atom in self.terms.iter().flat_map(|(atoms, _)| atoms) {
             match atom {
                 Atom::Symbol(s) => out.push(s.clone()),
                 Atom::CeilDiv(d, _) => d.collect_symbols(out),
             }
         }
+    }
+
+    fn has(&self, symbol: &Symbol) -> bool {
+        let mut atoms = self.terms.iter().flat_map(|(atoms, _)| atoms);
+        atoms.any(|atom| match atom {
+            Atom::Symbol(s) => s == symbol,
+            Atom::CeilDiv(d, _) => d.has(symbol),
+        })
     }
 
     /// Whether this is zero or more wherever each symbol is at least as large as `least`
@@ -350,6 +357,9 @@ impl Dim {
     /// This dimension with every occurrence of `symbol` replaced.
     #[must_use]
     pub fn substitute(&self, symbol: &Symbol, value: &Dim) -> Self {
+        if !self.has(symbol) {
+            return self.clone();
+        }
         let mut out = Dim::default();
         for (atoms, coefficient) in &self.terms {
             let mut term = Self::from_term(Vec::new(), *coefficient);
@@ -403,7 +413,7 @@ impl Add for &Dim {
     fn add(self, other: &Dim) -> Dim {
         let mut out = self.clone();
         for (atoms, c) in &other.terms {
-            out.add_term(atoms.clone(), *c);
+            out.add_term(Cow::Borrowed(atoms), *c);
         }
         out
     }
@@ -414,7 +424,7 @@ impl Sub for &Dim {
     fn sub(self, other: &Dim) -> Dim {
         let mut out = self.clone();
         for (atoms, c) in &other.terms {
-            out.add_term(atoms.clone(), c.saturating_neg());
+            out.add_term(Cow::Borrowed(atoms), c.saturating_neg());
         }
         out
     }
@@ -428,7 +438,7 @@ impl Mul for &Dim {
             for (b, cb) in &other.terms {
                 let mut atoms: Vec<Atom> = a.iter().chain(b).cloned().collect();
                 atoms.sort();
-                out.add_term(atoms, ca.saturating_mul(*cb));
+                out.add_term(Cow::Owned(atoms), ca.saturating_mul(*cb));
             }
         }
         out

@@ -12,9 +12,11 @@ impl fmt::Display for Dim {
         if self.terms.is_empty() {
             return f.write_str("0");
         }
-        // The constant term, first in the map, is printed last.
-        let symbolic = self.terms.iter().filter(|(a, _)| !a.is_empty());
-        let constant = self.terms.get(&Vec::new());
+        // The constant term, the first of them, is printed last.
+        let (constant, symbolic) = match self.terms.as_slice() {
+            [(atoms, c), others @ ..] if atoms.is_empty() => (Some(*c), others),
+            all => (None, all),
+        };
         let mut first = true;
         for (atoms, coefficient) in symbolic {
             let sign = match (first, *coefficient < 0) {
@@ -40,7 +42,7 @@ impl fmt::Display for Dim {
         }
         match constant {
             Some(c) if first => write!(f, "{c}"),
-            Some(c) if *c < 0 => write!(f, " - {}", c.unsigned_abs()),
+            Some(c) if c < 0 => write!(f, " - {}", c.unsigned_abs()),
             Some(c) => write!(f, " + {c}"),
             None => Ok(()),
         }
