@@ -9,6 +9,7 @@ pub mod fixtures;
 pub mod on;
 
 use std::collections::BTreeMap;
+use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -62,6 +63,14 @@ pub const ALL_TIERS: [&str; 5] = [
 
 /// What rounding activations to f16 takes away there, over all elements.
 pub const ROUNDED: f64 = 2e-3;
+
+/// Whether all is to run on devices, and not a part of it here and a part there: where
+/// `KILN_TEST_EVERYTHING` is set. A software driver takes a second or more over each kernel
+/// that is new to it, so that would be more than an hour; an emulated device runs all of it in
+/// any case.
+pub fn everything() -> bool {
+    env::var_os("KILN_TEST_EVERYTHING").is_some()
+}
 
 /// The adapter to test a back end with.
 #[track_caller]

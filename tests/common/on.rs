@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_ir::{Bindings, Packing};
@@ -10,12 +10,32 @@ use kiln_runtime::generate::{GenerateOptions, generate};
 use kiln_runtime::{Model, Output, RunOptions, Session};
 
 use super::fixtures::{Case, Fixture, assert_close, fixtures, forward};
-use super::{F32, NATIVE, compiled_folder, open};
+use super::{F32, NATIVE, compiled_folder, everything, open};
 
-/// Runs every fixture of a family on one tier.
-pub fn conforms(family: &str, backend: &str, tier: &str) {
-    for folder in fixtures(family) {
-        one_conforms(&folder, backend, tier);
+/// Runs fixtures of a family on one of `of` tiers, the `nth`: those of [`on_every_tier`], and
+/// its share of the others, of which each runs on one.
+///
+/// `tests/emulated.rs` runs every fixture on every tier.
+pub fn conforms(family: &str, (nth, of): (usize, usize), backend: &str, tier: &str) {
+    let everywhere = on_every_tier(family);
+    let is_everywhere = |folder: &PathBuf| everywhere.iter().any(|name| folder.ends_with(name));
+    let (ours, dealt): (Vec<PathBuf>, Vec<PathBuf>) =
+        fixtures(family).into_iter().partition(is_everywhere);
+    assert_eq!(ours.len(), everywhere.len(), "{family}: {ours:?}");
+    let dealt = dealt.iter().enumerate();
+    let dealt = dealt.filter(|(i, _)| i % of == nth || everything());
+    for folder in ours.iter().chain(dealt.map(|(_, folder)| folder)) {
+        one_conforms(folder, backend, tier);
+    }
+}
+
+/// The fixtures of a family that are tried wherever kernels run: of sizes that are powers of
+/// two and of others, with what a layer may have besides.
+pub fn on_every_tier(family: &str) -> &'static [&'static str] {
+    match family {
+        "gpt2" => &["base", "silu"],
+        "llama" => &["smollm2", "mlp_bias", "qwen3_window"],
+        other => panic!("no fixtures of {other} are named"),
     }
 }
 
@@ -30,8 +50,8 @@ pub fn one_conforms(folder: &Path, backend: &str, tier: &str) {
     on.ragged();
 }
 
-/// Runs batches of one to three sequences of every length on every tier.
-pub fn every_size(folder: &Path) {
+/// Runs batches of one to three sequences of every length on these tiers.
+pub fn every_size(folder: &Path, tiers: &[&str]) {
     let (fixture, artifact) = compiled_folder(folder, Packing::F32);
     let interpreter = fixture.interpreter::<f64>("forward");
     let info = &artifact.plan().model;
@@ -45,7 +65,7 @@ pub fn every_size(folder: &Path) {
             cases.push(interpreted(&interpreter, label, ids));
         }
     }
-    for tier in super::TIERS {
+    for tier in tiers {
         let model = open(NATIVE, tier, &artifact);
         let on = On::new(&fixture, &model, cases.clone());
         on.whole_sequences();

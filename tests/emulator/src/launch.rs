@@ -95,15 +95,17 @@ pub(crate) struct Launch<'a> {
     bindings: &'a [Buffer],
     order: Order,
     barriers: BTreeSet<usize>,
-    /// Of the halves of the words of buffers and images that are written.
-    uses: BTreeMap<usize, Vec<Uses>>,
+    /// Of the halves of the words of buffers and images that are written; of others there are
+    /// none.
+    uses: Vec<Vec<Uses>>,
     fields: BTreeMap<Handle<naga::Type>, Rc<[Field]>>,
 
     // Of the workgroups that run together:
     first: usize,
     lanes: usize,
     all: Mask,
-    shared: BTreeMap<Handle<GlobalVariable>, Shared>,
+    /// By variables; none for those that lie elsewhere.
+    shared: Vec<Option<Shared>>,
     private: BTreeMap<Handle<GlobalVariable>, Vec<Lanes>>,
     frames: Vec<Frame<'a>>,
 }
@@ -118,13 +120,13 @@ impl<'a> Launch<'a> {
     ) -> Self {
         let workgroup = kernel.workgroup();
         let workgroups = grid.iter().product();
-        let mut uses = BTreeMap::new();
+        let mut uses = vec![Vec::new(); device.memory.len()];
         for (_, variable) in kernel.module.global_variables.iter() {
             if let (Some(place), Some(access)) = (&variable.binding, kernel.access(variable))
                 && access.contains(StorageAccess::STORE)
             {
                 let buffer = bindings[place.binding as usize - 1];
-                uses.insert(buffer.0, vec![Uses::NONE; 2 * device.words(buffer).len()]);
+                uses[buffer.0] = vec![Uses::NONE; 2 * device.words(buffer).len()];
             }
         }
         Launch {
@@ -143,7 +145,7 @@ impl<'a> Launch<'a> {
             first: 0,
             lanes: 0,
             all: Mask::none(0),
-            shared: BTreeMap::new(),
+            shared: Vec::new(),
             private: BTreeMap::new(),
             frames: Vec::new(),
         }
@@ -168,6 +170,8 @@ impl<'a> Launch<'a> {
         self.lanes = workgroups * self.workgroup;
         self.all = Mask::full(self.lanes);
         self.shared.clear();
+        let variables = kernel.module.global_variables.len();
+        self.shared.resize_with(variables, || None);
         self.private.clear();
         self.frames.clear();
         for (handle, variable) in kernel.module.global_variables.iter() {
@@ -179,7 +183,7 @@ impl<'a> Launch<'a> {
                         words: vec![0; slots * workgroups],
                         uses: vec![Uses::NONE; slots * workgroups],
                     };
-                    self.shared.insert(handle, shared);
+                    self.shared[handle.index()] = Some(shared);
                 }
                 AddressSpace::Private => {
                     let initial = match variable.init {

@@ -217,7 +217,7 @@ impl<'a> Launch<'a> {
     ) -> Result<u32, Fault> {
         let by = self.by(lane);
         let name = self.kernel.name(variable);
-        let Some(shared) = self.shared.get_mut(&variable) else {
+        let Some(shared) = &mut self.shared[variable.index()] else {
             return Ok(0);
         };
         let word = lane / self.workgroup * shared.slots + at;
@@ -246,7 +246,7 @@ impl<'a> Launch<'a> {
         (bits, is_atomic): (u32, bool),
     ) -> Result<(), Fault> {
         let by = self.by(lane);
-        let Some(shared) = self.shared.get_mut(&variable) else {
+        let Some(shared) = &mut self.shared[variable.index()] else {
             return Ok(());
         };
         let word = lane / self.workgroup * shared.slots + at;
@@ -309,6 +309,9 @@ impl<'a> Launch<'a> {
         how: Access,
     ) -> Result<(), Fault> {
         let (buffer, by) = (self.buffer_of(variable), self.by(lane));
+        if self.uses[buffer].is_empty() {
+            return Ok(());
+        }
         let global = self.kernel.global(variable);
         let says_so = global
             .memory_decorations
@@ -322,11 +325,9 @@ impl<'a> Launch<'a> {
             AddressSpace::Handle => Space::Texture,
             _ => Space::Storage,
         };
-        if let Some(uses) = self.uses.get_mut(&buffer) {
-            // By halves of words.
-            for uses in &mut uses[at / 2..(at + width as usize) / 2] {
-                self.order.note(uses, by, how, space, of)?;
-            }
+        // By halves of words.
+        for uses in &mut self.uses[buffer][at / 2..(at + width as usize) / 2] {
+            self.order.note(uses, by, how, space, of)?;
         }
         Ok(())
     }

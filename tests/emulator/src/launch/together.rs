@@ -240,7 +240,9 @@ impl<'a> Launch<'a> {
                 true => row * place.stride + column,
                 false => column * place.stride + row,
             };
-        let len = self.shared.get(&place.variable).map_or(0, |s| s.slots);
+        let len = self.shared[place.variable.index()]
+            .as_ref()
+            .map_or(0, |s| s.slots);
         if at < len {
             return Ok(at);
         }
