@@ -326,12 +326,12 @@ impl<'a> Lowering<'a> {
                 }
                 Ok(launches)
             }
-            Op::Normalize(norm) => {
+            _ if let Some((of, norm)) = self.norm_in(id) => {
                 if out.ended.contains(&id) {
                     return Ok(Vec::new());
                 }
-                let Some(norm) = self.normalize(id, *norm) else {
-                    return Err(source.unsupported(id, "its input lies in no buffer"));
+                let Some(norm) = self.normalize(id, of, norm) else {
+                    return Err(source.unsupported(id, "what it normalises lies in no buffer"));
                 };
                 Ok(vec![norm.lower()?])
             }
@@ -400,15 +400,6 @@ impl<'a> Lowering<'a> {
                     start = end;
                 }
                 Ok(launches)
-            }
-            _ if let Some(norm) = self.normed_in(id) => {
-                if out.ended.contains(&id) {
-                    return Ok(Vec::new());
-                }
-                let Some(norm) = self.normalize(norm.0, norm.1) else {
-                    return Err(source.unsupported(id, "what it normalises lies in no buffer"));
-                };
-                Ok(vec![norm.lower()?])
             }
             _ if let Some(parts) = source.placement.parts.get(&id) => {
                 Ok(vec![generic::pointwise_parts(
@@ -513,36 +504,33 @@ impl<'a> Lowering<'a> {
         Some(split)
     }
 
-    /// The op `id`, a norm by itself, if what it reads and gives has a place.
-    fn normalize(&self, id: ValueId, norm: Norm) -> Option<RowNorm<'a>> {
+    /// The norm by itself that a kernel computes for the op `id`: its own, or the one that is
+    /// written with something added to it.
+    fn norm_in(&self, id: ValueId) -> Option<(ValueId, Norm)> {
+        let of = *self.source.placement.normed.get(&id).unwrap_or(&id);
+        match self.source.graph.value(of).op {
+            Op::Normalize(norm) => Some((of, norm)),
+            _ => None,
+        }
+    }
+
+    /// The norm `of` as the op `id` has it, if what that reads and gives has a place.
+    fn normalize(&self, id: ValueId, of: ValueId, norm: Norm) -> Option<RowNorm<'a>> {
         let source = self.source;
-        let x = source.graph.value(id).inputs.first()?;
-        let sum = source.placement.sums.get(&id).copied();
-        let added = sum.and_then(|sum| {
-            let mut operands = source.graph.value(sum).inputs.iter();
-            Some((sum, *operands.find(|x| **x != id)?))
-        });
+        let x = source.graph.value(of).inputs.first()?;
+        let mut others = source.graph.value(id).inputs.iter().filter(|x| **x != of);
+        let added = others.next().filter(|_| id != of);
         Some(RowNorm {
             source,
             tier: self.tier,
-            id,
+            id: of,
             norm,
             first_operand: 1,
             input: source.view(*x)?.clone(),
-            output: source.view(sum.unwrap_or(id))?.clone(),
-            added,
+            output: source.view(id)?.clone(),
+            added: added.map(|x| (id, *x)),
             halves: false,
         })
-    }
-
-    /// The norm that is written with something added to it as `sum`.
-    fn normed_in(&self, sum: ValueId) -> Option<(ValueId, Norm)> {
-        let mut sums = self.source.placement.sums.iter();
-        let (norm, _) = sums.find(|(_, known)| **known == sum)?;
-        match self.source.graph.value(*norm).op {
-            Op::Normalize(kind) => Some((*norm, kind)),
-            _ => None,
-        }
     }
 
     /// Whether a launch before the one that computes `id` has computed `x`.
@@ -612,21 +600,20 @@ impl<'a> Lowering<'a> {
         if launch.kernel.body != FEW || !launch.kernel.writes(y.base, Element::F32x4) {
             return Ok(());
         }
+        let has_rows = |x: &View| x.has_rows_of(y, &self.ones);
         let mut norms = source.graph.iter().filter_map(|(reader, v)| {
-            let x = source.view(*v.inputs.first()?)?;
-            match v.op {
-                _ if !x.has_rows_of(y, &self.ones) => None,
-                Op::Linear { norm, .. } => self.norm_of(reader, norm?, x, false, out).1,
-                Op::Normalize(norm) => {
-                    let norm = self.normalize(reader, norm)?;
-                    if norm.added.is_some_and(|(_, x)| !self.is_before(x, id)) {
-                        return None;
-                    }
-                    out.ended.insert(norm.added.map_or(reader, |(sum, _)| sum));
-                    Some(norm)
-                }
-                _ => None,
+            if let Op::Linear { norm, .. } = v.op {
+                let x = source.view(*v.inputs.first()?).filter(|x| has_rows(x))?;
+                return self.norm_of(reader, norm?, x, false, out).1;
             }
+            let (of, norm) = self.norm_in(reader)?;
+            let norm = self.normalize(reader, of, norm)?;
+            let is_late = norm.added.is_some_and(|(_, x)| !self.is_before(x, id));
+            if is_late || !has_rows(&norm.input) {
+                return None;
+            }
+            out.ended.insert(reader);
+            Some(norm)
         });
         if let Some(norm) = norms.next() {
             let input = y.clone();

@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::{env, iter};
 
 use common::fixtures::{Case, Fixture, assert_close, fixtures};
-use common::on::interpreted;
+use common::on::{interpreted, on_every_tier};
 use common::{
     ALL_TIERS, F32, MATRICES, OTHER_MATRICES, ROUNDED, TIERS, compile_as, compile_fixture,
-    has_matrices, in_memory,
+    everything, has_matrices, in_memory,
 };
 use kiln_codegen::{CompileOptions, Compiled};
 use kiln_emulator::{Fault, On, Program, RunError};
@@ -190,14 +190,10 @@ fn conforms(
 }
 
 fn compile(fixture: &Fixture, packing: Packing, grid: u32) -> Compiled {
-    compile_for(fixture, packing, grid, &EntryOptions::default())
-}
-
-fn compile_for(fixture: &Fixture, packing: Packing, grid: u32, options: &EntryOptions) -> Compiled {
     // Matrices would round weights of 32 bits.
     let tiers = ALL_TIERS.into_iter();
     let tiers = tiers.filter(|tier| packing != Packing::F32 || *tier != MATRICES);
-    compile_tiers(fixture, packing, (grid, options), tiers)
+    compile_tiers(fixture, packing, (grid, &EntryOptions::default()), tiers)
 }
 
 fn compile_tiers<'t>(
@@ -234,13 +230,33 @@ fn cases(fixture: &Fixture, compiled: &Compiled, sizes: &[(usize, usize)]) -> Ve
     cases.collect()
 }
 
-/// Every fixture, for what its shapes make of kernels.
 #[test]
-fn tiers_without_matrices() {
-    for folder in ["gpt2", "llama", "gemma"].into_iter().flat_map(fixtures) {
-        let fixture = Fixture::open(&folder);
+fn gpt2_without_matrices() {
+    every_fixture("gpt2");
+}
+
+#[test]
+fn llama_without_matrices() {
+    every_fixture("llama");
+}
+
+#[test]
+fn gemma_without_matrices() {
+    every_fixture("gemma");
+}
+
+/// Every fixture, for what its shapes make of kernels: some on all tiers, and of the others,
+/// many of which have the same sizes, each on two.
+fn every_fixture(family: &str) {
+    for (i, folder) in fixtures(family).iter().enumerate() {
+        let fixture = Fixture::open(folder);
         let compiled = compile_fixture(&fixture, Packing::F32, &EntryOptions::default());
-        for tier in TIERS {
+        let on_all = on_every_tier(family)
+            .iter()
+            .any(|name| folder.ends_with(name));
+        let tiers = TIERS.iter().enumerate();
+        let tiers = tiers.filter(|(tier, _)| on_all || everything() || tier % 2 == i % 2);
+        for (_, tier) in tiers {
             let cases = fixture.cases();
             conforms(&fixture, &compiled, &cases[1..2], apart(tier));
         }
@@ -258,7 +274,8 @@ fn matrices() {
             (Packing::Q8, &[(3, 7)]),
             (Packing::Q4, &[(1, 13)]),
         ] {
-            let compiled = compile(&fixture, packing, 1);
+            let options = EntryOptions::default();
+            let compiled = compile_tiers(&fixture, packing, (1, &options), [MATRICES]);
             let cases = cases(&fixture, &compiled, sizes);
             let launched = conforms(&fixture, &compiled, &cases, apart(MATRICES));
             assert!(
@@ -319,7 +336,8 @@ fn alternatives() {
             max_batch: max_batch.unwrap(),
             ..EntryOptions::default()
         };
-        let compiled = compile_for(&fixture, packing, processors, &options);
+        let of_tiers = tiers.iter().copied();
+        let compiled = compile_tiers(&fixture, packing, (processors, &options), of_tiers);
         let vocab = compiled.plan.model.vocab_size as usize;
         let cases = cases(&fixture, &compiled, sizes);
         let mut launched = BTreeSet::new();
@@ -396,54 +414,71 @@ fn other_subgroups_are_found_out() {
 
 /// Matrices and subgroups of other sizes than those of the tier that has run on GPUs: whole
 /// models, the other ways to do their launches, and the checks of drivers.
-#[test]
-fn matrices_of_other_sizes() {
+fn other_matrices(tier: &str) {
     let options = EntryOptions::default();
     let odd = model_of(40, 1);
-    for tier in OTHER_MATRICES {
-        // Where matrices are not loaded from scalars in any case, that is the last way.
-        let by_scalars = ["coop-8x8", "coop-lavapipe-scalars"].contains(&tier);
-        let ways: &[usize] = if by_scalars {
-            &[0, 1, 3]
-        } else {
-            &[0, 1, 3, 5]
-        };
-        let mut seen = BTreeSet::new();
-        for (config, packing, size, ways) in [
-            (GPT2, Packing::F16, (1, 13), ways),
-            (LLAMA, Packing::Q8, (2, 9), &[0]),
-            // Heads of eights, which are no sixteens.
-            (&odd, Packing::F16, (1, 33), &[0]),
-        ] {
-            let fixture = Fixture::random(config);
-            let compiled = compile_tiers(&fixture, packing, (2, &options), [tier]);
-            let cases = cases(&fixture, &compiled, &[size]);
-            for way in ways.iter().copied() {
-                let (compiled, _) = in_way(&compiled, way);
-                let on = if way == 0 { joined(tier) } else { apart(tier) };
-                seen.extend(conforms(&fixture, &compiled, &cases, on).into_keys());
-            }
-            // Products take as long as all else, and differ but by constants.
-            if config == GPT2 {
-                let right = checked(&fixture, &compiled, tier, tier == "coop-8x8");
-                assert!(right, "{tier}");
-            }
+    // Where matrices are not loaded from scalars in any case, that is the last way.
+    let by_scalars = ["coop-8x8", "coop-lavapipe-scalars"].contains(&tier);
+    let ways: &[usize] = if by_scalars {
+        &[0, 1, 3]
+    } else {
+        &[0, 1, 3, 5]
+    };
+    let mut seen = BTreeSet::new();
+    for (config, packing, size, ways) in [
+        (GPT2, Packing::F16, (1, 13), ways),
+        (LLAMA, Packing::Q8, (2, 9), &[0]),
+        // Heads of eights, which are no sixteens.
+        (&odd, Packing::F16, (1, 33), &[0]),
+    ] {
+        let fixture = Fixture::random(config);
+        let compiled = compile_tiers(&fixture, packing, (2, &options), [tier]);
+        let cases = cases(&fixture, &compiled, &[size]);
+        for way in ways.iter().copied() {
+            let (compiled, _) = in_way(&compiled, way);
+            let on = if way == 0 { joined(tier) } else { apart(tier) };
+            seen.extend(conforms(&fixture, &compiled, &cases, on).into_keys());
         }
-        let scalars = ["linear_coop.", "attention_coop."].map(|body| (body, ".scalars"));
-        let wanted = [
-            ("linear_coop.", ""),
-            ("linear_coop.", ".large"),
-            ("linear_coop.", ".parts"),
-            ("attention_coop.", ""),
-            ("attention_coop.", ".parts"),
-        ];
-        let scalars = scalars.into_iter().filter(|_| !by_scalars);
-        for (body, way) in wanted.into_iter().chain(scalars) {
-            let mut all = seen.iter();
-            let found = all.any(|kernel| kernel.starts_with(body) && kernel.contains(way));
-            assert!(found, "{tier}: no `{body}*{way}` among {seen:#?}");
+        // Products take as long as all else, and differ but by constants.
+        if config == GPT2 {
+            let right = checked(&fixture, &compiled, tier, tier == "coop-8x8");
+            assert!(right, "{tier}");
         }
     }
+    let scalars = ["linear_coop.", "attention_coop."].map(|body| (body, ".scalars"));
+    let wanted = [
+        ("linear_coop.", ""),
+        ("linear_coop.", ".large"),
+        ("linear_coop.", ".parts"),
+        ("attention_coop.", ""),
+        ("attention_coop.", ".parts"),
+    ];
+    let scalars = scalars.into_iter().filter(|_| !by_scalars);
+    for (body, way) in wanted.into_iter().chain(scalars) {
+        let mut all = seen.iter();
+        let found = all.any(|kernel| kernel.starts_with(body) && kernel.contains(way));
+        assert!(found, "{tier}: no `{body}*{way}` among {seen:#?}");
+    }
+}
+
+#[test]
+fn matrices_of_wide_subgroups() {
+    other_matrices("coop-wave64");
+}
+
+#[test]
+fn matrices_of_8_by_8() {
+    other_matrices("coop-8x8");
+}
+
+#[test]
+fn matrices_of_lavapipe() {
+    other_matrices("coop-lavapipe");
+}
+
+#[test]
+fn matrices_of_lavapipe_from_scalars() {
+    other_matrices("coop-lavapipe-scalars");
 }
 
 /// States that attention reads by heads, written and read by all else that may be: elements
@@ -602,8 +637,8 @@ fn sums_of_norms() {
 fn layers_in_one_launch() {
     for (config, packings) in [
         (GPT2, Packing::ALL.as_slice()),
-        (LLAMA, &Packing::ALL),
-        (QWEN3, &[Packing::F32, Packing::Q8]),
+        (LLAMA, &[Packing::F32, Packing::Q8]),
+        (QWEN3, &[Packing::F16]),
         (GEMMA, &[Packing::Q8]),
     ] {
         let fixture = Fixture::random(config);
@@ -670,7 +705,9 @@ fn every_barrier_is_needed() {
         (64, 1, apart("software"), 0),
     ] {
         let fixture = Fixture::random(&model_of(head_dim, layers));
-        let (compiled, _) = in_way(&compile(&fixture, Packing::F16, 4), way);
+        let options = EntryOptions::default();
+        let compiled = compile_tiers(&fixture, Packing::F16, (4, &options), [on.tier]);
+        let (compiled, _) = in_way(&compiled, way);
         let cases = cases(&fixture, &compiled, &[(1, 75)]);
         for (name, barriers) in conforms(&fixture, &compiled, &cases, on) {
             let body = name.split('.').next().map(str::to_owned);

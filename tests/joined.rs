@@ -111,40 +111,44 @@ fn logits(
     Ok(logits)
 }
 
-/// In every packing, of one of two models, a joined launch gives what the launches that it
-/// stands for give: in a grid of one workgroup, and of two, whether or not the driver has a
+/// A joined launch gives what the launches that it stands for give, in every packing of one
+/// of two models: in a grid of one workgroup, and of two, whether or not the driver has a
 /// thread for each that is not kept from running; and with tickets.
-#[test]
-fn packings_agree_with_separate_launches() {
-    for (config, packings) in [
-        (GPT2, [Packing::F32, Packing::Q8]),
-        (LLAMA, [Packing::F16, Packing::Q4]),
-    ] {
-        let fixture = Fixture::random(config);
-        for packing in packings {
-            let small = artifact(&fixture, packing, 1);
-            // On CPUs several sequences have such launches too, up to eight or four. A driver
-            // takes long over those of `software`, which differ least by what is packed.
-            let tiers = [("software-subgroup", [1, 3, 7]), ("software", [1, 2, 4])];
-            let tiers = tiers.into_iter();
-            for (tier, batches) in
-                tiers.filter(|(tier, _)| *tier != "software" || packing == Packing::Q8)
-            {
-                let separate = logits(tier, &small, false, &batches).unwrap();
-                let joined = logits(tier, &small, true, &batches).unwrap();
-                let label = format!("{} in {} on {tier}", fixture.name, packing.name());
-                assert_close(&label, &joined, &separate, F32);
-            }
+fn agrees_with_separate_launches(config: &str, packings: [Packing; 2]) {
+    let fixture = Fixture::random(config);
+    for packing in packings {
+        let small = artifact(&fixture, packing, 1);
+        // On CPUs several sequences have such launches too, up to eight or four. A driver
+        // takes long over those of `software`, which differ least by what is packed.
+        let tiers = [("software-subgroup", [1, 3, 7]), ("software", [1, 2, 4])];
+        let tiers = tiers.into_iter();
+        for (tier, batches) in
+            tiers.filter(|(tier, _)| *tier != "software" || packing == Packing::Q8)
+        {
+            let separate = logits(tier, &small, false, &batches).unwrap();
+            let joined = logits(tier, &small, true, &batches).unwrap();
+            let label = format!("{} in {} on {tier}", fixture.name, packing.name());
+            assert_close(&label, &joined, &separate, F32);
+        }
 
-            let separate = logits("subgroup", &small, false, &[1]).unwrap();
-            for grid in [1, 2] {
-                let label = format!("{} in {}, {grid}", fixture.name, packing.name());
-                let in_grid = artifact(&fixture, packing, grid);
-                let joined = logits("subgroup", &in_grid, true, &[1]).unwrap();
-                assert_close(&label, &joined, &separate, F32);
-            }
+        let separate = logits("subgroup", &small, false, &[1]).unwrap();
+        for grid in [1, 2] {
+            let label = format!("{} in {}, {grid}", fixture.name, packing.name());
+            let in_grid = artifact(&fixture, packing, grid);
+            let joined = logits("subgroup", &in_grid, true, &[1]).unwrap();
+            assert_close(&label, &joined, &separate, F32);
         }
     }
+}
+
+#[test]
+fn gpt2_agrees_with_separate_launches() {
+    agrees_with_separate_launches(GPT2, [Packing::F32, Packing::Q8]);
+}
+
+#[test]
+fn llama_agrees_with_separate_launches() {
+    agrees_with_separate_launches(LLAMA, [Packing::F16, Packing::Q4]);
 }
 
 /// What is measured of a device, joined launches among it, changes no result, and is known

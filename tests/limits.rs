@@ -324,6 +324,27 @@ fn large_binding_limits_are_required() {
     }
 }
 
+/// A CPU driver would end the loops over so many keys, and say nothing.
+#[test]
+fn contexts_that_a_cpu_driver_cuts_short_are_refused() {
+    let config = r#"{"model_type": "gpt2", "vocab_size": 8, "n_positions": 70000, "n_embd": 4,
+        "n_inner": 4, "n_head": 1, "n_layer": 1}"#;
+    let fixture = Fixture::random(config);
+    let maxima = EntryOptions {
+        max_context: Some(70_000),
+        ..EntryOptions::default()
+    };
+    let artifact = artifact(&fixture, &CompileOptions::default(), &maxima);
+    let model = open(NATIVE, "software-subgroup", &artifact);
+    Session::new(&model, 1, 65_000).unwrap();
+    let error = Session::new(&model, 1, 65_001).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "context = 65001 is outside 1 to 65000; this adapter is a CPU, whose driver ends longer \
+         loops; ask for a shorter context, or choose a GPU"
+    );
+}
+
 /// More positions than a workgroup has invocations; heads that are not a multiple of
 /// four wide, and heads that share keys.
 const LONG_GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 131, "n_positions": 150,
