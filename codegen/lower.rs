@@ -82,7 +82,7 @@ pub(crate) struct Lowered {
     /// Normalised inputs of linear ops: the norm and whether the result is in f16,
     /// its operands, and the result.
     normed: Vec<((Norm, bool), Vec<ValueId>, View)>,
-    /// Norms by themselves that a launch before computes.
+    /// Norms by themselves, and sums of them, that a launch before computes.
     ended: BTreeSet<ValueId>,
     /// Attention whose result lies in parts.
     splits: BTreeMap<ValueId, Split>,
@@ -507,7 +507,7 @@ impl<'a> Lowering<'a> {
     /// The norm by itself that a kernel computes for the op `id`: its own, or the one that is
     /// written with something added to it.
     fn norm_in(&self, id: ValueId) -> Option<(ValueId, Norm)> {
-        let of = *self.source.placement.normed.get(&id).unwrap_or(&id);
+        let of = *self.source.placement.norm_of_sum.get(&id).unwrap_or(&id);
         match self.source.graph.value(of).op {
             Op::Normalize(norm) => Some((of, norm)),
             _ => None,
@@ -584,9 +584,9 @@ impl<'a> Lowering<'a> {
         (output, Some(norm))
     }
 
-    /// Has the launch of the linear op `id` compute the norm of what it gives too, if a
-    /// linear layer behind it wants that, and the launch is one for few rows on a CPU
-    /// driver.
+    /// Has the launch of the linear op `id` compute the norm of what it gives too, if there is
+    /// one, of a linear layer behind it or by itself, and the launch is one for few rows on a
+    /// CPU driver.
     fn end_with_norm(
         &self,
         id: ValueId,
@@ -602,14 +602,17 @@ impl<'a> Lowering<'a> {
         }
         let has_rows = |x: &View| x.has_rows_of(y, &self.ones);
         let mut norms = source.graph.iter().filter_map(|(reader, v)| {
-            if let Op::Linear { norm, .. } = v.op {
-                let x = source.view(*v.inputs.first()?).filter(|x| has_rows(x))?;
-                return self.norm_of(reader, norm?, x, false, out).1;
+            let (of, norm) = match v.op {
+                Op::Linear { norm, .. } => (reader, norm?),
+                _ => self.norm_in(reader)?,
+            };
+            let x = source.graph.value(of).inputs.first()?;
+            let x = source.view(*x).filter(|x| has_rows(x))?;
+            if let Op::Linear { .. } = v.op {
+                return self.norm_of(reader, norm, x, false, out).1;
             }
-            let (of, norm) = self.norm_in(reader)?;
             let norm = self.normalize(reader, of, norm)?;
-            let is_late = norm.added.is_some_and(|(_, x)| !self.is_before(x, id));
-            if is_late || !has_rows(&norm.input) {
+            if norm.added.is_some_and(|(_, x)| !self.is_before(x, id)) {
                 return None;
             }
             out.ended.insert(reader);

@@ -79,9 +79,9 @@ pub(crate) struct Placement {
     pub appended: BTreeSet<ValueId>,
     /// Concatenations of more buffers than a launch reads: each operand has one of its own.
     pub wide: BTreeSet<ValueId>,
-    /// Sums that the kernel of a norm writes, which is one of their operands, and that norm: a
-    /// residual stream and what a layer adds to it, normalised.
-    pub normed: BTreeMap<ValueId, ValueId>,
+    /// Sums that are written by the kernel of a norm, one of their operands, and which that is:
+    /// of a residual stream and what a layer adds to it, normalised.
+    pub norm_of_sum: BTreeMap<ValueId, ValueId>,
     /// Outputs that have to be copied, and to which buffer.
     pub copies: Vec<(ValueId, usize)>,
 }
@@ -166,7 +166,7 @@ pub(crate) fn place(
             parts: BTreeMap::new(),
             appended: BTreeSet::new(),
             wide: BTreeSet::new(),
-            normed: BTreeMap::new(),
+            norm_of_sum: BTreeMap::new(),
             copies: Vec::new(),
         },
         reads: vec![BTreeSet::new(); graph.arena_len()],
@@ -352,7 +352,7 @@ impl Placer<'_> {
             return;
         }
         let ranges = self.slices(id).filter(|r| self.any_direct(r));
-        if self.out.normed.contains_key(&id) {
+        if self.out.norm_of_sum.contains_key(&id) {
             self.materialise_kernel_operands(id);
             self.materialise(id);
             return;
@@ -360,7 +360,7 @@ impl Placer<'_> {
         if has_kernel(&value.op) {
             self.materialise_kernel_operands(id);
             if let Some(sum) = self.sum_of(id) {
-                self.out.normed.insert(sum, id);
+                self.out.norm_of_sum.insert(sum, id);
                 return;
             }
             match ranges {
@@ -415,7 +415,7 @@ impl Placer<'_> {
             // Not the new elements of a state.
             && self.out.views[sum.index()].is_none()
             // Of two norms the second is an operand like any other.
-            && !self.out.normed.contains_key(sum);
+            && !self.out.norm_of_sum.contains_key(sum);
         fits.then_some(*sum)
     }
 

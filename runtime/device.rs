@@ -135,6 +135,16 @@ impl Device {
         self.adapter.info.backend != wgpu::Backend::Gl
     }
 
+    /// The most positions of a sequence that it computes. llvmpipe ends loops, without an error,
+    /// when those of an invocation have run 65,535 rounds together (shaders/MEASUREMENTS.md,
+    /// "The end of loops"), and attention on a CPU goes once round for each key.
+    pub(crate) fn most_positions(&self) -> u64 {
+        match self.adapter.is_cpu() {
+            true => 65_000,
+            false => u64::MAX,
+        }
+    }
+
     /// How much arithmetic one submission may hold, so that no driver's watchdog
     /// (seconds) is met: a tenth of a second on a slow device of its kind.
     pub(crate) fn submission_flops(&self) -> u64 {

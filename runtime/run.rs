@@ -236,7 +236,11 @@ impl Model {
         }
         for (symbol, value) in bindings.iter() {
             let name = symbol.name();
-            let max = program.maxima.get(name).copied();
+            let most = match name {
+                SEQ | PAST | CONTEXT => self.device.most_positions(),
+                _ => u64::MAX,
+            };
+            let max = program.maxima.get(name).map(|max| most.min(*max));
             let least = least(symbol);
             if let Some(max) = max
                 && (value > max || value < least)
@@ -248,6 +252,9 @@ impl Model {
                     advice: match name {
                         BATCH => {
                             "compile the model with a larger --max-batch, or run fewer at a time"
+                        }
+                        SEQ | PAST | CONTEXT if max == most => {
+                            "use fewer tokens, or a GPU: a CPU driver ends the loops over more"
                         }
                         SEQ | PAST | CONTEXT => {
                             "use fewer tokens, or compile the model with a larger --max-context"

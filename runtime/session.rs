@@ -13,11 +13,6 @@ use crate::readback::Staging;
 use crate::sampler::DeviceSampler;
 use crate::sizes::longest_piece;
 
-/// The most positions on a CPU driver. llvmpipe ends loops without an error when those of an
-/// invocation have run 65,535 rounds together (shaders/MEASUREMENTS.md, "The end of loops"),
-/// and its kernels for attention go once round for each key.
-const MOST_ON_CPU: u64 = 65_000;
-
 /// The entry that runs with states.
 pub(crate) const STEP: &str = "step";
 
@@ -56,11 +51,12 @@ impl std::fmt::Debug for Session<'_> {
 
 impl<'m> Session<'m> {
     /// Allocates a session for `batch` sequences of at most `context` positions,
-    /// padding included.
+    /// padding included; on a CPU driver of at most 65,000, for it would end the loops over
+    /// more. [`Session::context`] tells.
     ///
     /// # Errors
-    /// When either is zero or over the artifact's maximum, the context is longer than a CPU
-    /// driver can run, or the device's limits or memory do not suffice.
+    /// When either is zero or over the artifact's maximum, or the device's limits
+    /// or memory do not suffice.
     pub fn new(model: &'m Model, batch: usize, context: u64) -> Result<Self> {
         let program = model.program(STEP)?;
         let max = model.plan.model.max_context;
@@ -72,15 +68,7 @@ impl<'m> Session<'m> {
                 advice: "compile the model with a larger --max-context",
             });
         }
-        if context > MOST_ON_CPU && model.device.adapter().is_cpu() {
-            return Err(Error::Size {
-                symbol: CONTEXT.to_owned(),
-                value: context,
-                max: MOST_ON_CPU,
-                advice: "this adapter is a CPU, whose driver ends longer loops; ask for a shorter \
-                         context, or choose a GPU",
-            });
-        }
+        let context = context.min(model.device.most_positions());
         if batch == 0 {
             return Err(Error::Ids("a session has at least one sequence".to_owned()));
         }

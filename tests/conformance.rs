@@ -17,27 +17,28 @@ use kiln_models::registry::EntryOptions;
 
 #[test]
 fn software_tier_with_subgroups() {
-    conforms("gpt2", (0, 4), NATIVE, "software-subgroup");
+    conforms("gpt2", (0, 3), NATIVE, "software-subgroup");
 }
 
 #[test]
 fn subgroup_tier() {
-    conforms("gpt2", (1, 4), NATIVE, "subgroup");
+    conforms("gpt2", (1, 3), NATIVE, "subgroup");
 }
 
 #[test]
 fn base_tier() {
-    conforms("gpt2", (2, 4), NATIVE, "base");
+    conforms("gpt2", (2, 3), NATIVE, "base");
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn opengl() {
-    conforms("gpt2", (3, 4), "gl", "base");
+    // A share that runs on another tier too.
+    conforms("gpt2", (0, 3), "gl", "base");
 }
 
 /// The tier of software drivers without subgroups, which take long over its kernels;
-/// `tests/emulated.rs` runs all fixtures on it.
+/// `tests/emulated.rs` runs half of the fixtures on it.
 #[cfg(target_os = "linux")]
 #[test]
 fn software_tier_through_opengl() {
@@ -92,7 +93,7 @@ fn weights_in_q4() {
 const PACKED: [&str; 2] = ["silu", "base"];
 
 /// Rounded weights: as exact as `f32` on the weights as they are, and within
-/// `bound` of what the original ones give. `tests/kernels` has packed weights on all tiers.
+/// `bound` of what the original ones give. `tests/kernels` has such weights on all tiers.
 fn packed(packing: Packing, bound: Option<f64>, tiers: [&str; 2]) {
     for (name, tier) in PACKED.into_iter().zip(tiers) {
         let (fixture, artifact) = compiled(name, packing);

@@ -1,6 +1,6 @@
 //! Compiled Gemma models on devices, against what transformers computes in float64 from the
 //! same checkpoints. A driver takes long over the kernels, so few fixtures do here;
-//! `tests/emulated.rs` runs all of them on every tier.
+//! `tests/emulated.rs` runs all of them.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -40,7 +40,9 @@ fn base_tier() {
 #[cfg(target_os = "linux")]
 #[test]
 fn software_tier_through_opengl() {
-    one_conforms(&fixture_of("llama", "smollm2"), "gl", "software");
+    for name in ["smollm2", "qwen3_window"] {
+        one_conforms(&fixture_of("llama", name), "gl", "software");
+    }
 }
 
 /// Heads that share keys, and a head tied to the embedding.

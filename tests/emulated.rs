@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::{env, iter};
 
 use common::fixtures::{Case, Fixture, assert_close, fixtures};
-use common::on::{interpreted, on_every_tier};
+use common::on::{interpreted, representative};
 use common::{
-    ALL_TIERS, F32, MATRICES, OTHER_MATRICES, ROUNDED, TIERS, compile_as, compile_fixture,
-    everything, has_matrices, in_memory,
+    ALL_TIERS, F32, MATRICES, OTHER_MATRICES, ROUNDED, TIERS, compile_as, everything, has_matrices,
+    in_memory,
 };
 use kiln_codegen::{CompileOptions, Compiled};
 use kiln_emulator::{Fault, On, Program, RunError};
@@ -250,13 +250,16 @@ fn gemma_without_matrices() {
 fn every_fixture(family: &str) {
     for (i, folder) in fixtures(family).iter().enumerate() {
         let fixture = Fixture::open(folder);
-        let compiled = compile_fixture(&fixture, Packing::F32, &EntryOptions::default());
-        let on_all = on_every_tier(family)
+        let on_all = representative(family)
             .iter()
             .any(|name| folder.ends_with(name));
-        let tiers = TIERS.iter().enumerate();
+        let tiers = TIERS.into_iter().enumerate();
         let tiers = tiers.filter(|(tier, _)| on_all || everything() || tier % 2 == i % 2);
-        for (_, tier) in tiers {
+        let tiers: Vec<&str> = tiers.map(|(_, tier)| tier).collect();
+        let (options, of_tiers) = (EntryOptions::default(), tiers.iter().copied());
+        let grid = CompileOptions::default().grid;
+        let compiled = compile_tiers(&fixture, Packing::F32, (grid, &options), of_tiers);
+        for tier in tiers {
             let cases = fixture.cases();
             conforms(&fixture, &compiled, &cases[1..2], apart(tier));
         }
@@ -359,7 +362,6 @@ fn alternatives() {
             }
         }
         let of_tiers = compiled.plan.tiers.iter();
-        let of_tiers = of_tiers.filter(|t| tiers.contains(&t.name.as_str()));
         let variants = of_tiers
             .flat_map(|t| t.entries.values())
             .flat_map(|e| &e.variants);
@@ -381,7 +383,8 @@ fn alternatives() {
 #[test]
 fn checks() {
     let fixture = Fixture::random(GPT2);
-    let compiled = compile(&fixture, Packing::F16, 1);
+    let options = EntryOptions::default();
+    let compiled = compile_tiers(&fixture, Packing::F16, (1, &options), [MATRICES]);
     assert!(
         program(&fixture, &compiled, joined(MATRICES))
             .check()
@@ -461,24 +464,15 @@ fn other_matrices(tier: &str) {
     }
 }
 
+// One after the other they would be the last test to run, for minutes.
 #[test]
-fn matrices_of_wide_subgroups() {
-    other_matrices("coop-wave64");
+fn matrices_of_other_sizes() {
+    OTHER_MATRICES[..2].iter().copied().for_each(other_matrices);
 }
 
 #[test]
-fn matrices_of_8_by_8() {
-    other_matrices("coop-8x8");
-}
-
-#[test]
-fn matrices_of_lavapipe() {
-    other_matrices("coop-lavapipe");
-}
-
-#[test]
-fn matrices_of_lavapipe_from_scalars() {
-    other_matrices("coop-lavapipe-scalars");
+fn matrices_of_still_other_sizes() {
+    OTHER_MATRICES[2..].iter().copied().for_each(other_matrices);
 }
 
 /// States that attention reads by heads, written and read by all else that may be: elements
@@ -637,14 +631,16 @@ fn sums_of_norms() {
 fn layers_in_one_launch() {
     for (config, packings) in [
         (GPT2, Packing::ALL.as_slice()),
-        (LLAMA, &[Packing::F32, Packing::Q8]),
+        (LLAMA, &[Packing::F32, Packing::Q4]),
         (QWEN3, &[Packing::F16]),
         (GEMMA, &[Packing::Q8]),
     ] {
         let fixture = Fixture::random(config);
         for packing in packings.iter().copied() {
             let compiled = compile(&fixture, packing, 8);
-            let all = cases(&fixture, &compiled, &[(1, 3), (3, 2), (7, 2)]);
+            // Of more tokens than a window has, where there is one.
+            let alone = if config == GEMMA { (1, 10) } else { (1, 3) };
+            let all = cases(&fixture, &compiled, &[alone, (3, 2), (7, 2)]);
             let cases = &all[..1];
             let on_card = match packing {
                 Packing::F32 => "subgroup",

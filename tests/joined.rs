@@ -10,7 +10,7 @@
 mod common;
 
 use common::fixtures::{Fixture, assert_close, fixture, fixture_of};
-use common::on::{On, on_every_tier};
+use common::on::On;
 use common::{F32, NATIVE, adapter, compile_as, in_memory, open};
 use kiln_codegen::{CodegenError, CompileOptions};
 use kiln_ir::Packing;
@@ -48,8 +48,8 @@ fn most_buffers(artifact: &Artifact) -> u64 {
 
 /// Fixtures, token by token and in generation, in a grid of one workgroup, which waits for
 /// nobody. `tests/emulated.rs` joins the layers of other models.
-fn conforms(family: &str) {
-    for name in on_every_tier(family) {
+fn conforms(family: &str, names: &[&str]) {
+    for name in names {
         let fixture = Fixture::open(&fixture_of(family, name));
         let artifact = artifact(&fixture, Packing::F32, 1);
         let model = open(NATIVE, "subgroup", &artifact);
@@ -73,12 +73,13 @@ fn conforms(family: &str) {
 
 #[test]
 fn gpt2_conforms() {
-    conforms("gpt2");
+    conforms("gpt2", &["base", "silu"]);
 }
 
 #[test]
 fn llama_conforms() {
-    conforms("llama");
+    // Of the last a layer binds too much.
+    conforms("llama", &["smollm2", "mistral_window", "qwen2", "qwen3"]);
 }
 
 /// The logits of a prompt and of tokens behind it, of so many sequences at a time.
@@ -119,11 +120,11 @@ fn agrees_with_separate_launches(config: &str, packings: [Packing; 2]) {
     for packing in packings {
         let small = artifact(&fixture, packing, 1);
         // On CPUs several sequences have such launches too, up to eight or four. A driver
-        // takes long over those of `software`, which differ least by what is packed.
+        // takes long over those of `software`, so one packing does there.
         let tiers = [("software-subgroup", [1, 3, 7]), ("software", [1, 2, 4])];
         let tiers = tiers.into_iter();
         for (tier, batches) in
-            tiers.filter(|(tier, _)| *tier != "software" || packing == Packing::Q8)
+            tiers.filter(|(tier, _)| *tier != "software" || packing == packings[1])
         {
             let separate = logits(tier, &small, false, &batches).unwrap();
             let joined = logits(tier, &small, true, &batches).unwrap();

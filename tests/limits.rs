@@ -17,9 +17,9 @@ use kiln_codegen::{CodegenError, CompileOptions};
 use kiln_ir::interp::{HostTensor, Interpreter};
 use kiln_ir::plan::verify::{PlanErrors, verify};
 use kiln_ir::plan::{Access, Binding, Launch, Plan};
-use kiln_ir::{Packing, ParamSource};
+use kiln_ir::{Bindings, Packing, ParamSource};
 use kiln_models::registry::EntryOptions;
-use kiln_runtime::{Artifact, Model, Session};
+use kiln_runtime::{Artifact, Model, RunOptions, Session};
 
 /// Embeddings of 288 elements, and no matrix of so few rows that a binding which has
 /// room for 256 of them holds it; its parts end within queries, keys and values.
@@ -324,9 +324,9 @@ fn large_binding_limits_are_required() {
     }
 }
 
-/// A CPU driver would end the loops over so many keys, and say nothing.
+/// A CPU driver would end the loops over more keys, and say nothing.
 #[test]
-fn contexts_that_a_cpu_driver_cuts_short_are_refused() {
+fn contexts_end_where_a_cpu_driver_would_end_them() {
     let config = r#"{"model_type": "gpt2", "vocab_size": 8, "n_positions": 70000, "n_embd": 4,
         "n_inner": 4, "n_head": 1, "n_layer": 1}"#;
     let fixture = Fixture::random(config);
@@ -336,13 +336,16 @@ fn contexts_that_a_cpu_driver_cuts_short_are_refused() {
     };
     let artifact = artifact(&fixture, &CompileOptions::default(), &maxima);
     let model = open(NATIVE, "software-subgroup", &artifact);
-    Session::new(&model, 1, 65_000).unwrap();
-    let error = Session::new(&model, 1, 65_001).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "context = 65001 is outside 1 to 65000; this adapter is a CPU, whose driver ends longer \
-         loops; ask for a shorter context, or choose a GPU"
-    );
+    let context = |wanted| Session::new(&model, 1, wanted).unwrap().context();
+    assert_eq!([64_000, 70_000].map(context), [64_000, 65_000]);
+
+    let ids = vec![0u8; 4 * 65_001];
+    let sizes = Bindings::new().with("batch", 1).with("seq", 65_001);
+    let inputs = [("ids", ids.as_slice())];
+    let found = model.run_collect("forward", &inputs, &sizes, &RunOptions::default());
+    let error = found.unwrap_err().to_string();
+    assert!(error.contains("65001 is outside 1 to 65000"), "{error}");
+    assert!(error.contains("a CPU driver"), "{error}");
 }
 
 /// More positions than a workgroup has invocations; heads that are not a multiple of

@@ -12,12 +12,11 @@ use kiln_runtime::{Model, Output, RunOptions, Session};
 use super::fixtures::{Case, Fixture, assert_close, fixtures, forward};
 use super::{F32, NATIVE, compiled_folder, everything, open};
 
-/// Runs fixtures of a family on one of `of` tiers, the `nth`: those of [`on_every_tier`], and
-/// its share of the others, of which each runs on one.
-///
+/// Runs fixtures of a family on one of `of` tiers, the `nth`: those that are
+/// [`representative`], and its share of the others, of which each runs on one.
 /// `tests/emulated.rs` emulates each on two or more.
 pub fn conforms(family: &str, (nth, of): (usize, usize), backend: &str, tier: &str) {
-    let everywhere = on_every_tier(family);
+    let everywhere = representative(family);
     let is_everywhere = |folder: &PathBuf| everywhere.iter().any(|name| folder.ends_with(name));
     let (ours, dealt): (Vec<PathBuf>, Vec<PathBuf>) =
         fixtures(family).into_iter().partition(is_everywhere);
@@ -29,9 +28,9 @@ pub fn conforms(family: &str, (nth, of): (usize, usize), backend: &str, tier: &s
     }
 }
 
-/// The fixtures of a family that are tried wherever kernels run: of sizes that are powers of
-/// two and of others, with what a layer may have besides.
-pub fn on_every_tier(family: &str) -> &'static [&'static str] {
+/// The fixtures that stand for a family where it would take long to run all: of sizes that are
+/// powers of two and of others, with what a layer may have besides.
+pub fn representative(family: &str) -> &'static [&'static str] {
     match family {
         "gpt2" => &["base", "silu"],
         "llama" => &["smollm2", "mlp_bias", "qwen3_window"],

@@ -1,5 +1,5 @@
-//! Small graphs, lowered as they are and run on every tier at many sizes, against
-//! the interpreter in `f64`.
+//! Small graphs, lowered as they are and run at many sizes, on every tier of an emulated
+//! device and on tiers of the one at hand, against the interpreter in `f64`.
 
 use std::collections::BTreeMap;
 
@@ -70,8 +70,25 @@ impl Suite {
         lower(&graphs, &graphs, info, &options).unwrap()
     }
 
-    /// Runs every graph at every size on each of `tiers`, on an emulated device; and on the
-    /// native back end's on those tiers that it has, of which many graphs share.
+    /// The tier of the native device, one of so many, that each of many graphs is dealt to: as
+    /// many to each, drawn anew for every packing. None are dealt if they are few, or all are
+    /// to run everywhere.
+    fn dealt(&self, tiers: usize) -> BTreeMap<String, usize> {
+        if self.graphs.len() <= FEW || everything() {
+            return BTreeMap::new();
+        }
+        let packing = self.options.packing.name();
+        let names = self.graphs.iter().map(|(graph, _)| graph.name.clone());
+        let mut drawn: Vec<(f32, String)> = names
+            .map(|name| (noise(&format!("{name} in {packing}"), 1)[0], name))
+            .collect();
+        drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let drawn = drawn.into_iter().enumerate();
+        drawn.map(|(i, (_, name))| (name, i % tiers)).collect()
+    }
+
+    /// Runs every graph at every size: on an emulated device on each of `tiers`, and on the
+    /// native back end's on those of them that it has, of which many graphs take one each.
     pub fn run(&self, tiers: &[&str]) {
         let mut params = BTreeMap::new();
         for (name, ty) in self.graphs.iter().flat_map(|(graph, _)| graph.params()) {
@@ -108,6 +125,7 @@ impl Suite {
             runs.push(((*tier).to_owned(), Box::new(run)));
         }
         let on_device = runs.len();
+        let dealt = self.dealt(on_device);
         for tier in tiers {
             let weight = |name: &str| compiled.weight(name, &params).unwrap();
             let on = On {
@@ -125,8 +143,7 @@ impl Suite {
         }
         for (at, (tier, mut run)) in runs.into_iter().enumerate() {
             for (graph, sizes, inputs, wanted) in &wanted {
-                let is_shared = at < on_device && self.graphs.len() > FEW;
-                if is_shared && !is_dealt(graph, at, on_device) {
+                if at < on_device && dealt.get(&graph.name).is_some_and(|tier| *tier != at) {
                     continue;
                 }
                 let found = run(graph, sizes, inputs);
@@ -153,13 +170,6 @@ impl Suite {
 
 /// The most graphs of a suite that run on every tier of a device.
 const FEW: usize = 3;
-
-/// Whether a graph is dealt to a device's tier, one of so many: to one of them, which its name
-/// tells, so that no property of graphs goes with a tier.
-fn is_dealt(graph: &Graph, tier: usize, tiers: usize) -> bool {
-    let dealt = (noise(&graph.name, 1)[0].abs() * tiers as f32) as usize;
-    everything() || tier == dealt.min(tiers - 1)
-}
 
 /// The elements of inputs as a device holds them.
 fn words(inputs: &Tensors<f32>) -> impl Iterator<Item = (&str, &[u32])> {
