@@ -135,7 +135,7 @@ impl Device {
         self.adapter.info.backend != wgpu::Backend::Gl
     }
 
-    /// The most positions of a sequence that it computes. llvmpipe ends loops, without an error,
+    /// The most positions of a session that it computes. llvmpipe ends loops, without an error,
     /// when those of an invocation have run 65,535 rounds together (shaders/MEASUREMENTS.md,
     /// "The end of loops"), and attention on a CPU goes once round for each key.
     pub(crate) fn most_positions(&self) -> u64 {

@@ -236,11 +236,7 @@ impl Model {
         }
         for (symbol, value) in bindings.iter() {
             let name = symbol.name();
-            let most = match name {
-                SEQ | PAST | CONTEXT => self.device.most_positions(),
-                _ => u64::MAX,
-            };
-            let max = program.maxima.get(name).map(|max| most.min(*max));
+            let max = program.maxima.get(name).copied();
             let least = least(symbol);
             if let Some(max) = max
                 && (value > max || value < least)
@@ -252,9 +248,6 @@ impl Model {
                     advice: match name {
                         BATCH => {
                             "compile the model with a larger --max-batch, or run fewer at a time"
-                        }
-                        SEQ | PAST | CONTEXT if max == most => {
-                            "use fewer tokens, or a GPU: a CPU driver ends the loops over more"
                         }
                         SEQ | PAST | CONTEXT => {
                             "use fewer tokens, or compile the model with a larger --max-context"
