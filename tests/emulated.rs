@@ -631,6 +631,7 @@ fn sums_of_norms() {
 fn layers_in_one_launch() {
     for (config, packings) in [
         (GPT2, Packing::ALL.as_slice()),
+        // Barriers do not differ by packings; of gated layers a few do.
         (LLAMA, &[Packing::F32, Packing::Q4]),
         (QWEN3, &[Packing::F16]),
         (GEMMA, &[Packing::Q8]),
