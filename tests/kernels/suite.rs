@@ -71,8 +71,8 @@ impl Suite {
     }
 
     /// The tier of the native device, one of so many, that each of many graphs is dealt to: as
-    /// many to each, drawn anew for every packing. None are dealt if they are few, or all are
-    /// to run everywhere.
+    /// many to each, drawn anew for every packing. None are dealt if they are few, if all are
+    /// to run everywhere, or if the device has none of the tiers.
     fn dealt(&self, tiers: usize) -> BTreeMap<String, usize> {
         if self.graphs.len() <= FEW || everything() {
             return BTreeMap::new();
@@ -83,8 +83,8 @@ impl Suite {
             .map(|name| (noise(&format!("{name} in {packing}"), 1)[0], name))
             .collect();
         drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let drawn = drawn.into_iter().enumerate();
-        drawn.map(|(i, (_, name))| (name, i % tiers)).collect()
+        let names = drawn.into_iter().map(|(_, name)| name);
+        names.zip((0..tiers).cycle()).collect()
     }
 
     /// Runs every graph at every size: on an emulated device on each of `tiers`, and on the
