@@ -100,7 +100,8 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 cargo clippy --no-default-features --locked -- -D warnings
 
 step "tests"
-cargo test --workspace --locked
+# All that fails is told, not only what fails first.
+cargo test --workspace --locked --no-fail-fast
 
 step "a program on the runtime alone"
 # Tests run the other examples; this one is a package of its own, whose tokens
