@@ -1,7 +1,6 @@
 //! `kiln chat`
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{IsTerminal, stdin};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -121,13 +120,15 @@ pub fn run(args: &Args) -> Result {
         stop_tokens: stops.collect(),
         ..GenerateOptions::default()
     };
-    let context = context(args.context, info.max_context)?;
+    let max = info.max_context;
+    let context = context(args.context, max)?;
     let draw = options.sampling.temperature > 0.0;
     let mut talk = Talk {
         template: chat.template()?,
         arguments: args.template_arg.iter().cloned().collect(),
         tokenizer: &tokenizer,
         options,
+        wanted: (context, max),
         system: args.system.clone().map(Message::system),
         messages: Vec::new(),
         taken: Vec::new(),
@@ -207,6 +208,8 @@ struct Talk<'a> {
     arguments: BTreeMap<String, Value>,
     tokenizer: &'a Tokenizer,
     options: GenerateOptions,
+    /// The context that was asked for, and the largest that the model was compiled for.
+    wanted: (u64, u64),
     system: Option<Message>,
     /// What was said, but for the system's message.
     messages: Vec<Message>,
@@ -239,6 +242,7 @@ impl Talk<'_> {
     /// Talks with whoever is at the terminal.
     fn listen(&mut self, decoder: &mut dyn Decoder, device: &str) -> Result {
         let unreadable = |e| Failure::because("cannot read from the terminal", e);
+        interrupt::keep_terminal();
         // Standard output is for answers.
         let config = Config::builder().behavior(Behavior::PreferTerm).build();
         let mut editor = DefaultEditor::with_config(config).map_err(unreadable)?;
@@ -296,7 +300,11 @@ impl Talk<'_> {
         }
         if ids.len() as u64 > context {
             let tokens = ids.len();
-            return Err(TooLong { tokens, context }.into());
+            return Err(Failure::failed(format!(
+                "the message has {tokens} tokens, with what the chat template adds, and the context has \
+                 {context}; shorten the message ({})",
+                self.longer(context)
+            )));
         }
         if forgotten > 0 {
             messages.drain(..forgotten);
@@ -307,6 +315,15 @@ impl Talk<'_> {
         }
         self.messages = messages;
         Ok(ids)
+    }
+
+    /// What would make a context longer that turned out too short.
+    fn longer(&self, context: u64) -> &'static str {
+        match self.wanted {
+            (wanted, _) if context < wanted => "a CPU driver has no longer one",
+            (wanted, max) if wanted < max => "--context makes the context longer",
+            _ => "a larger --max-context at compile time makes it longer, if the model allows one",
+        }
     }
 
     /// What the model reads of a conversation.
@@ -351,7 +368,11 @@ impl Talk<'_> {
                 _ => drop(self.messages.pop()),
             }
             if sequence.finish == Finish::Context {
-                warn("the context is full, so the answer ends here; --context makes it larger");
+                let context = decoder.context();
+                warn(format_args!(
+                    "the context of {context} tokens is full, so the answer ends here ({})",
+                    self.longer(context)
+                ));
             }
         }
         // The last token was not fed.
@@ -359,26 +380,6 @@ impl Talk<'_> {
         Ok(())
     }
 }
-
-/// A message that does not fit the context, however much is forgotten.
-#[derive(Debug)]
-struct TooLong {
-    tokens: usize,
-    context: u64,
-}
-
-impl fmt::Display for TooLong {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let TooLong { tokens, context } = self;
-        write!(
-            f,
-            "the message has {tokens} tokens, with what the chat template adds, and the context has \
-             {context}; shorten it, or make the context larger with --context"
-        )
-    }
-}
-
-impl std::error::Error for TooLong {}
 
 #[cfg(test)]
 mod tests {

@@ -194,12 +194,14 @@ impl View {
     /// Whether every row starts at a multiple of four elements, and four
     /// consecutive elements of a row may be read as one vector.
     pub fn is_vectorised(&self) -> bool {
-        let leading = self.strides.len().saturating_sub(1);
         let mut panels = self.panels.iter();
+        let leading = self.shape.len().saturating_sub(1);
+        let mut axes = self.shape.iter().zip(&self.strides).take(leading);
         self.last_is_dense()
             && panels.all(|p| p.width.is_multiple_of(4) && is_multiple(&p.stride, 4))
             && is_multiple(&self.offset, 4)
-            && self.strides[..leading].iter().all(|s| is_multiple(s, 4))
+            // No address depends on the stride of an axis of one.
+            && axes.all(|(n, s)| n.is_one() || is_multiple(s, 4))
     }
 
     /// The flat element index at a multi-index of WGSL expressions, one for
@@ -332,6 +334,7 @@ mod tests {
         let shape = dims(&["batch", "1", "seq", "12", "64"]);
         let heads = k.apply(&Op::Reshape { shape }).unwrap();
         assert_eq!(heads.strides, dims(&["seq*2304", "1", "2304", "64", "1"]));
+        assert!(heads.is_vectorised());
         assert_eq!(
             heads.row_address("row", 4),
             "192u + (row / 12u) * 576u + (row % 12u) * 16u"

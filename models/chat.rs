@@ -18,6 +18,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
@@ -44,7 +45,11 @@ const DEFAULT: &str = "default";
 
 /// What a template may do, in steps of its program, before it is ended; a long conversation
 /// takes a few thousand. Templates come with models, from whoever made them.
-const FUEL: u64 = 10_000_000;
+const FUEL: u64 = 1_500_000;
+
+/// The bytes of stack that a template is rendered on. What it nests is written, compared and
+/// dropped level by level, and [`FUEL`] suffices for fewer than 200,000 levels; 128 MiB do for 150,000.
+const STACK: usize = 512 << 20;
 
 /// The most spaces by which a template may have JSON indented.
 const MOST_INDENT: usize = 16;
@@ -340,13 +345,23 @@ impl ChatTemplate {
             add_generation_prompt: true,
             arguments,
         });
-        let template = self.environment.get_template(DEFAULT);
-        let rendered = template.and_then(|template| template.render(context));
-        rendered.map_err(|error| match refusal(&error) {
-            Some(reason) => ChatError::Refused { reason },
-            None => ChatError::Failed {
-                reason: said(&error),
-            },
+        let render = || {
+            let template = self.environment.get_template(DEFAULT);
+            let rendered = template.and_then(|template| template.render(context));
+            rendered.map_err(|error| match refusal(&error) {
+                Some(reason) => ChatError::Refused { reason },
+                None => ChatError::Failed {
+                    reason: said(&error),
+                },
+            })
+        };
+        let failed = |reason: String| ChatError::Failed { reason };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().stack_size(STACK);
+            let thread = thread.spawn_scoped(scope, render);
+            let thread = thread.map_err(|e| failed(format!("it has no thread: {e}")))?;
+            let panicked = |_| Err(failed("its interpreter panicked".to_owned()));
+            thread.join().unwrap_or_else(panicked)
         })
     }
 }

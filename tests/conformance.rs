@@ -17,24 +17,23 @@ use kiln_models::registry::EntryOptions;
 
 #[test]
 fn software_tier_with_subgroups() {
-    conforms("gpt2", (0, 3), NATIVE, "software-subgroup");
+    conforms("gpt2", NATIVE, "software-subgroup");
 }
 
 #[test]
 fn subgroup_tier() {
-    conforms("gpt2", (1, 3), NATIVE, "subgroup");
+    conforms("gpt2", NATIVE, "subgroup");
 }
 
 #[test]
 fn base_tier() {
-    conforms("gpt2", (2, 3), NATIVE, "base");
+    conforms("gpt2", NATIVE, "base");
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn opengl() {
-    // A share that runs on another tier too.
-    conforms("gpt2", (0, 3), "gl", "base");
+    conforms("gpt2", "gl", "base");
 }
 
 /// The tier of software drivers without subgroups, which take long over its kernels;

@@ -173,6 +173,29 @@ fn a_template_that_never_ends_is_ended() {
     }
 }
 
+/// What is nested as deeply as can be is written and dropped without the stack's end.
+#[test]
+fn nesting_has_an_end() {
+    let nest = |rounds: usize| {
+        format!(
+            "{{% set n = namespace(x=[]) %}}{{% for a in range({rounds}) %}}{{% for b in range(1000) %}}\
+             {{% set n.x = [n.x] %}}{{% endfor %}}{{% endfor %}}"
+        )
+    };
+    let error = prompt(&nest(99_999), &[]).unwrap_err();
+    assert!(matches!(error, ChatError::Failed { .. }), "{error}");
+    let deepest = nest(150);
+    for (used, length) in [
+        ("{{ n.x }}", 300_002),
+        ("{{ n.x | tojson }}", 300_002),
+        ("{{ n.x == [n.x] }}", 5),
+        ("{{ n.x | length }}", 1),
+    ] {
+        let text = prompt(&format!("{deepest}{used}"), &[]).unwrap();
+        assert_eq!(text.len(), length, "{used}");
+    }
+}
+
 #[test]
 fn the_time_is_there() {
     let year = prompt("{{ strftime_now('%Y') }}", &[]).unwrap();

@@ -17,11 +17,11 @@ const TEMPLATE: &str = "\
 {%- endfor %}
 ";
 
-const FIRST: &str = "Returns the length of";
-const SECOND: &str = "An iterator over the";
+pub const FIRST: &str = "Returns the length of";
+pub const SECOND: &str = "An iterator over the";
 
 /// The demo as a checkpoint with a chat template.
-fn talker() -> TempDir {
+pub fn talker() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
@@ -31,12 +31,12 @@ fn talker() -> TempDir {
     folder
 }
 
-fn path(folder: &TempDir) -> &str {
+pub fn path(folder: &TempDir) -> &str {
     folder.path().to_str().unwrap()
 }
 
 /// What `kiln run` continues a text with.
-fn continued(text: &str, new: &str) -> String {
+pub fn continued(text: &str, new: &str) -> String {
     kiln(["run", "demo", "--prompt", text, "-n", new, "--device", "0"]).ok()
 }
 
@@ -148,13 +148,18 @@ fn the_oldest_messages_go_where_the_context_ends() {
     assert!(said.ok().ends_with(&last));
 
     // An answer that the context cuts off says so.
-    let said = talk(&(one + 3).to_string(), &[SECOND]);
-    assert!(said.err.contains("the context is full"), "{}", said.err);
+    let context = (one + 3).to_string();
+    let said = talk(&context, &[SECOND]);
+    let full = format!(
+        "warning: the context of {context} tokens is full, so the answer ends here (--context makes the \
+         context longer)\n"
+    );
+    assert_eq!(said.err, full);
     said.ok();
     let error = talk("4", &[SECOND]).fails(1);
     let wanted = format!(
         "error: the message has {one} tokens, with what the chat template adds, and the context has 4; \
-         shorten it, or make the context larger with --context\n"
+         shorten the message (--context makes the context longer)\n"
     );
     assert_eq!(error, wanted);
 }

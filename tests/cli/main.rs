@@ -13,6 +13,7 @@ mod html;
 mod interrupt;
 mod ir;
 mod run;
+mod terminal;
 mod usage;
 
 use std::path::{Path, PathBuf};

@@ -12,17 +12,21 @@ use kiln_runtime::{Model, Output, RunOptions, Session};
 use super::fixtures::{Case, Fixture, assert_close, fixtures, forward};
 use super::{F32, NATIVE, compiled_folder, everything, open};
 
-/// Runs fixtures of a family on one of `of` tiers, the `nth`: those that are
-/// [`representative`], and its share of the others, of which each runs on one.
-/// `tests/emulated.rs` emulates each on two or more.
-pub fn conforms(family: &str, (nth, of): (usize, usize), backend: &str, tier: &str) {
+/// Tiers that fixtures are dealt out to.
+const DEALT: [&str; 3] = ["software-subgroup", "subgroup", "base"];
+
+/// Runs fixtures of a family on a tier: those that are [`representative`], and of the others,
+/// which are dealt out, its share. `tests/emulated.rs` emulates each on two or more.
+pub fn conforms(family: &str, backend: &str, tier: &str) {
+    let share = DEALT.iter().position(|dealt| *dealt == tier);
+    let share = share.unwrap_or_else(|| panic!("no fixtures are dealt to `{tier}`"));
     let everywhere = representative(family);
     let is_everywhere = |folder: &PathBuf| everywhere.iter().any(|name| folder.ends_with(name));
     let (ours, dealt): (Vec<PathBuf>, Vec<PathBuf>) =
         fixtures(family).into_iter().partition(is_everywhere);
     assert_eq!(ours.len(), everywhere.len(), "{family}: {ours:?}");
     let dealt = dealt.iter().enumerate();
-    let dealt = dealt.filter(|(i, _)| i % of == nth || everything());
+    let dealt = dealt.filter(|(i, _)| i % DEALT.len() == share || everything());
     for folder in ours.iter().chain(dealt.map(|(_, folder)| folder)) {
         one_conforms(folder, backend, tier);
     }

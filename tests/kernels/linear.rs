@@ -279,6 +279,33 @@ fn views() {
     suite.run(&TIERS);
 }
 
+/// A layer whose norm is written with what another layer gives, which is computed before it or
+/// behind it: only what is there can be added by the launch that the layer ends with.
+#[test]
+fn sums_with_another_layer() {
+    let mut suite = Suite::new(Packing::F32);
+    for (name, first) in [("before", 1), ("behind", 0)] {
+        let mut g = GraphBuilder::new(name);
+        let batch = g.symbol("batch", 3).unwrap();
+        let seq = g.symbol("seq", 65).unwrap();
+        let x = g.input("x", DType::F32, [batch, seq, 12.into()]).unwrap();
+        let gain = g.root_param(&format!("{name}.gain"), [8]).unwrap();
+        let layers = ["w0", "w1"].map(|w| {
+            let w = g.root_param(&format!("{name}.{w}"), [8, 12]).unwrap();
+            let op = Op::Linear {
+                norm: None,
+                steps: vec![],
+            };
+            g.op(op, &[x, w]).unwrap()
+        });
+        let norm = g.op(Op::Normalize(RMS), &[layers[first], gain]).unwrap();
+        let sum = g.add(norm, layers[1 - first]).unwrap();
+        g.output("sum", sum).unwrap();
+        suite.add(g.finish(), sizes(&KERNELS));
+    }
+    suite.run(&TIERS);
+}
+
 /// A matrix `[rows, width]` that is read by rows and multiplied by, as the embedding
 /// of GPT-2, for so many sequences of so many tokens.
 fn tied(name: &str, (rows, width): (u64, u64), (batch, seq): (u64, u64)) -> Graph {
