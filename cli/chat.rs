@@ -25,6 +25,7 @@ use crate::output::{note, remark, warn};
 use crate::printer::{Mode, Printer};
 use crate::run::{Ids, read_prompt};
 use crate::sampling::SamplingArgs;
+use crate::terminal;
 use crate::values::whole;
 
 /// Talk with a model
@@ -120,15 +121,16 @@ pub fn run(args: &Args) -> Result {
         stop_tokens: stops.collect(),
         ..GenerateOptions::default()
     };
-    let max = info.max_context;
-    let context = context(args.context, max)?;
+    let most = info.max_context;
+    let context = context(args.context, most)?;
     let draw = options.sampling.temperature > 0.0;
     let mut talk = Talk {
         template: chat.template()?,
         arguments: args.template_arg.iter().cloned().collect(),
         tokenizer: &tokenizer,
         options,
-        wanted: (context, max),
+        context,
+        most,
         system: args.system.clone().map(Message::system),
         messages: Vec::new(),
         taken: Vec::new(),
@@ -208,8 +210,10 @@ struct Talk<'a> {
     arguments: BTreeMap<String, Value>,
     tokenizer: &'a Tokenizer,
     options: GenerateOptions,
-    /// The context that was asked for, and the largest that the model was compiled for.
-    wanted: (u64, u64),
+    /// The context that was asked for.
+    context: u64,
+    /// The largest that the model was compiled for.
+    most: u64,
     system: Option<Message>,
     /// What was said, but for the system's message.
     messages: Vec<Message>,
@@ -242,13 +246,18 @@ impl Talk<'_> {
     /// Talks with whoever is at the terminal.
     fn listen(&mut self, decoder: &mut dyn Decoder, device: &str) -> Result {
         let unreadable = |e| Failure::because("cannot read from the terminal", e);
-        interrupt::keep_terminal();
         // Standard output is for answers.
         let config = Config::builder().behavior(Behavior::PreferTerm).build();
         let mut editor = DefaultEditor::with_config(config).map_err(unreadable)?;
         note("Ctrl-C ends an answer, /clear forgets what was said, /exit or Ctrl-D ends.");
         loop {
-            let line = match editor.readline("> ") {
+            let lent = terminal::Lent::begin();
+            let line = editor.readline("> ");
+            drop(lent);
+            // From here to the next line Ctrl-C ends an answer; what came before is over.
+            let _graceful = interrupt::Graceful::begin();
+            interrupt::take();
+            let line = match line {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => continue,
                 Err(ReadlineError::Eof) => return Ok(()),
@@ -272,8 +281,6 @@ impl Talk<'_> {
             }
             // The editor's own history, of this talk alone; it is no loss if it has none.
             let _ = editor.add_history_entry(line);
-            // An answer that was stopped is an answer.
-            interrupt::take();
         }
     }
 
@@ -301,8 +308,8 @@ impl Talk<'_> {
         if ids.len() as u64 > context {
             let tokens = ids.len();
             return Err(Failure::failed(format!(
-                "the message has {tokens} tokens, with what the chat template adds, and the context has \
-                 {context}; shorten the message ({})",
+                "the message has {tokens} tokens, with what the chat template and --system add, and the \
+                 context has {context}; shorten it, or {}",
                 self.longer(context)
             )));
         }
@@ -317,12 +324,14 @@ impl Talk<'_> {
         Ok(ids)
     }
 
-    /// What would make a context longer that turned out too short.
+    /// How to have a longer context than the decoder's, which turned out too short.
     fn longer(&self, context: u64) -> &'static str {
-        match self.wanted {
-            (wanted, _) if context < wanted => "a CPU driver has no longer one",
-            (wanted, max) if wanted < max => "--context makes the context longer",
-            _ => "a larger --max-context at compile time makes it longer, if the model allows one",
+        if context < self.context {
+            "run it on a GPU or with --device cpu, for a software driver takes no more tokens"
+        } else if self.context < self.most {
+            "make the context longer with --context"
+        } else {
+            "compile the model with a larger --max-context, if it allows one"
         }
     }
 
@@ -354,8 +363,10 @@ impl Talk<'_> {
         let labels = [String::new()];
         let printer = Printer::new(Mode::Text, &labels, &prompts, Some(self.tokenizer), &[]);
         let shown = generate_shown(decoder, &prompts, &options, printer)?;
-        let speeds = speeds(&shown.timings, &shown.generated);
-        remark(format_args!("{speeds} on {device}"));
+        if shown.generated.iter().any(|g| !g.tokens.is_empty()) {
+            let speeds = speeds(&shown.timings, &shown.generated);
+            remark(format_args!("{speeds} on {device}"));
+        }
 
         self.taken = ids;
         for (sequence, text) in shown.generated.iter().zip(shown.texts) {
@@ -370,7 +381,7 @@ impl Talk<'_> {
             if sequence.finish == Finish::Context {
                 let context = decoder.context();
                 warn(format_args!(
-                    "the context of {context} tokens is full, so the answer ends here ({})",
+                    "the context of {context} tokens is full, so the answer ends here; to go on, {}",
                     self.longer(context)
                 ));
             }

@@ -110,8 +110,8 @@ pub struct Shown {
     pub timings: Timings,
 }
 
-/// Continues prompts, and shows what comes. Ctrl-C ends all of them; [`interrupt::requested`]
-/// tells.
+/// Continues prompts, and shows what comes. Ctrl-C ends all of them, also while a long prompt is
+/// read; [`interrupt::requested`] tells.
 pub fn generate_shown(
     decoder: &mut dyn Decoder,
     prompts: &[Ids],
@@ -129,7 +129,11 @@ pub fn generate_shown(
             ControlFlow::Break(())
         })
     };
-    let outcome = generate(decoder, prompts, options, &mut on_token);
+    let options = GenerateOptions {
+        cancelled: Some(interrupt::requested),
+        ..options.clone()
+    };
+    let outcome = generate(decoder, prompts, &options, &mut on_token);
     drop(graceful);
     if let Some(failure) = failure {
         return Err(failure);

@@ -5,15 +5,12 @@
 //! the spot, and so is everything at the second Ctrl-C.
 
 use std::borrow::Cow;
-#[cfg(unix)]
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use kiln_ir::{ParamError, ParamSource};
-#[cfg(unix)]
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use crate::failure::{Failure, Result};
+use crate::terminal;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 static GRACEFUL: AtomicUsize = AtomicUsize::new(0);
@@ -27,31 +24,10 @@ pub fn install() {
     let _ = ctrlc::set_handler(|| {
         let again = REQUESTED.swap(true, Ordering::SeqCst);
         if again || GRACEFUL.load(Ordering::SeqCst) == 0 {
-            give_terminal_back();
+            terminal::give_back();
             std::process::exit(CODE);
         }
     });
-}
-
-/// How the terminal was before a line editor took it.
-#[cfg(unix)]
-static TERMINAL: OnceLock<Termios> = OnceLock::new();
-
-/// Has a process that is ended on the spot leave the terminal as it is now, though a line editor
-/// reads from it, with no echo, at the time. Consoles of Windows are left as they are.
-pub fn keep_terminal() {
-    #[cfg(unix)]
-    if let Ok(now) = tcgetattr(std::io::stdin()) {
-        TERMINAL.get_or_init(|| now);
-    }
-}
-
-fn give_terminal_back() {
-    #[cfg(unix)]
-    if let Some(before) = TERMINAL.get() {
-        // Who cannot be given it back has no terminal any more.
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, before);
-    }
 }
 
 /// Whether Ctrl-C was pressed.

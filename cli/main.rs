@@ -23,6 +23,7 @@ mod sampling;
 mod stages;
 mod stop_text;
 mod table;
+mod terminal;
 mod units;
 mod values;
 

@@ -236,15 +236,24 @@ impl Attention<'_> {
             }
         }
 
-        // As if every query saw every key: causality and windows are not taken off.
+        // As if every query saw every key that it may: of those in its window, if it has one,
+        // what causality keeps from the first queries is not taken off.
         let tokens = &on.batch * &on.queries;
-        let pairs = &tokens * &on.keys;
+        let window = self.spec.window.map(|window| window as u64);
+        let seen = window.map_or_else(|| on.keys.clone(), |window| on.keys.at_most(window));
+        // The last keys are the queries' own.
+        let before = &on.keys - &on.queries;
+        let read = window.map_or_else(
+            || on.keys.clone(),
+            |window| &on.queries + &before.at_most(window.saturating_sub(1)),
+        );
+        let pairs = &tokens * &seen;
         let (products, of_keys) = if on.probabilities { (2, 1) } else { (4, 2) };
         let element = self.tier.element_bytes(on.k.base);
-        let kv_bytes = &(&on.batch * &on.keys)
+        let kv_bytes = &(&on.batch * &read)
             * &Dim::constant(element * on.head_dim * self.spec.kv_heads as u64 * of_keys);
         let out_bytes = match on.probabilities {
-            true => &pairs * &Dim::constant(4 * self.spec.heads as u64),
+            true => &(&tokens * &on.keys) * &Dim::constant(4 * self.spec.heads as u64),
             false => &tokens * &Dim::constant(4 * on.width),
         };
         Ok(Launch {

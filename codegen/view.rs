@@ -335,6 +335,11 @@ mod tests {
         let heads = k.apply(&Op::Reshape { shape }).unwrap();
         assert_eq!(heads.strides, dims(&["seq*2304", "1", "2304", "64", "1"]));
         assert!(heads.is_vectorised());
+        let index: Vec<String> = ["b", "o", "i", "h", "d"].map(String::from).to_vec();
+        assert_eq!(
+            heads.address(&index, 4),
+            "192u + b * (sym.seq * 576u) + i * 576u + h * 16u + d"
+        );
         assert_eq!(
             heads.row_address("row", 4),
             "192u + (row / 12u) * 576u + (row % 12u) * 16u"

@@ -48,6 +48,7 @@ fn atom(atom: &Atom) -> String {
             let rounded = d.as_ref().clone() + (*n - 1);
             format!("({} / {n}u)", self::dim(&rounded))
         }
+        Atom::Min(d, n) => format!("min({}, {n}u)", self::dim(d)),
     }
 }
 
@@ -331,6 +332,10 @@ mod tests {
         assert_eq!(text("past + seq"), "(sym.past + sym.seq)");
         assert_eq!(text("seq - 1"), "(sym.seq - 1u)");
         assert_eq!(text("-past + seq"), "(sym.seq - sym.past)");
+        assert_eq!(
+            text("min(batch*seq | 16)*2"),
+            "(min((sym.batch * sym.seq), 16u) * 2u)"
+        );
         assert_eq!(
             text("ceil(batch*seq / 16)"),
             "((sym.batch * sym.seq + 15u) / 16u)"

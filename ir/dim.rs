@@ -1,10 +1,10 @@
 //! Dimensions: constants, symbols, and normalised expressions of them.
 //!
 //! A [`Dim`] is a polynomial with integer coefficients over *atoms*; an atom is
-//! a [`Symbol`] or a rounded-up quotient. The polynomial form is canonical, so
+//! a [`Symbol`], a rounded-up quotient or a bounded dimension. The polynomial form is canonical, so
 //! `seq + past` equals `past + seq` structurally and equality of dimensions is
-//! plain `==`. The text form (`batch*seq*768 + 3`, `ceil(batch*seq / 16)`)
-//! parses back to the same value; it is also how a dimension is serialised.
+//! plain `==`. The text form (`batch*seq*768 + 3`, `ceil(batch*seq / 16)`,
+//! `min(past + seq | 512)`) parses back to the same value; it is also how a dimension is serialised.
 //!
 //! ```
 //! use kiln_ir::{Bindings, Dim};
@@ -138,6 +138,8 @@ pub enum Atom {
     Symbol(Symbol),
     /// The quotient of a dimension and a positive constant, rounded up.
     CeilDiv(Box<Dim>, u64),
+    /// A dimension, or a constant where that is less.
+    Min(Box<Dim>, u64),
 }
 
 /// A dimension: a polynomial over [`Atom`]s in canonical form.
@@ -246,6 +248,17 @@ impl Dim {
         Self::from_term(vec![Atom::CeilDiv(Box::new(self.clone()), divisor)], 1)
     }
 
+    /// This dimension, or `most` where that is less.
+    #[must_use]
+    pub fn at_most(&self, most: u64) -> Self {
+        let most = most.min(i64::MAX as u64);
+        match self.as_const() {
+            Some(c) => Dim::constant(c.min(most)),
+            None if self.is_negative_const() => self.clone(),
+            None => Self::from_term(vec![Atom::Min(Box::new(self.clone()), most)], 1),
+        }
+    }
+
     /// The product of some dimensions; one for none.
     pub fn product<'a>(dims: impl IntoIterator<Item = &'a Dim>) -> Self {
         let one = Dim::constant(1);
@@ -288,6 +301,7 @@ impl Dim {
                         let divisor = i128::from(*divisor);
                         (value + divisor - 1).div_euclid(divisor)
                     }
+                    Atom::Min(dim, most) => dim.eval_wide(bindings)?.min(i128::from(*most)),
                 };
                 product = product.saturating_mul(factor);
             }
@@ -309,7 +323,7 @@ impl Dim {
         for atom in self.terms.iter().flat_map(|(atoms, _)| atoms) {
             match atom {
                 Atom::Symbol(s) => out.push(s.clone()),
-                Atom::CeilDiv(d, _) => d.collect_symbols(out),
+                Atom::CeilDiv(d, _) | Atom::Min(d, _) => d.collect_symbols(out),
             }
         }
     }
@@ -318,7 +332,7 @@ impl Dim {
         let mut atoms = self.terms.iter().flat_map(|(atoms, _)| atoms);
         atoms.any(|atom| match atom {
             Atom::Symbol(s) => s == symbol,
-            Atom::CeilDiv(d, _) => d.has(symbol),
+            Atom::CeilDiv(d, _) | Atom::Min(d, _) => d.has(symbol),
         })
     }
 
@@ -341,7 +355,7 @@ impl Dim {
             *coefficient > 0
                 && atoms.iter().all(|atom| match atom {
                     Atom::Symbol(_) => true,
-                    Atom::CeilDiv(dim, _) => dim.has_no_minus(),
+                    Atom::CeilDiv(dim, _) | Atom::Min(dim, _) => dim.has_no_minus(),
                 })
         })
     }
@@ -368,6 +382,7 @@ impl Dim {
                     Atom::Symbol(s) if s == symbol => value.clone(),
                     Atom::Symbol(_) => Self::from_term(vec![atom.clone()], 1),
                     Atom::CeilDiv(d, n) => d.substitute(symbol, value).ceil_div(*n),
+                    Atom::Min(d, n) => d.substitute(symbol, value).at_most(*n),
                 };
                 term = &term * &factor;
             }

@@ -43,12 +43,18 @@ pub const CHAT_FILE: &str = "chat.json";
 /// Of several templates the one that is taken.
 const DEFAULT: &str = "default";
 
-/// What a template may do, in steps of its program, before it is ended; a long conversation
-/// takes a few thousand. Templates come with models, from whoever made them.
-const FUEL: u64 = 1_500_000;
+/// What a template may do before it is ended: steps of its program, and one for each 64 bytes of
+/// text that it makes. A long conversation takes a few thousand. Templates come with models, from
+/// whoever made them.
+const FUEL: u64 = 500_000;
 
-/// The bytes of stack that a template is rendered on. What it nests is written, compared and
-/// dropped level by level, and [`FUEL`] suffices for fewer than 200,000 levels; 128 MiB do for 150,000.
+/// The longest text of a template, in bytes; the longest known have some ten thousand.
+const LONGEST: usize = 256 << 10;
+
+/// The bytes of stack that a template is read and rendered on. What it nests is written, compared
+/// and dropped level by level: [`FUEL`] suffices for 330,000 levels, of which 150,000 took less
+/// than 128 MiB in a build for tests. What contains itself has no last level, and no stack suffices
+/// for it.
 const STACK: usize = 512 << 20;
 
 /// The most spaces by which a template may have JSON indented.
@@ -186,6 +192,16 @@ pub enum ChatError {
         /// What failed, and where.
         reason: String,
     },
+    /// The operating system has no memory for the stack of a thread.
+    #[error(
+        "cannot render the model's chat template: no memory for a stack of {} MiB: {source}",
+        STACK >> 20
+    )]
+    Stack {
+        /// What it said.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl Chat {
@@ -278,8 +294,17 @@ impl Chat {
     ///
     /// # Errors
     ///
-    /// [`ChatError::Template`].
+    /// [`ChatError::Template`], or [`ChatError::Stack`].
     pub fn template(&self) -> Result<ChatTemplate, ChatError> {
+        match self.template.len() {
+            0..=LONGEST => on_deep_stack(|| self.parse()),
+            bytes => Err(ChatError::Template {
+                reason: format!("it has {bytes} bytes, and {LONGEST} are the most"),
+            }),
+        }
+    }
+
+    fn parse(&self) -> Result<ChatTemplate, ChatError> {
         let unreadable = |error: minijinja::Error| ChatError::Template {
             reason: said(&error),
         };
@@ -327,7 +352,7 @@ impl ChatTemplate {
     /// # Errors
     ///
     /// [`ChatError::Refused`] where the template says that a conversation cannot be like this,
-    /// [`ChatError::Failed`] where it cannot be rendered.
+    /// [`ChatError::Failed`] where it cannot be rendered, and [`ChatError::Stack`].
     pub fn render(
         &self,
         messages: &[Message],
@@ -345,7 +370,7 @@ impl ChatTemplate {
             add_generation_prompt: true,
             arguments,
         });
-        let render = || {
+        on_deep_stack(|| {
             let template = self.environment.get_template(DEFAULT);
             let rendered = template.and_then(|template| template.render(context));
             rendered.map_err(|error| match refusal(&error) {
@@ -354,16 +379,21 @@ impl ChatTemplate {
                     reason: said(&error),
                 },
             })
-        };
-        let failed = |reason: String| ChatError::Failed { reason };
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().stack_size(STACK);
-            let thread = thread.spawn_scoped(scope, render);
-            let thread = thread.map_err(|e| failed(format!("it has no thread: {e}")))?;
-            let panicked = |_| Err(failed("its interpreter panicked".to_owned()));
-            thread.join().unwrap_or_else(panicked)
         })
     }
+}
+
+/// Runs `f` on a stack that suffices for what a template nests.
+fn on_deep_stack<T: Send>(f: impl FnOnce() -> Result<T, ChatError> + Send) -> Result<T, ChatError> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("chat template".to_owned());
+        let thread = thread.stack_size(STACK).spawn_scoped(scope, f);
+        let thread = thread.map_err(|source| ChatError::Stack { source })?;
+        thread.join().unwrap_or_else(|_| {
+            let reason = "its interpreter panicked".to_owned();
+            Err(ChatError::Failed { reason })
+        })
+    })
 }
 
 /// The content of a file; `None` if there is none.

@@ -88,7 +88,11 @@ impl<'m> Session<'m> {
                     for step in submitted..submitted + count {
                         if step == 0 {
                             sampler.begin(device, generation);
-                            self.feed(&mut recorder, &ids, generation.start())?;
+                            let start = generation.start();
+                            let cancelled = || generation.is_cancelled();
+                            if !self.feed(&mut recorder, &ids, start, cancelled)? {
+                                return Ok(None);
+                            }
                         } else {
                             self.record_step(&mut recorder, prompt_end + step - 1)?;
                         }
@@ -98,8 +102,12 @@ impl<'m> Session<'m> {
                     let at = sampler.bytes(count);
                     self.allocation()
                         .copy_grid_state(&mut recorder, &staging, at)?;
-                    Result::Ok(recorder.submit())
+                    Result::Ok(Some(recorder.submit()))
                 })??;
+                let Some(index) = index else {
+                    generation.cancel();
+                    return Ok(true);
+                };
                 submitted += count;
                 flights.push_back(Flight {
                     staging,

@@ -56,6 +56,7 @@ impl Slots {
                     Atom::CeilDiv(inner, divisor) => {
                         Factor::CeilDiv(self.compile(inner)?, i128::from(*divisor))
                     }
+                    Atom::Min(inner, most) => Factor::Min(self.compile(inner)?, i128::from(*most)),
                 });
             }
             terms.push((i128::from(coefficient), factors));
@@ -87,6 +88,7 @@ impl Values {
 enum Factor {
     Slot(usize),
     CeilDiv(SlotDim, i128),
+    Min(SlotDim, i128),
 }
 
 /// A [`Dim`] whose symbols are slots.
@@ -119,6 +121,7 @@ impl SlotDim {
                     Factor::CeilDiv(dim, divisor) => {
                         (dim.wide(values) + divisor - 1).div_euclid(*divisor)
                     }
+                    Factor::Min(dim, most) => dim.wide(values).min(*most),
                 });
             }
             sum = sum.saturating_add(product);
@@ -144,6 +147,7 @@ mod tests {
             "batch*seq*768 + 3",
             "ceil(batch*seq / 16)*12 - seq",
             "ceil(ceil(past + seq / 32) / 4)*batch + context*2 - block",
+            "min(past + seq | 60)*batch + min(context - block | 7)",
         ] {
             let dim: Dim = text.parse().unwrap();
             let compiled = slots.compile(&dim).unwrap();

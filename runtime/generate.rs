@@ -60,6 +60,10 @@ pub fn sample_on_host<D: Decoder + ?Sized>(
     let pad = generation.options.pad_token;
     let start = generation.start.clone();
     let mut ids = generation.ids.clone();
+    if generation.is_cancelled() {
+        generation.cancel();
+        return Ok(());
+    }
     loop {
         let logits = decoder.step(&ids, &start)?;
         let tokens = generation.sample(&logits)?;
@@ -87,6 +91,10 @@ pub struct GenerateOptions {
     /// Fed where a sequence has no token: before a short prompt and after an end.
     /// It influences nothing.
     pub pad_token: u32,
+    /// Asked before the prompts are read, and by a [`Session`](crate::Session) that chooses
+    /// tokens on its device between the pieces of long ones: where it says so, every sequence
+    /// is [`Finish::Cancelled`] with no tokens. Later the callback for tokens decides.
+    pub cancelled: Option<fn() -> bool>,
 }
 
 impl Default for GenerateOptions {
@@ -97,6 +105,7 @@ impl Default for GenerateOptions {
             stop_tokens: Vec::new(),
             history: Vec::new(),
             pad_token: 0,
+            cancelled: None,
         }
     }
 }
@@ -123,7 +132,7 @@ pub enum Finish {
     Length,
     /// The decoder's context is full.
     Context,
-    /// The callback asked for it.
+    /// The callback asked for it, or [`GenerateOptions::cancelled`] did.
     Cancelled,
 }
 
@@ -286,6 +295,18 @@ impl<'g> Generation<'g> {
     /// What was asked for.
     pub fn options(&self) -> &'g GenerateOptions {
         self.options
+    }
+
+    /// Whether it is to end before it has begun.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.options.cancelled.is_some_and(|cancelled| cancelled())
+    }
+
+    /// Ends every sequence.
+    pub(crate) fn cancel(&mut self) {
+        for sequence in &mut self.sequences {
+            sequence.finish.get_or_insert(Finish::Cancelled);
+        }
     }
 
     pub(crate) fn sampler(&self) -> &Sampler {

@@ -260,7 +260,7 @@ impl<'m> Session<'m> {
     ) -> Result<Option<(Vec<f32>, Option<Timer>)>> {
         let seq = self.check(ids, start)?;
         let mut recorder = Recorder::new(self.model, timer);
-        self.feed(&mut recorder, ids, start)?;
+        self.feed(&mut recorder, ids, start, || false)?;
         let output = self.allocation.buffer(self.program.outputs[0].buffer)?;
         let bytes = self.output_bytes;
         self.staging.copy(recorder.encoder(), output, 0, bytes);
@@ -300,17 +300,19 @@ impl<'m> Session<'m> {
     }
 
     /// Records the launches for checked tokens. All pieces but the last are
-    /// submitted.
+    /// submitted. `cancelled` is asked before each; where it says so no more are, and the
+    /// result is false.
     pub(crate) fn feed(
         &mut self,
         recorder: &mut Recorder<'_>,
         ids: &[u32],
         start: &[u32],
-    ) -> Result<()> {
+        mut cancelled: impl FnMut() -> bool,
+    ) -> Result<bool> {
         let seq = ids.len() / self.batch;
         let mut before = None;
         let mut done = 0;
-        loop {
+        while !cancelled() {
             let len = (seq - done).min(self.piece as usize);
             let rows = ids.chunks(seq);
             let piece: Vec<u32> = rows
@@ -330,7 +332,7 @@ impl<'m> Session<'m> {
             self.record(recorder, &values)?;
             done += len;
             if done == seq {
-                return Ok(());
+                return Ok(true);
             }
             let index = recorder.submit();
             // At most two pieces in flight.
@@ -340,6 +342,7 @@ impl<'m> Session<'m> {
             }
             before = index;
         }
+        Ok(false)
     }
 
     /// Records a step of one token, whose ids and `start` are on the device, at

@@ -264,3 +264,50 @@ fn launches_say_what_a_step_computes_and_moves() {
         }
     }
 }
+
+/// Of layers with windows only the keys within them count, however many there are.
+#[test]
+fn launches_of_windows_say_what_is_within_them() {
+    // Every sixth layer sees all keys, the last among them, in which one query is left of a
+    // prompt. Four heads share one of keys and values.
+    const GLOBAL: u64 = 3;
+    const LOCAL: u64 = 15;
+    let plan = plan("gemma3-270m", Packing::F16);
+    let at = |seq: u64, past: u64| {
+        let sizes = Bindings::new().with("batch", 1).with("seq", seq);
+        let sizes = sizes.with("past", past).with(BLOCK, 0);
+        sizes.with(CONTEXT, plan.model.max_context)
+    };
+    let steps = variants(&plan).filter(|(_, entry, _, _)| *entry == "step");
+    for (tier, _, _, variant) in steps {
+        let seq = if variant.takes(&at(64, 0)).unwrap() {
+            64
+        } else {
+            1
+        };
+        let element = if tier.half_states { 2 } else { 4 };
+        let sum = |past: u64, of: fn(&Launch) -> &kiln_ir::Dim| -> u64 {
+            let launches = launches(variant).into_iter();
+            let each = launches.map(|l| of(l).eval(&at(seq, past)).unwrap());
+            each.sum()
+        };
+        // Nothing else depends on what was before.
+        for past in [100, 511, 512, 4000] {
+            let at = format!("{seq} behind {past}, {} of {}", variant.name, tier.name);
+            let keys = past + seq;
+            let seen = ((GLOBAL - 1) * seq + 1) * past + LOCAL * seq * (keys.min(512) - seq);
+            let flops = 4 * 4 * 256 * seen;
+            assert_eq!(
+                sum(past, |l| &l.flops) - sum(0, |l| &l.flops),
+                flops,
+                "{at}"
+            );
+            let bytes = element * 2 * 256 * (GLOBAL * past + LOCAL * past.min(511));
+            assert_eq!(
+                sum(past, |l| &l.bytes) - sum(0, |l| &l.bytes),
+                bytes,
+                "{at}"
+            );
+        }
+    }
+}

@@ -139,15 +139,18 @@ fn split(config: &str, table: &str, packings: [(Packing, &str); 2]) {
             let label = format!("{batch} of {seq} in {}", packing.name());
             vec![interpreted(&interpreter, label, ids)]
         });
-        let model = open(NATIVE, tier, &artifact);
-        On::new(&fixture, &model, small).pieces();
-        On::new(&fixture, &model, large.clone()).whole_sequences();
+        let own = [tier];
+        for tier in if everything() { &TIERS[..] } else { &own } {
+            let model = open(NATIVE, tier, &artifact);
+            On::new(&fixture, &model, small.clone()).pieces();
+            On::new(&fixture, &model, large.clone()).whole_sequences();
 
-        let model_of_whole = open(NATIVE, tier, &whole);
-        let unsplit = On::new(&fixture, &model_of_whole, large).observed();
-        let mut on = On::new(&fixture, &model, unsplit);
-        on.label.push_str(", not as whole");
-        on.whole_sequences();
+            let model_of_whole = open(NATIVE, tier, &whole);
+            let unsplit = On::new(&fixture, &model_of_whole, large.clone()).observed();
+            let mut on = On::new(&fixture, &model, unsplit);
+            on.label.push_str(", not as whole");
+            on.whole_sequences();
+        }
     }
 }
 
@@ -377,8 +380,7 @@ fn at_maxima(config: &str) {
         let label = format!("{batch} of {context} in {prefill_chunk}");
         let case = interpreted(&interpreter, label, ids);
         let padded = Padded::new(&fixture, &maxima, &case.ids);
-        let tiers = if everything() { &TIERS } else { tiers };
-        for tier in tiers {
+        for tier in if everything() { &TIERS } else { tiers } {
             let model = open(NATIVE, tier, &artifact);
             let on = On::new(&fixture, &model, vec![case.clone()]);
             on.whole_sequences();

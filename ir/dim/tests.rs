@@ -20,6 +20,8 @@ fn text_round_trips() {
         "ceil(batch*seq / 16)",
         "batch*ceil(past + seq - 1 / 4)*2 - 5",
         "-past + seq",
+        "batch*min(past + seq | 512)",
+        "min + min(ceil(seq / 4) - 1 | 0)",
     ] {
         let dim: Dim = text.parse().unwrap();
         assert_eq!(dim.to_string(), text);
@@ -33,6 +35,9 @@ fn text_round_trips() {
         "seq seq",
         "ceil(seq / 0)",
         "ceil(seq)",
+        "min(seq)",
+        "min(seq / 2)",
+        "min(seq | past)",
         "99999999999999999999",
         "9223372036854775807",
         "9223372036854775806 + 1",
@@ -52,6 +57,10 @@ fn evaluation() {
         .with("seq", 11)
         .with("past", 5);
     assert_eq!(dim.eval(&bound), Ok(3 * 3 + 5));
+    let bounded: Dim = "min(past + seq | 16)*batch + min(past + seq | 15)"
+        .parse()
+        .unwrap();
+    assert_eq!(bounded.eval(&bound), Ok(16 * 3 + 15));
     let missing = Bindings::new().with("batch", 3);
     assert!(
         dim.eval(&missing)
@@ -77,6 +86,8 @@ fn what_is_never_negative() {
         ("batch*seq - seq", false),
         ("ceil(seq - 1 / 4)", true),
         ("ceil(past - 1 / 4)", false),
+        ("min(past | 3)", true),
+        ("min(past - 1 | 3)", false),
         ("9223372036854775805 + seq", true),
         ("9223372036854775806 + seq", false),
     ] {
@@ -104,4 +115,9 @@ fn substitution_renormalises() {
     let dim: Dim = "ceil(batch*seq / 16) + seq".parse().unwrap();
     let one = dim.substitute(&Symbol::new("seq"), &Dim::constant(16));
     assert_eq!(one.to_string(), "batch + 16");
+    let dim: Dim = "min(batch + seq | 16)*seq".parse().unwrap();
+    let three = dim.substitute(&Symbol::new("seq"), &Dim::constant(3));
+    assert_eq!(three.to_string(), "min(batch + 3 | 16)*3");
+    let four = three.substitute(&Symbol::new("batch"), &Dim::constant(1));
+    assert_eq!(four.as_const(), Some(12));
 }

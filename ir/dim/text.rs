@@ -34,6 +34,7 @@ impl fmt::Display for Dim {
                 match atom {
                     Atom::Symbol(s) => write!(f, "{s}")?,
                     Atom::CeilDiv(d, n) => write!(f, "ceil({d} / {n})")?,
+                    Atom::Min(d, n) => write!(f, "min({d} | {n})")?,
                 }
             }
             if coefficient.unsigned_abs() != 1 {
@@ -67,13 +68,13 @@ impl FromStr for Dim {
     }
 }
 
-/// Quotients within quotients that the parser accepts.
+/// Quotients and minima within others that the parser accepts.
 const MAX_DEPTH: usize = 16;
 
 struct DimParser<'a> {
     text: &'a str,
     at: usize,
-    /// Quotients that are open.
+    /// Quotients and minima that are open.
     depth: usize,
 }
 
@@ -153,28 +154,34 @@ impl DimParser<'_> {
         }
         let name = rest[..word].to_owned();
         self.at += word;
-        if name != "ceil" || !self.eat("(") {
+        // What stands between the dimension and the constant, and what is made of both.
+        let (between, make): (&str, fn(&Dim, u64) -> Dim) = match name.as_str() {
+            "ceil" => ("/", Dim::ceil_div),
+            "min" => ("|", Dim::at_most),
+            _ => return Ok(Dim::symbol(&name)),
+        };
+        if !self.eat("(") {
             return Ok(Dim::symbol(&name));
         }
         if self.depth == MAX_DEPTH {
-            return Err(self.error("too many quotients within quotients"));
+            return Err(self.error("too many quotients or minima within others"));
         }
         self.depth += 1;
         let inner = self.sum()?;
         self.depth -= 1;
-        if !self.eat("/") {
-            return Err(self.error("expected `/`"));
+        if !self.eat(between) {
+            return Err(self.error(&format!("expected `{between}`")));
         }
         self.skip_space();
         let digits = self.rest().bytes().take_while(u8::is_ascii_digit).count();
-        let divisor = self.number(digits)?;
-        if divisor == 0 {
+        let constant = self.number(digits)?;
+        if constant == 0 && between == "/" {
             return Err(self.error("division by zero"));
         }
         if !self.eat(")") {
             return Err(self.error("expected `)`"));
         }
-        Ok(inner.ceil_div(divisor))
+        Ok(make(&inner, constant))
     }
 
     fn number(&mut self, digits: usize) -> Result<u64, DimError> {

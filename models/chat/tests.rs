@@ -173,27 +173,34 @@ fn a_template_that_never_ends_is_ended() {
     }
 }
 
-/// What is nested as deeply as can be is written and dropped without the stack's end.
+/// Lists in lists are written, compared and dropped without coming to the stack's end, as many
+/// as a template can have before it is ended; and a long text is read.
 #[test]
 fn nesting_has_an_end() {
     let nest = |rounds: usize| {
         format!(
-            "{{% set n = namespace(x=[]) %}}{{% for a in range({rounds}) %}}{{% for b in range(1000) %}}\
-             {{% set n.x = [n.x] %}}{{% endfor %}}{{% endfor %}}"
+            "{{% set n = namespace(x=[]) %}}{{% for i in range({rounds}) %}}{{% set n.x = {}n.x{} %}}\
+             {{% endfor %}}",
+            "[".repeat(70),
+            "]".repeat(70)
         )
     };
-    let error = prompt(&nest(99_999), &[]).unwrap_err();
-    assert!(matches!(error, ChatError::Failed { .. }), "{error}");
-    let deepest = nest(150);
-    for (used, length) in [
-        ("{{ n.x }}", 300_002),
-        ("{{ n.x | tojson }}", 300_002),
-        ("{{ n.x == [n.x] }}", 5),
-        ("{{ n.x | length }}", 1),
+    let most = (1..).find(|rounds| prompt(&nest(500 * rounds), &[]).is_err());
+    let most = 500 * (most.unwrap() - 1);
+    assert!(most > 1000, "{most}");
+    // To write them takes its share too.
+    for (rounds, used, length) in [
+        (most / 2, "{{ n.x }}", 140 * (most / 2) + 2),
+        (most - 500, "{{ n.x == [n.x] }}", 5),
+        (most - 500, "{{ n.x | length }}", 1),
     ] {
-        let text = prompt(&format!("{deepest}{used}"), &[]).unwrap();
+        let text = prompt(&format!("{}{used}", nest(rounds)), &[]).unwrap();
         assert_eq!(text.len(), length, "{used}");
     }
+    let chain = format!("{{{{ x{} }}}}", ".x".repeat(LONGEST / 2 - 10));
+    assert!(prompt(&chain, &[]).is_err());
+    let error = prompt(&" ".repeat(LONGEST + 1), &[]).unwrap_err();
+    assert!(matches!(error, ChatError::Template { .. }), "{error}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::*;
 use kiln_ir::plan::{Access, Binding, Kernel, Plan};
@@ -359,6 +360,33 @@ fn a_session_goes_on_after_a_stop() {
         let device = turns(&mut session);
         session.reset();
         assert_eq!(device, turns(&mut OnHost(&mut session)));
+    }
+}
+
+/// A prompt that nobody wants any more is left between two of its pieces, without a trace.
+#[test]
+fn a_prompt_is_cancelled_between_its_pieces() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let prompts = [(0..3 * STEP_MAX as u32).collect::<Vec<u32>>()];
+    for backend in BACKENDS {
+        let model = Tiny::new(257, 1 << 20, false).open(backend);
+        let options = options_of(SamplingOptions::default());
+        // In front of the second piece; of a decoder with one piece never.
+        ASKED.store(0, Ordering::SeqCst);
+        let impatient = GenerateOptions {
+            cancelled: Some(|| ASKED.fetch_add(1, Ordering::SeqCst) == 1),
+            ..options.clone()
+        };
+        let mut session = Session::new(&model, 1, CONTEXT_MAX).unwrap();
+        let cancelled = Generated {
+            tokens: Vec::new(),
+            finish: Finish::Cancelled,
+        };
+        assert_eq!(on(&mut session, &prompts, &impatient), [cancelled]);
+        assert_eq!((session.past(), ASKED.load(Ordering::SeqCst)), (0, 2));
+        let device = on(&mut session, &prompts, &options);
+        session.reset();
+        assert_eq!(device, on(&mut OnHost(&mut session), &prompts, &options));
     }
 }
 

@@ -151,15 +151,15 @@ fn the_oldest_messages_go_where_the_context_ends() {
     let context = (one + 3).to_string();
     let said = talk(&context, &[SECOND]);
     let full = format!(
-        "warning: the context of {context} tokens is full, so the answer ends here (--context makes the \
-         context longer)\n"
+        "warning: the context of {context} tokens is full, so the answer ends here; to go on, make \
+         the context longer with --context\n"
     );
     assert_eq!(said.err, full);
     said.ok();
     let error = talk("4", &[SECOND]).fails(1);
     let wanted = format!(
-        "error: the message has {one} tokens, with what the chat template adds, and the context has 4; \
-         shorten the message (--context makes the context longer)\n"
+        "error: the message has {one} tokens, with what the chat template and --system add, and the \
+         context has 4; shorten it, or make the context longer with --context\n"
     );
     assert_eq!(error, wanted);
 }

@@ -64,7 +64,8 @@ pub const ALL_TIERS: [&str; 5] = [
 /// What rounding activations to f16 takes away there, over all elements.
 pub const ROUNDED: f64 = 2e-3;
 
-/// Whether the checkpoints and graphs that are dealt out to tiers are to run on all of them:
+/// Whether the checkpoints, graphs and sizes that are dealt out to tiers are to run on all of
+/// them:
 /// where `KILN_TEST_EVERYTHING` is set. A software driver takes a second or more over each
 /// kernel that is new to it, so that would be more than an hour.
 pub fn everything() -> bool {

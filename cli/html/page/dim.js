@@ -1,4 +1,9 @@
-// Sizes: sums of products of numbers, symbols and `ceil(SUM / n)`.
+// Sizes: sums of products of numbers, symbols, `ceil(SUM / n)` and `min(SUM | n)`.
+
+const makes = {
+  ceil: (value, divisor) => Math.ceil(value / divisor),
+  min: Math.min,
+};
 
 const parsed = new Map();
 
@@ -9,7 +14,7 @@ function sizeOf(text) {
 }
 
 function parseSize(text) {
-  const tokens = text.match(/\w+|[-+*/()]/g) ?? [];
+  const tokens = text.match(/\w+|[-+*/|()]/g) ?? [];
   let at = 0;
   const eat = (token) => tokens[at] === token && ++at > 0;
   const factor = () => {
@@ -18,12 +23,12 @@ function parseSize(text) {
       const value = Number(token);
       return () => value;
     }
-    if (token !== 'ceil' || !eat('(')) return (symbols) => symbols[token] ?? 0;
+    if (!(token in makes) || !eat('(')) return (symbols) => symbols[token] ?? 0;
     const inner = sum();
-    eat('/');
-    const divisor = Number(tokens[at++]);
+    eat('/') || eat('|');
+    const constant = Number(tokens[at++]);
     eat(')');
-    return (symbols) => Math.ceil(inner(symbols) / divisor);
+    return (symbols) => makes[token](inner(symbols), constant);
   };
   const product = () => {
     const factors = [factor()];
