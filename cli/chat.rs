@@ -255,8 +255,8 @@ impl Talk<'_> {
             let line = editor.readline("> ");
             drop(lent);
             // From here to the next line Ctrl-C ends an answer; what came before is over.
+            interrupt::forget();
             let _graceful = interrupt::Graceful::begin();
-            interrupt::take();
             let line = match line {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => continue,

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use kiln_runtime::generate::{GenerateOptions, Generated, NewToken, Timings, generate};
+use kiln_runtime::generate::{GenerateOptions, Generated, NewToken, Timings, generate_while};
 use kiln_runtime::{Artifact, Decoder, LoadOptions, Session};
 
 use crate::device::{DeviceArgs, Target, warn_of_separate_launches};
@@ -129,11 +129,8 @@ pub fn generate_shown(
             ControlFlow::Break(())
         })
     };
-    let options = GenerateOptions {
-        cancelled: Some(interrupt::requested),
-        ..options.clone()
-    };
-    let outcome = generate(decoder, prompts, &options, &mut on_token);
+    let wanted = || !interrupt::requested();
+    let outcome = generate_while(decoder, prompts, options, &wanted, &mut on_token);
     drop(graceful);
     if let Some(failure) = failure {
         return Err(failure);

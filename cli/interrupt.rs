@@ -1,4 +1,4 @@
-//! Ctrl-C.
+//! Ctrl-C, and a system's wish that the process end, which comes the same way.
 //!
 //! Work that can stop by itself, and has something to tidy up, runs inside
 //! [`Graceful`] and asks [`requested`] now and then. All other work is ended on
@@ -35,9 +35,9 @@ pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// Whether Ctrl-C was pressed since this was last asked, for those who go on after it.
-pub fn take() -> bool {
-    REQUESTED.swap(false, Ordering::SeqCst)
+/// As if Ctrl-C had not been pressed so far, for those who go on after it.
+pub fn forget() {
+    REQUESTED.store(false, Ordering::SeqCst);
 }
 
 /// [`Failure::Interrupted`] if Ctrl-C was pressed.

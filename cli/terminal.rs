@@ -11,7 +11,7 @@ mod kept {
     use std::sync::Mutex;
 
     use rustix::process::getpgrp;
-    use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+    use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
     /// Ends what an editor has pasted text stand in, and its line.
     const END: &[u8] = b"\x1b[?2004l\n";
@@ -19,16 +19,20 @@ mod kept {
     /// The terminal, and how it was.
     static BEFORE: Mutex<Option<(File, Termios)>> = Mutex::new(None);
 
-    /// Keeps how the terminal is, or forgets it.
-    pub fn keep(whether: bool) {
-        let open = || File::options().read(true).write(true).open("/dev/tty");
-        let terminal = whether.then(open).and_then(Result::ok);
-        let kept = terminal.and_then(|terminal| {
-            let before = tcgetattr(&terminal).ok()?;
-            Some((terminal, before))
-        });
-        if let Ok(mut before) = BEFORE.lock() {
-            *before = kept;
+    /// Keeps how the terminal is.
+    pub fn keep() {
+        let terminal = File::options().read(true).write(true).open("/dev/tty");
+        if let Ok(terminal) = terminal
+            && let Ok(before) = tcgetattr(&terminal)
+            && let Ok(mut kept) = BEFORE.lock()
+        {
+            *kept = Some((terminal, before));
+        }
+    }
+
+    pub fn forget() {
+        if let Ok(mut kept) = BEFORE.lock() {
+            *kept = None;
         }
     }
 
@@ -39,9 +43,12 @@ mod kept {
         let Some((mut terminal, before)) = kept.take() else {
             return;
         };
-        // Behind others that run in front of it, it is theirs, and to change it would stop this
-        // process.
-        if tcgetpgrp(&terminal) == Ok(getpgrp()) {
+        // Where another process is in front the terminal is that one's, and to change it would
+        // stop this one.
+        let is_in_front = tcgetpgrp(&terminal) == Ok(getpgrp());
+        let in_lines = |now: Termios| now.local_modes.contains(LocalModes::ICANON);
+        let is_taken = tcgetattr(&terminal).is_ok_and(|now| !in_lines(now));
+        if is_in_front && is_taken {
             // Where that fails, nobody looks any more.
             let _ = tcsetattr(&terminal, OptionalActions::Now, &before);
             let _ = terminal.write_all(END);
@@ -55,7 +62,7 @@ pub struct Lent(());
 impl Lent {
     pub fn begin() -> Self {
         #[cfg(unix)]
-        kept::keep(true);
+        kept::keep();
         Lent(())
     }
 }
@@ -63,7 +70,7 @@ impl Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         #[cfg(unix)]
-        kept::keep(false);
+        kept::forget();
     }
 }
 

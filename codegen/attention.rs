@@ -239,14 +239,15 @@ impl Attention<'_> {
         // As if every query saw every key that it may: of those in its window, if it has one,
         // what causality keeps from the first queries is not taken off.
         let tokens = &on.batch * &on.queries;
-        let window = self.spec.window.map(|window| window as u64);
-        let seen = window.map_or_else(|| on.keys.clone(), |window| on.keys.at_most(window));
-        // The last keys are the queries' own.
-        let before = &on.keys - &on.queries;
-        let read = window.map_or_else(
-            || on.keys.clone(),
-            |window| &on.queries + &before.at_most(window.saturating_sub(1)),
-        );
+        let (seen, read) = match self.spec.window {
+            None => (on.keys.clone(), on.keys.clone()),
+            Some(window) => {
+                // The last keys are the queries' own.
+                let (window, before) = (window as u64, &on.keys - &on.queries);
+                let read = &on.queries + &before.at_most(window.saturating_sub(1));
+                (on.keys.at_most(window), read)
+            }
+        };
         let pairs = &tokens * &seen;
         let (products, of_keys) = if on.probabilities { (2, 1) } else { (4, 2) };
         let element = self.tier.element_bytes(on.k.base);

@@ -138,9 +138,13 @@ pub enum Atom {
     Symbol(Symbol),
     /// The quotient of a dimension and a positive constant, rounded up.
     CeilDiv(Box<Dim>, u64),
-    /// A dimension, or a constant where that is less.
+    /// A dimension, or a constant where that is less; in a kernel, where there is nothing below
+    /// zero, the dimension must not be either.
     Min(Box<Dim>, u64),
 }
+
+/// The largest constant that the text form has.
+const LARGEST: u64 = i64::MAX as u64 - 1;
 
 /// A dimension: a polynomial over [`Atom`]s in canonical form.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -233,7 +237,7 @@ impl Dim {
     /// coefficient, constants and a divisor of one are simplified.
     #[must_use]
     pub fn ceil_div(&self, divisor: u64) -> Self {
-        let divisor = divisor.clamp(1, i64::MAX as u64);
+        let divisor = divisor.clamp(1, LARGEST);
         if let Some(c) = self.as_const() {
             return Dim::constant(c.div_ceil(divisor));
         }
@@ -251,7 +255,7 @@ impl Dim {
     /// This dimension, or `most` where that is less.
     #[must_use]
     pub fn at_most(&self, most: u64) -> Self {
-        let most = most.min(i64::MAX as u64);
+        let most = most.min(LARGEST);
         match self.as_const() {
             Some(c) => Dim::constant(c.min(most)),
             None if self.is_negative_const() => self.clone(),

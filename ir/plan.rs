@@ -41,7 +41,7 @@ use crate::types::{DType, TensorType};
 pub use slice::{SliceRange, always_within, least};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 10;
+pub const PLAN_VERSION: u32 = 11;
 
 /// The symbol of an entry's graph that holds how many sequences there are.
 pub const BATCH: &str = "batch";

@@ -150,7 +150,7 @@ pub(crate) fn is_symbol_name(name: &str) -> bool {
         .next()
         .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
-        && !["ceil", "true", "false", "inf", "nan", "NaN"].contains(&name)
+        && !["ceil", "min", "true", "false", "inf", "nan", "NaN"].contains(&name)
 }
 
 impl Verifier<'_> {

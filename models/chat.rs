@@ -17,12 +17,14 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
-use minijinja::{Environment, ErrorKind, UndefinedBehavior};
+use minijinja::{Environment, ErrorKind, Output, State, UndefinedBehavior, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -48,13 +50,12 @@ const DEFAULT: &str = "default";
 /// whoever made them.
 const FUEL: u64 = 500_000;
 
-/// The longest text of a template, in bytes; the longest known have some ten thousand.
-const LONGEST: usize = 256 << 10;
+/// The longest text of a template, in bytes. Known ones have some ten thousand.
+const LONGEST: usize = 64 << 10;
 
 /// The bytes of stack that a template is read and rendered on. What it nests is written, compared
-/// and dropped level by level: [`FUEL`] suffices for 330,000 levels, of which 150,000 took less
-/// than 128 MiB in a build for tests. What contains itself has no last level, and no stack suffices
-/// for it.
+/// and dropped level by level, and [`FUEL`] suffices for some 300,000 levels. What contains itself
+/// is not written to an end either ([`Paid`]); only to compare or join it takes any stack.
 const STACK: usize = 512 << 20;
 
 /// The most spaces by which a template may have JSON indented.
@@ -192,9 +193,9 @@ pub enum ChatError {
         /// What failed, and where.
         reason: String,
     },
-    /// The operating system has no memory for the stack of a thread.
+    /// The operating system has no thread with such a stack.
     #[error(
-        "cannot render the model's chat template: no memory for a stack of {} MiB: {source}",
+        "cannot use the model's chat template: no thread with a stack of {} MiB: {source}",
         STACK >> 20
     )]
     Stack {
@@ -294,7 +295,8 @@ impl Chat {
     ///
     /// # Errors
     ///
-    /// [`ChatError::Template`], or [`ChatError::Stack`].
+    /// [`ChatError::Template`] or [`ChatError::Stack`]; [`ChatError::Failed`] should the parser
+    /// panic.
     pub fn template(&self) -> Result<ChatTemplate, ChatError> {
         match self.template.len() {
             0..=LONGEST => on_deep_stack(|| self.parse()),
@@ -317,6 +319,7 @@ impl Chat {
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_function("raise_exception", refuse);
         environment.add_function("strftime_now", now);
+        environment.set_formatter(format);
         environment.add_filter("tojson", to_json);
         environment.add_test("sequence", is_sequence);
         for (name, token) in &self.special_tokens {
@@ -522,9 +525,79 @@ fn now(format: &str) -> Result<String, minijinja::Error> {
     time.map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
 }
 
+/// A writer that fails when the fuel that a template has left does not pay for what is written,
+/// which minijinja takes account of afterwards: what holds a thing several times, which holds
+/// others several times, would have filled the memory by then.
+struct Paid<W> {
+    to: W,
+    /// The bytes that are paid for.
+    left: u64,
+}
+
+impl<W> Paid<W> {
+    /// The bytes of written values that one step is worth.
+    const BYTES: u64 = 4;
+
+    fn new(to: W, state: &State) -> Self {
+        let left = state.fuel_levels().map_or(0, |(_, left)| left);
+        Paid {
+            to,
+            left: left.saturating_mul(Self::BYTES),
+        }
+    }
+
+    /// Whether so many bytes more are paid for.
+    fn pay(&mut self, bytes: usize) -> bool {
+        let left = self.left.checked_sub(bytes as u64);
+        self.left = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
+impl<W: fmt::Write> fmt::Write for Paid<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        match self.pay(text.len()) {
+            true => self.to.write_str(text),
+            false => Err(fmt::Error),
+        }
+    }
+}
+
+impl io::Write for Paid<Vec<u8>> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.pay(bytes.len()) {
+            true => self.to.write(bytes),
+            false => Err(io::ErrorKind::QuotaExceeded.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes a value as minijinja does; lists and maps only as far as they are paid for.
+fn format(
+    out: &mut Output,
+    state: &mut State,
+    value: &minijinja::Value,
+) -> Result<(), minijinja::Error> {
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain => {
+            write!(Paid::new(out, state), "{value}")
+                .map_err(|_| minijinja::Error::from(ErrorKind::OutOfFuel))
+        }
+        _ => escape_formatter(out, state, value),
+    }
+}
+
 /// A value as Python writes JSON, with a space behind each comma and colon, and nothing
 /// escaped for HTML; or with line breaks and so many spaces.
-fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, minijinja::Error> {
+fn to_json(
+    state: &State,
+    value: &minijinja::Value,
+    options: Kwargs,
+) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     // transformers writes characters as they are unless told otherwise.
     let ascii: Option<bool> = options.get("ensure_ascii")?;
@@ -533,7 +606,7 @@ fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, minijinj
         let refused = format!("tojson escapes no characters, and indents by {MOST_INDENT} at most");
         return Err(minijinja::Error::new(ErrorKind::InvalidOperation, refused));
     }
-    let mut out = Vec::new();
+    let mut out = Paid::new(Vec::new(), state);
     let indented = " ".repeat(indent.unwrap_or(0));
     let written = match indent {
         Some(_) => {
@@ -549,7 +622,8 @@ fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, minijinj
     };
     let failed = |reason| minijinja::Error::new(ErrorKind::BadSerialization, reason);
     written.map_err(|e| failed(e.to_string()))?;
-    String::from_utf8(out).map_err(|e| failed(e.to_string()))
+    state.consume_fuel(out.to.len() as u64 / Paid::<Vec<u8>>::BYTES)?;
+    String::from_utf8(out.to).map_err(|e| failed(e.to_string()))
 }
 
 /// Whether Python finds elements by number in a value: texts and maps count too.

@@ -91,10 +91,6 @@ pub struct GenerateOptions {
     /// Fed where a sequence has no token: before a short prompt and after an end.
     /// It influences nothing.
     pub pad_token: u32,
-    /// Asked before the prompts are read, and by a [`Session`](crate::Session) that chooses
-    /// tokens on its device between the pieces of long ones: where it says so, every sequence
-    /// is [`Finish::Cancelled`] with no tokens. Later the callback for tokens decides.
-    pub cancelled: Option<fn() -> bool>,
 }
 
 impl Default for GenerateOptions {
@@ -105,7 +101,6 @@ impl Default for GenerateOptions {
             stop_tokens: Vec::new(),
             history: Vec::new(),
             pad_token: 0,
-            cancelled: None,
         }
     }
 }
@@ -132,7 +127,7 @@ pub enum Finish {
     Length,
     /// The decoder's context is full.
     Context,
-    /// The callback asked for it, or [`GenerateOptions::cancelled`] did.
+    /// A callback asked for it.
     Cancelled,
 }
 
@@ -148,7 +143,7 @@ pub struct Generated {
 /// Where the time went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
-    /// The prompts, up to the first new tokens.
+    /// The prompts, up to the first new tokens; zero if there is none.
     pub prefill: Duration,
     /// All further tokens.
     pub decode: Duration,
@@ -172,8 +167,26 @@ pub fn generate(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
 ) -> Result<(Vec<Generated>, Timings)> {
+    generate_while(decoder, prompts, options, &|| true, on_token)
+}
+
+/// [`generate`] for somebody who may no longer want it while the prompts are read. `wanted` is
+/// asked before that, and by a [`Session`](crate::Session) that chooses tokens on its device
+/// between the pieces of long prompts as well; where it says no, every sequence is
+/// [`Finish::Cancelled`] without a token, and the decoder as it was. Later `on_token` decides.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_while(
+    decoder: &mut dyn Decoder,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    wanted: &dyn Fn() -> bool,
+    on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
+) -> Result<(Vec<Generated>, Timings)> {
     let longest = check_prompts(decoder, prompts)?;
-    let mut generation = Generation::new(decoder.past(), prompts, longest, options, on_token)?;
+    let past = decoder.past();
+    let mut generation = Generation::new(past, prompts, longest, options, wanted, on_token)?;
     if options.max_new_tokens > 0 {
         decoder.run(&mut generation)?;
     }
@@ -222,6 +235,7 @@ fn check_prompts(decoder: &dyn Decoder, prompts: &[Vec<u32>]) -> Result<usize> {
 /// A batch of sequences on their way: what a [`Decoder`] runs.
 pub struct Generation<'g> {
     options: &'g GenerateOptions,
+    is_wanted: &'g dyn Fn() -> bool,
     on_token: &'g mut dyn FnMut(NewToken) -> ControlFlow<()>,
     sampler: Sampler,
     sequences: Vec<Sequence>,
@@ -250,6 +264,7 @@ impl<'g> Generation<'g> {
         prompts: &[Vec<u32>],
         longest: usize,
         options: &'g GenerateOptions,
+        is_wanted: &'g dyn Fn() -> bool,
         on_token: &'g mut dyn FnMut(NewToken) -> ControlFlow<()>,
     ) -> Result<Self> {
         let mut ids = Vec::with_capacity(prompts.len() * longest);
@@ -279,6 +294,7 @@ impl<'g> Generation<'g> {
         Ok(Generation {
             sampler: Sampler::new(options.sampling.clone())?,
             options,
+            is_wanted,
             on_token,
             sequences,
             ids,
@@ -299,7 +315,7 @@ impl<'g> Generation<'g> {
 
     /// Whether it is to end before it has begun.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.options.cancelled.is_some_and(|cancelled| cancelled())
+        self.steps == 0 && !(self.is_wanted)()
     }
 
     /// Ends every sequence.

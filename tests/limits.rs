@@ -106,7 +106,8 @@ fn ids(fixture: &Fixture, batch: usize, seq: usize) -> HostTensor<f32> {
 
 /// Every matrix split: the same weights, and the same results as the interpreter's
 /// and those of a device that has them whole. A driver takes long over so many kernels, so
-/// each packing is run on one tier; `tests/kernels` has split layers in all of them on every one.
+/// each packing is run on one tier, unless everything is to run; `tests/kernels` has split
+/// layers in each packing on every tier.
 fn split(config: &str, table: &str, packings: [(Packing, &str); 2]) {
     for (packing, tier) in packings {
         let fixture = Fixture::random(config);

@@ -205,7 +205,7 @@ fn invariant_6_declarations() {
     };
     let text = "symbol `seq`: expected one declaration, found 2";
     expect(&declare("seq", 8), 6, &[text]);
-    for name in ["", "9", "a-b", "é", "ceil", "true", "nan"] {
+    for name in ["", "9", "a-b", "é", "ceil", "min", "true", "nan"] {
         let text = format!(
             "symbol `{name}`: expected a name of letters, digits and `_` that is no word of the \
              text form, found `{name}`"

@@ -166,8 +166,21 @@ fn what_is_wrong_with_a_template_is_told_with_its_line() {
 fn a_template_that_never_ends_is_ended() {
     let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
     let growing = "{% set n = namespace(s='ab') %}{% for i in range(9999) %}{% set n.s = n.s ~ i %}{% endfor %}";
-    let growing = growing.repeat(1000);
-    for template in [endless, &growing, "{{ [1] | tojson(indent=100000000000) }}"] {
+    let growing = growing.repeat(700);
+    let doubling = "{% set n = namespace(x=[]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}";
+    let deep =
+        "{% set n = namespace(x=[]) %}{% for i in range(9999) %}{% set n.x = [n.x] %}{% endfor %}";
+    let round = "{% set n = namespace(x=1) %}{% set n.x = n %}";
+    for template in [
+        endless,
+        &growing,
+        "{{ [1] | tojson(indent=100000000000) }}",
+        &format!("{doubling}{{{{ n.x }}}}"),
+        &format!("{doubling}{{{{ n.x | tojson }}}}"),
+        &format!("{deep}{{{{ n.x | tojson(indent=16) }}}}"),
+        &format!("{round}{{{{ n }}}}"),
+        &format!("{round}{{{{ n | tojson }}}}"),
+    ] {
         let error = prompt(template, &[]).unwrap_err();
         assert!(matches!(error, ChatError::Failed { .. }), "{error}");
     }
@@ -191,14 +204,24 @@ fn nesting_has_an_end() {
     // To write them takes its share too.
     for (rounds, used, length) in [
         (most / 2, "{{ n.x }}", 140 * (most / 2) + 2),
+        (most / 2, "{{ n.x | tojson }}", 140 * (most / 2) + 2),
         (most - 500, "{{ n.x == [n.x] }}", 5),
         (most - 500, "{{ n.x | length }}", 1),
     ] {
         let text = prompt(&format!("{}{used}", nest(rounds)), &[]).unwrap();
         assert_eq!(text.len(), length, "{used}");
     }
-    let chain = format!("{{{{ x{} }}}}", ".x".repeat(LONGEST / 2 - 10));
-    assert!(prompt(&chain, &[]).is_err());
+    // The last takes minijinja the square of its length.
+    for (link, bytes) in [
+        (".x", LONGEST),
+        ("()", LONGEST),
+        ("|f", LONGEST),
+        ("~x", 8192),
+    ] {
+        let chain = format!("{{{{ x{} }}}}", link.repeat(bytes / 2 - 10));
+        // Whatever comes of it.
+        let _ = prompt(&chain, &[]);
+    }
     let error = prompt(&" ".repeat(LONGEST + 1), &[]).unwrap_err();
     assert!(matches!(error, ChatError::Template { .. }), "{error}");
 }

@@ -5,13 +5,13 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::*;
 use kiln_ir::plan::{Access, Binding, Kernel, Plan};
-use kiln_runtime::generate::{Finish, GenerateOptions, Generated, generate};
+use kiln_runtime::generate::{Finish, GenerateOptions, Generated, generate, generate_while};
 use kiln_runtime::sampling::SamplingOptions;
 use kiln_runtime::{Artifact, Decoder, LoadOptions, LoadProgress, Model, Result, Session};
 
@@ -365,27 +365,33 @@ fn a_session_goes_on_after_a_stop() {
 
 /// A prompt that nobody wants any more is left between two of its pieces, without a trace.
 #[test]
-fn a_prompt_is_cancelled_between_its_pieces() {
-    static ASKED: AtomicUsize = AtomicUsize::new(0);
+fn a_prompt_is_left_between_its_pieces() {
     let prompts = [(0..3 * STEP_MAX as u32).collect::<Vec<u32>>()];
+    let options = options_of(SamplingOptions::default());
     for backend in BACKENDS {
         let model = Tiny::new(257, 1 << 20, false).open(backend);
-        let options = options_of(SamplingOptions::default());
-        // In front of the second piece; of a decoder with one piece never.
-        ASKED.store(0, Ordering::SeqCst);
-        let impatient = GenerateOptions {
-            cancelled: Some(|| ASKED.fetch_add(1, Ordering::SeqCst) == 1),
-            ..options.clone()
-        };
         let mut session = Session::new(&model, 1, CONTEXT_MAX).unwrap();
-        let cancelled = Generated {
+        // How often it is wanted: in front of a piece of three each, or of all at once.
+        let left = |decoder: &mut dyn Decoder, times: usize| {
+            let asked = Cell::new(0);
+            let wanted = || asked.replace(asked.get() + 1) < times;
+            let outcome = generate_while(decoder, &prompts, &options, &wanted, &mut |_| {
+                panic!("there is no token")
+            });
+            assert_eq!(asked.get(), times + 1);
+            assert_eq!(decoder.past(), 0);
+            outcome.unwrap().0
+        };
+        let nothing = [Generated {
             tokens: Vec::new(),
             finish: Finish::Cancelled,
-        };
-        assert_eq!(on(&mut session, &prompts, &impatient), [cancelled]);
-        assert_eq!((session.past(), ASKED.load(Ordering::SeqCst)), (0, 2));
+        }];
+        for times in 0..3 {
+            assert_eq!(left(&mut session, times), nothing);
+        }
         let device = on(&mut session, &prompts, &options);
         session.reset();
+        assert_eq!(left(&mut OnHost(&mut session), 0), nothing);
         assert_eq!(device, on(&mut OnHost(&mut session), &prompts, &options));
     }
 }

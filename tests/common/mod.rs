@@ -65,9 +65,8 @@ pub const ALL_TIERS: [&str; 5] = [
 pub const ROUNDED: f64 = 2e-3;
 
 /// Whether the checkpoints, graphs and sizes that are dealt out to tiers are to run on all of
-/// them:
-/// where `KILN_TEST_EVERYTHING` is set. A software driver takes a second or more over each
-/// kernel that is new to it, so that would be more than an hour.
+/// them: where `KILN_TEST_EVERYTHING` is set. A software driver takes a second or more over
+/// each kernel that is new to it, so that would be more than an hour.
 pub fn everything() -> bool {
     env::var_os("KILN_TEST_EVERYTHING").is_some()
 }

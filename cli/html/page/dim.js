@@ -23,7 +23,7 @@ function parseSize(text) {
       const value = Number(token);
       return () => value;
     }
-    if (!(token in makes) || !eat('(')) return (symbols) => symbols[token] ?? 0;
+    if (!Object.hasOwn(makes, token) || !eat('(')) return (symbols) => symbols[token] ?? 0;
     const inner = sum();
     eat('/') || eat('|');
     const constant = Number(tokens[at++]);

@@ -598,8 +598,8 @@ fn within(variant: &Variant, max: &Bindings) -> Bindings {
         let (Some((atoms, coefficient)), None) = (terms.next(), terms.next()) else {
             continue;
         };
-        let is_past = |a: &Atom| matches!(a, Atom::Symbol(s) if s.name() == PAST);
-        if coefficient < 1 || (atoms.len() > 1 && atoms.iter().any(is_past)) {
+        let may_be_zero = |a: &Atom| !matches!(a, Atom::Symbol(s) if s.name() != PAST);
+        if coefficient < 1 || (atoms.len() > 1 && atoms.iter().any(may_be_zero)) {
             continue;
         }
         let most = bound.max / coefficient.unsigned_abs();

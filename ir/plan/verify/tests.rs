@@ -63,7 +63,7 @@ fn invariant_2_symbols() {
     breaks(2, zero, |p| p.symbols.push(symbol("extra", 0)));
     let large = "symbol `extra`: expected a maximum from 1 to 2^31 - 1, found 2147483648";
     breaks(2, large, |p| p.symbols.push(symbol("extra", 1 << 31)));
-    for name in ["con-text", "ceil", "context", "block", ""] {
+    for name in ["con-text", "ceil", "min", "context", "block", ""] {
         let text = format!(
             "symbol `{name}`: expected a name of letters, digits and `_` that is no word of the \
              text form, `context` or `block`, found `{name}`"
