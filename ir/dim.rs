@@ -1,10 +1,10 @@
 //! Dimensions: constants, symbols, and normalised expressions of them.
 //!
-//! A [`Dim`] is a polynomial with integer coefficients over *atoms*; an atom is
-//! a [`Symbol`], a rounded-up quotient or a bounded dimension. The polynomial form is canonical, so
-//! `seq + past` equals `past + seq` structurally and equality of dimensions is
-//! plain `==`. The text form (`batch*seq*768 + 3`, `ceil(batch*seq / 16)`,
-//! `min(past + seq | 512)`) parses back to the same value; it is also how a dimension is serialised.
+//! A [`Dim`] is a polynomial with integer coefficients over *atoms*; an atom is a [`Symbol`], a
+//! rounded-up quotient or a bounded dimension. The polynomial form is canonical, so `seq + past`
+//! equals `past + seq` structurally and equality of dimensions is plain `==`. The text form
+//! (`batch*seq*768 + 3`, `ceil(batch*seq / 16)`, `min(past + seq | 512)`) parses back to the same
+//! value; it is also how a dimension is serialised.
 //!
 //! ```
 //! use kiln_ir::{Bindings, Dim};
