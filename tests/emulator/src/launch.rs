@@ -4,6 +4,7 @@ mod access;
 mod evaluate;
 mod together;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -16,7 +17,7 @@ use naga::{
 use crate::device::{Buffer, Device, Kernel};
 use crate::fault::{Fault, Invocation};
 use crate::lanes::{Lanes, Mask};
-use crate::memory::{Order, Uses};
+use crate::memory::{By, Order, Uses};
 use crate::types::{Field, Pointee, count, fields};
 
 /// Rounds after which a loop is taken to have no end.
@@ -104,6 +105,7 @@ pub(crate) struct Launch<'a> {
     first: usize,
     lanes: usize,
     all: Mask,
+    by: Vec<By>,
     /// By variables; none for those that lie elsewhere.
     shared: Vec<Option<Shared>>,
     private: BTreeMap<Handle<GlobalVariable>, Vec<Lanes>>,
@@ -145,6 +147,7 @@ impl<'a> Launch<'a> {
             first: 0,
             lanes: 0,
             all: Mask::none(0),
+            by: Vec::new(),
             shared: Vec::new(),
             private: BTreeMap::new(),
             frames: Vec::new(),
@@ -159,16 +162,19 @@ impl<'a> Launch<'a> {
         };
         for first in (0..self.workgroups).step_by(together) {
             let end = self.workgroups.min(first + together);
-            self.run_some(first, end - first)?;
+            self.run_some(first, end)?;
         }
         Ok(self.barriers)
     }
 
-    fn run_some(&mut self, first: usize, workgroups: usize) -> Result<(), Fault> {
+    fn run_some(&mut self, first: usize, end: usize) -> Result<(), Fault> {
+        let workgroups = end - first;
         let kernel = self.kernel;
         self.first = first;
         self.lanes = workgroups * self.workgroup;
         self.all = Mask::full(self.lanes);
+        let invocations = first * self.workgroup..end * self.workgroup;
+        self.by = invocations.map(|i| self.order.by(i as u32)).collect();
         self.shared.clear();
         let variables = kernel.module.global_variables.len();
         self.shared.resize_with(variables, || None);
@@ -215,7 +221,7 @@ impl<'a> Launch<'a> {
     }
 
     fn each(&self, f: impl Fn(usize) -> usize) -> Lanes {
-        Lanes::Each((0..self.lanes).map(|lane| f(lane) as u32).collect())
+        (0..self.lanes).map(|lane| f(lane) as u32).collect()
     }
 
     fn builtin(&self, builtin: BuiltIn) -> Result<Value, Fault> {
@@ -250,12 +256,8 @@ impl<'a> Launch<'a> {
         Ok(Value::Data(scalars.into()))
     }
 
-    fn by(&self, lane: usize) -> u32 {
-        (self.first * self.workgroup + lane) as u32
-    }
-
     fn who(&self, lane: usize) -> Invocation {
-        self.order.invocation(self.by(lane))
+        self.order.invocation(self.by[lane].invocation)
     }
 
     fn count(&self, inner: &TypeInner) -> usize {
@@ -263,10 +265,10 @@ impl<'a> Launch<'a> {
         count(&self.kernel.module, inner, &matrix)
     }
 
-    fn inner(&self, to: Pointee) -> TypeInner {
+    fn inner(&self, to: Pointee) -> Cow<'a, TypeInner> {
         match to {
-            Pointee::Type(ty) => self.kernel.module.types[ty].inner.clone(),
-            Pointee::Component(scalar) => TypeInner::Scalar(scalar),
+            Pointee::Type(ty) => Cow::Borrowed(&self.kernel.module.types[ty].inner),
+            Pointee::Component(scalar) => Cow::Owned(TypeInner::Scalar(scalar)),
         }
     }
 

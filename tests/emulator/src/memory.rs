@@ -17,6 +17,13 @@ const NOBODY: Use = Use {
     barriers: 0,
 };
 
+/// An invocation of the launch, and its workgroup.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct By {
+    pub invocation: u32,
+    pub workgroup: usize,
+}
+
 /// The last uses of a word: a write, an atomic, and three reads, of which the second is
 /// by another invocation than the first and the third by another workgroup, so that one
 /// of them is not ordered before whoever writes next by being its own, or its workgroup's.
@@ -132,6 +139,13 @@ impl Order {
         }
     }
 
+    pub fn by(&self, invocation: u32) -> By {
+        By {
+            invocation,
+            workgroup: self.workgroup_of(invocation),
+        }
+    }
+
     pub fn invocation(&self, by: u32) -> Invocation {
         Invocation {
             workgroup: self.workgroup_of(by),
@@ -154,11 +168,11 @@ impl Order {
     }
 
     /// An atomic on a word of a buffer.
-    pub fn atomic(&mut self, by: u32, buffer: usize, word: usize, how: Atomic) {
-        let workgroup = self.workgroup_of(by);
+    pub fn atomic(&mut self, by: By, buffer: usize, word: usize, how: Atomic) {
+        let workgroup = by.workgroup;
         let done = SHARED.map(|space| self.barriers[space as usize][workgroup]);
         let released = self.released.entry((buffer, word)).or_default();
-        let learnt = self.learnt[workgroup].entry(by).or_default();
+        let learnt = self.learnt[workgroup].entry(by.invocation).or_default();
         if how != Atomic::Store {
             join(learnt, released);
         }
@@ -184,12 +198,14 @@ impl Order {
     pub fn note(
         &self,
         uses: &mut Uses,
-        by: u32,
+        By {
+            invocation: by,
+            workgroup,
+        }: By,
         how: Access,
         space: Space,
         word: Word<'_>,
     ) -> Result<(), Fault> {
-        let workgroup = self.workgroup_of(by);
         let first = workgroup as u32 * self.workgroup;
         let is_of_own = |other: Use| other.by.wrapping_sub(first) < self.workgroup;
         let own = Use {

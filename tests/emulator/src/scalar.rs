@@ -1,5 +1,7 @@
 //! Arithmetic on the bits of scalars.
 
+use std::cmp::Ordering;
+
 use half::f16;
 use naga::{
     BinaryOperator, Literal, MathFunction, Scalar, ScalarKind, SubgroupOperation, UnaryOperator,
@@ -77,57 +79,51 @@ pub(crate) fn unary(op: UnaryOperator, kind: Kind, x: &Lanes) -> Result<Lanes, F
     })
 }
 
+/// `f` of real numbers, rounded. (Each function has code of its own, for a call for each
+/// invocation would take most of the time; so it is in what follows.)
+fn real(kind: Kind, a: &Lanes, b: &Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
+    match kind {
+        Kind::F32 => a.zip(b, |a, b| f(f32::from_bits(a), f32::from_bits(b)).to_bits()),
+        _ => a.zip(b, |a, b| kind.bits(f(kind.real(a), kind.real(b)))),
+    }
+}
+
+fn test(kind: Kind, a: &Lanes, b: &Lanes, f: impl Fn(&f32, &f32) -> bool) -> Lanes {
+    match kind {
+        Kind::F32 => a.zip(b, |a, b| {
+            u32::from(f(&f32::from_bits(a), &f32::from_bits(b)))
+        }),
+        _ => a.zip(b, |a, b| u32::from(f(&kind.real(a), &kind.real(b)))),
+    }
+}
+
+fn compare(kind: Kind, a: &Lanes, b: &Lanes, f: impl Fn(Ordering) -> bool) -> Lanes {
+    match kind {
+        Kind::I32 => a.zip(b, |a, b| u32::from(f((a as i32).cmp(&(b as i32))))),
+        _ => a.zip(b, |a, b| u32::from(f(a.cmp(&b)))),
+    }
+}
+
 /// An operator on scalars of `kind`; comparisons give 0 and 1.
 pub(crate) fn binary(op: BinaryOperator, kind: Kind, a: &Lanes, b: &Lanes) -> Result<Lanes, Fault> {
     use BinaryOperator as Op;
-    // What decides most of the time first.
-    if kind == Kind::F32 {
-        let f = |f: fn(f32, f32) -> f32| {
-            Ok(a.zip(b, |a, b| f(f32::from_bits(a), f32::from_bits(b)).to_bits()))
-        };
-        match op {
-            Op::Add => {
-                return Ok(a.zip(b, |a, b| (f32::from_bits(a) + f32::from_bits(b)).to_bits()));
-            }
-            Op::Multiply => {
-                return Ok(a.zip(b, |a, b| (f32::from_bits(a) * f32::from_bits(b)).to_bits()));
-            }
-            Op::Subtract => return f(|a, b| a - b),
-            Op::Divide => return f(|a, b| a / b),
-            _ => {}
-        }
-    }
     if kind.is_float() {
-        let real =
-            |f: fn(f32, f32) -> f32| Ok(a.zip(b, |a, b| kind.bits(f(kind.real(a), kind.real(b)))));
-        let test = |f: fn(&f32, &f32) -> bool| {
-            Ok(a.zip(b, |a, b| u32::from(f(&kind.real(a), &kind.real(b)))))
-        };
-        return match op {
-            Op::Add => real(|a, b| a + b),
-            Op::Subtract => real(|a, b| a - b),
-            Op::Multiply => real(|a, b| a * b),
-            Op::Divide => real(|a, b| a / b),
-            Op::Modulo => real(|a, b| a % b),
-            Op::Equal => test(f32::eq),
-            Op::NotEqual => test(f32::ne),
-            Op::Less => test(f32::lt),
-            Op::LessEqual => test(f32::le),
-            Op::Greater => test(f32::gt),
-            Op::GreaterEqual => test(f32::ge),
-            _ => unsupported(&op, kind),
-        };
+        return Ok(match op {
+            Op::Add => real(kind, a, b, |a, b| a + b),
+            Op::Subtract => real(kind, a, b, |a, b| a - b),
+            Op::Multiply => real(kind, a, b, |a, b| a * b),
+            Op::Divide => real(kind, a, b, |a, b| a / b),
+            Op::Modulo => real(kind, a, b, |a, b| a % b),
+            Op::Equal => test(kind, a, b, f32::eq),
+            Op::NotEqual => test(kind, a, b, f32::ne),
+            Op::Less => test(kind, a, b, f32::lt),
+            Op::LessEqual => test(kind, a, b, f32::le),
+            Op::Greater => test(kind, a, b, f32::gt),
+            Op::GreaterEqual => test(kind, a, b, f32::ge),
+            _ => return unsupported(&op, kind),
+        });
     }
     let signed = kind == Kind::I32;
-    let compare = |f: fn(std::cmp::Ordering) -> bool| {
-        Ok(a.zip(b, |a, b| {
-            let ordering = match signed {
-                true => (a as i32).cmp(&(b as i32)),
-                false => a.cmp(&b),
-            };
-            u32::from(f(ordering))
-        }))
-    };
     // Division by 0 gives the dividend, and its remainder 0, as WGSL says.
     Ok(match op {
         Op::Add => a.zip(b, u32::wrapping_add),
@@ -143,12 +139,12 @@ pub(crate) fn binary(op: BinaryOperator, kind: Kind, a: &Lanes, b: &Lanes) -> Re
             b => (a as i32).wrapping_rem(b as i32) as u32,
         }),
         Op::Modulo => a.zip(b, |a, b| a.checked_rem(b).unwrap_or(0)),
-        Op::Equal => return compare(std::cmp::Ordering::is_eq),
-        Op::NotEqual => return compare(std::cmp::Ordering::is_ne),
-        Op::Less => return compare(std::cmp::Ordering::is_lt),
-        Op::LessEqual => return compare(std::cmp::Ordering::is_le),
-        Op::Greater => return compare(std::cmp::Ordering::is_gt),
-        Op::GreaterEqual => return compare(std::cmp::Ordering::is_ge),
+        Op::Equal => compare(kind, a, b, Ordering::is_eq),
+        Op::NotEqual => compare(kind, a, b, Ordering::is_ne),
+        Op::Less => compare(kind, a, b, Ordering::is_lt),
+        Op::LessEqual => compare(kind, a, b, Ordering::is_le),
+        Op::Greater => compare(kind, a, b, Ordering::is_gt),
+        Op::GreaterEqual => compare(kind, a, b, Ordering::is_ge),
         Op::And | Op::LogicalAnd => a.zip(b, |a, b| a & b),
         Op::InclusiveOr | Op::LogicalOr => a.zip(b, |a, b| a | b),
         Op::ExclusiveOr => a.zip(b, |a, b| a ^ b),
@@ -197,17 +193,15 @@ pub(crate) fn math(
     let x = arg(0)?;
     if kind.is_float() {
         let one = |f: fn(f32) -> f32| Ok(x.map(|x| kind.bits(f(kind.real(x)))));
-        let two = |f: fn(f32, f32) -> f32| {
-            Ok(x.zip(arg(1)?, |a, b| kind.bits(f(kind.real(a), kind.real(b)))))
-        };
+        let two = |f: fn(f32, f32) -> f32| Ok(real(kind, x, arg(1)?, f));
         let three = |f: fn(f32, f32, f32) -> f32| {
             let f = |a, b, c| kind.bits(f(kind.real(a), kind.real(b), kind.real(c)));
             Ok(x.zip3(arg(1)?, arg(2)?, lanes, f))
         };
         return match function {
             F::Abs => one(f32::abs),
-            F::Min => two(min),
-            F::Max => two(max),
+            F::Min => Ok(real(kind, x, arg(1)?, min)),
+            F::Max => Ok(real(kind, x, arg(1)?, max)),
             F::Clamp => three(|x, low, high| min(max(x, low), high)),
             F::Floor => one(f32::floor),
             F::Ceil => one(f32::ceil),

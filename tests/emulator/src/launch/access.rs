@@ -14,7 +14,15 @@ use crate::fault::Fault;
 use crate::lanes::{Lanes, Mask, columns};
 use crate::memory::{Access, Atomic, Space, Word};
 use crate::scalar::{self};
-use crate::types::Pointee;
+use crate::types::{Field, Pointee};
+
+/// A buffer or an image whose uses are noted.
+struct Noted<'a> {
+    buffer: usize,
+    name: &'a str,
+    is_coherent: bool,
+    space: Space,
+}
 
 impl<'a> Launch<'a> {
     fn name(&self, root: Root) -> &str {
@@ -77,7 +85,7 @@ impl<'a> Launch<'a> {
 
     /// The number of elements of the array that a pointer points to.
     pub(super) fn length(&self, pointer: &Pointer) -> Result<usize, Fault> {
-        match (self.inner(pointer.to), pointer.root) {
+        match (self.inner(pointer.to).as_ref(), pointer.root) {
             (
                 TypeInner::Array {
                     size: ArraySize::Constant(size),
@@ -86,7 +94,7 @@ impl<'a> Launch<'a> {
                 _,
             ) => Ok(size.get() as usize),
             (TypeInner::Array { stride, .. }, Root::Global(variable)) => {
-                Ok(4 * self.words_of(variable).len() / stride as usize)
+                Ok(4 * self.words_of(variable).len() / *stride as usize)
             }
             (other, _) => Err(Fault::Unsupported(format!("the length of {other:?}"))),
         }
@@ -99,7 +107,7 @@ impl<'a> Launch<'a> {
         mask: &Mask,
     ) -> Result<Pointer, Fault> {
         let in_bytes = self.in_bytes(pointer.root);
-        let (to, size, len) = match self.inner(pointer.to) {
+        let (to, size, len) = match *self.inner(pointer.to) {
             TypeInner::Array { base, stride, .. } => {
                 let slots = self.count(&self.kernel.module.types[base].inner);
                 let size = if in_bytes { stride as usize } else { slots };
@@ -109,7 +117,7 @@ impl<'a> Launch<'a> {
                 let width = if in_bytes { scalar.width as usize } else { 1 };
                 (Pointee::Component(scalar), width, size as usize)
             }
-            other => return Err(Fault::Unsupported(format!("an element of {other:?}"))),
+            ref other => return Err(Fault::Unsupported(format!("an element of {other:?}"))),
         };
         self.check_index(self.name(pointer.root), index, len, mask)?;
         let size = size as u32;
@@ -129,7 +137,8 @@ impl<'a> Launch<'a> {
         index: u32,
         mask: &Mask,
     ) -> Result<Pointer, Fault> {
-        let TypeInner::Struct { members, .. } = self.inner(pointer.to) else {
+        let inner = self.inner(pointer.to);
+        let TypeInner::Struct { members, .. } = inner.as_ref() else {
             return self.element(pointer, &Lanes::Same(index), mask);
         };
         let index = index as usize;
@@ -152,7 +161,7 @@ impl<'a> Launch<'a> {
 
     /// Whether an atomic is pointed to.
     fn is_atomic(&self, pointer: &Pointer) -> bool {
-        matches!(self.inner(pointer.to), TypeInner::Atomic(_))
+        matches!(*self.inner(pointer.to), TypeInner::Atomic(_))
     }
 
     pub(super) fn load(&mut self, pointer: &Pointer, mask: &Mask) -> Result<Rc<[Lanes]>, Fault> {
@@ -215,18 +224,18 @@ impl<'a> Launch<'a> {
         at: usize,
         how: Access,
     ) -> Result<u32, Fault> {
-        let by = self.by(lane);
+        let by = self.by[lane];
         let name = self.kernel.name(variable);
         let Some(shared) = &mut self.shared[variable.index()] else {
             return Ok(0);
         };
-        let word = lane / self.workgroup * shared.slots + at;
+        let word = (by.workgroup - self.first) * shared.slots + at;
         let uses = &mut shared.uses[word];
         if !uses.is_written() {
             return Err(Fault::Unwritten {
                 name: name.to_owned(),
                 word: at,
-                who: self.order.invocation(by),
+                who: self.order.invocation(by.invocation),
             });
         }
         let of = Word {
@@ -245,11 +254,11 @@ impl<'a> Launch<'a> {
         at: usize,
         (bits, is_atomic): (u32, bool),
     ) -> Result<(), Fault> {
-        let by = self.by(lane);
+        let by = self.by[lane];
         let Some(shared) = &mut self.shared[variable.index()] else {
             return Ok(());
         };
-        let word = lane / self.workgroup * shared.slots + at;
+        let word = (by.workgroup - self.first) * shared.slots + at;
         let how = match is_atomic {
             true => Access::Atomic,
             false => Access::write(shared.words[word], bits),
@@ -273,6 +282,33 @@ impl<'a> Launch<'a> {
     ) -> Result<Rc<[Lanes]>, Fault> {
         let buffer = self.buffer_of(variable);
         let fields = self.fields(pointer.to)?;
+        let narrow = |word: u32, at: usize, width| match width {
+            2 => word >> (8 * (at % 4)) & 0xffff,
+            _ => word,
+        };
+        let Some(noted) = self.noted(variable) else {
+            let words = &self.device.memory[buffer].words;
+            let load = |field: &Field, lane: usize| {
+                let at = (pointer.offset.at(lane) + field.offset) as usize;
+                match words.get(at / 4) {
+                    Some(word) => Ok(narrow(*word, at, field.scalar.width)),
+                    None => Err(self.beyond(variable, at, lane)),
+                }
+            };
+            let columns = fields
+                .iter()
+                .map(|field| match (&pointer.offset, mask.lanes().next()) {
+                    (Lanes::Same(_), Some(lane)) => Ok(Lanes::Same(load(field, lane)?)),
+                    _ => {
+                        let mut out = vec![0; self.lanes];
+                        for lane in mask.lanes() {
+                            out[lane] = load(field, lane)?;
+                        }
+                        Ok(out.into())
+                    }
+                });
+            return columns.collect();
+        };
         let how = match self.is_atomic(pointer) {
             true => Access::Atomic,
             false => Access::Read,
@@ -285,49 +321,51 @@ impl<'a> Launch<'a> {
                 let Some(word) = self.word(buffer, at / 4) else {
                     return Err(self.beyond(variable, at, lane));
                 };
-                self.note_buffer(variable, lane, (at, width), how)?;
+                self.note(&noted, lane, (at, width), how)?;
                 if how == Access::Atomic {
-                    let by = self.by(lane);
+                    let by = self.by[lane];
                     self.order.atomic(by, buffer, at / 4, Atomic::Load);
                 }
-                out[lane] = match width {
-                    2 => word >> (8 * (at % 4)) & 0xffff,
-                    _ => word,
-                };
+                out[lane] = narrow(word, at, width);
             }
         }
         Ok(columns(out))
     }
 
-    /// Notes the use of a scalar of a buffer or an image, by its place and width in bytes,
-    /// if that is one that is written.
-    fn note_buffer(
+    /// A buffer or an image whose uses are noted: one that is written.
+    fn noted(&self, variable: Handle<GlobalVariable>) -> Option<Noted<'a>> {
+        let (buffer, kernel) = (self.buffer_of(variable), self.kernel);
+        let global = kernel.global(variable);
+        let says_so = global
+            .memory_decorations
+            .contains(MemoryDecorations::COHERENT);
+        (!self.uses[buffer].is_empty()).then(|| Noted {
+            buffer,
+            name: kernel.name(variable),
+            is_coherent: says_so || self.device.is_cpu,
+            space: match global.space {
+                AddressSpace::Handle => Space::Texture,
+                _ => Space::Storage,
+            },
+        })
+    }
+
+    /// Notes the use of a scalar, by its place and width in bytes.
+    fn note(
         &mut self,
-        variable: Handle<GlobalVariable>,
+        noted: &Noted<'a>,
         lane: usize,
         (at, width): (usize, naga::Bytes),
         how: Access,
     ) -> Result<(), Fault> {
-        let (buffer, by) = (self.buffer_of(variable), self.by(lane));
-        if self.uses[buffer].is_empty() {
-            return Ok(());
-        }
-        let global = self.kernel.global(variable);
-        let says_so = global
-            .memory_decorations
-            .contains(MemoryDecorations::COHERENT);
         let of = Word {
-            name: self.kernel.name(variable),
+            name: noted.name,
             number: at / 4,
-            is_coherent: says_so || self.device.is_cpu,
-        };
-        let space = match global.space {
-            AddressSpace::Handle => Space::Texture,
-            _ => Space::Storage,
+            is_coherent: noted.is_coherent,
         };
         // By halves of words.
-        for uses in &mut self.uses[buffer][at / 2..(at + width as usize) / 2] {
-            self.order.note(uses, by, how, space, of)?;
+        for uses in &mut self.uses[noted.buffer][at / 2..(at + width as usize) / 2] {
+            self.order.note(uses, self.by[lane], how, noted.space, of)?;
         }
         Ok(())
     }
@@ -366,11 +404,14 @@ impl<'a> Launch<'a> {
         mask: &Mask,
     ) -> Result<Vec<Lanes>, Fault> {
         let (variable, first) = self.texels(image, coordinate, mask)?;
+        let noted = self.noted(variable);
         let mut out = vec![vec![0; self.lanes]; TEXEL];
         for lane in mask.lanes() {
             for (i, out) in out.iter_mut().enumerate() {
                 let at = first.at(lane) as usize + 4 * i;
-                self.note_buffer(variable, lane, (at, 4), Access::Read)?;
+                if let Some(noted) = &noted {
+                    self.note(noted, lane, (at, 4), Access::Read)?;
+                }
                 out[lane] = self.words_of(variable)[at / 4];
             }
         }
@@ -385,13 +426,15 @@ impl<'a> Launch<'a> {
         mask: &Mask,
     ) -> Result<(), Fault> {
         let (variable, first) = self.texels(image, coordinate, mask)?;
-        let buffer = self.buffer_of(variable);
+        let (buffer, noted) = (self.buffer_of(variable), self.noted(variable));
         for lane in mask.lanes() {
             for (i, scalar) in value.iter().enumerate() {
                 let at = first.at(lane) as usize + 4 * i;
                 let bits = scalar.at(lane);
                 let how = Access::write(self.words_of(variable)[at / 4], bits);
-                self.note_buffer(variable, lane, (at, 4), how)?;
+                if let Some(noted) = &noted {
+                    self.note(noted, lane, (at, 4), how)?;
+                }
                 self.device.memory[buffer].words[at / 4] = bits;
             }
         }
@@ -453,7 +496,7 @@ impl<'a> Launch<'a> {
     ) -> Result<(), Fault> {
         let buffer = self.buffer_of(variable);
         let fields = self.fields(pointer.to)?;
-        let is_atomic = self.is_atomic(pointer);
+        let (is_atomic, noted) = (self.is_atomic(pointer), self.noted(variable));
         for lane in mask.lanes() {
             for (field, scalar) in fields.iter().zip(value) {
                 let at = (pointer.offset.at(lane) + field.offset) as usize;
@@ -472,9 +515,11 @@ impl<'a> Launch<'a> {
                     true => Access::Atomic,
                     false => Access::write(before, bits),
                 };
-                self.note_buffer(variable, lane, (at, width), how)?;
+                if let Some(noted) = &noted {
+                    self.note(noted, lane, (at, width), how)?;
+                }
                 if is_atomic {
-                    let by = self.by(lane);
+                    let by = self.by[lane];
                     self.order.atomic(by, buffer, at / 4, Atomic::Store);
                 }
                 self.device.memory[buffer].words[at / 4] = bits;
@@ -517,6 +562,10 @@ impl<'a> Launch<'a> {
             (None, _) => Ok(operand),
         };
         let in_workgroup = self.kernel.global(variable).space == AddressSpace::WorkGroup;
+        let noted = match in_workgroup {
+            true => None,
+            false => self.noted(variable),
+        };
         let mut before = vec![0; self.lanes];
         for lane in mask.lanes() {
             let at = pointer.offset.at(lane) as usize;
@@ -531,13 +580,15 @@ impl<'a> Launch<'a> {
             let Some(old) = self.word(buffer, word) else {
                 return Err(self.beyond(variable, at, lane));
             };
-            self.note_buffer(variable, lane, (at, 4), Access::Atomic)?;
-            let by = self.by(lane);
+            if let Some(noted) = &noted {
+                self.note(noted, lane, (at, 4), Access::Atomic)?;
+            }
+            let by = self.by[lane];
             self.order.atomic(by, buffer, word, Atomic::Change);
             self.device.memory[buffer].words[word] = changed(old, value.at(lane))?;
             before[lane] = old;
         }
-        Ok(Lanes::Each(before.into()))
+        Ok(before.into())
     }
 }
 
@@ -550,7 +601,7 @@ fn load_slots(slots: &[Lanes], offset: &Lanes, count: usize, mask: &Mask) -> Rc<
                 for lane in mask.lanes() {
                     out[lane] = slots[at[lane] as usize + i].at(lane);
                 }
-                Lanes::Each(out.into())
+                out.into()
             })
             .collect(),
     }
@@ -577,7 +628,7 @@ fn store_slots(slots: &mut [Lanes], offset: &Lanes, value: &[Lanes], mask: &Mask
                 }
             }
             for (slot, words) in written {
-                slots[slot] = Lanes::Each(words.into());
+                slots[slot] = words.into();
             }
         }
     }

@@ -42,14 +42,14 @@ impl<'a> Launch<'a> {
         }
     }
 
-    pub(super) fn type_of(&mut self, expression: Handle<Expression>) -> TypeInner {
-        let types = &self.kernel.module.types;
-        self.frame().info[expression].ty.inner_with(types).clone()
+    pub(super) fn type_of(&mut self, expression: Handle<Expression>) -> &'a TypeInner {
+        let (info, kernel) = (self.frame().info, self.kernel);
+        info[expression].ty.inner_with(&kernel.module.types)
     }
 
     pub(super) fn scalar_type(&mut self, expression: Handle<Expression>) -> Result<Scalar, Fault> {
         let inner = self.type_of(expression);
-        scalar_of(&inner).ok_or_else(|| Fault::Unsupported(format!("{inner:?} as scalars")))
+        scalar_of(inner).ok_or_else(|| Fault::Unsupported(format!("{inner:?} as scalars")))
     }
 
     pub(super) fn kind(&mut self, expression: Handle<Expression>) -> Result<Kind, Fault> {
@@ -146,7 +146,7 @@ impl<'a> Launch<'a> {
                     }
                     Value::Data(scalars) => {
                         let inner = self.type_of(*base);
-                        self.part(&inner, &scalars, &index_value, mask)
+                        self.part(inner, &scalars, &index_value, mask)
                     }
                 };
             }
@@ -158,7 +158,7 @@ impl<'a> Launch<'a> {
                     }
                     Value::Data(scalars) => {
                         let inner = self.type_of(*base);
-                        if let TypeInner::Struct { members, .. } = &inner {
+                        if let TypeInner::Struct { members, .. } = inner {
                             let size =
                                 |m: &naga::StructMember| self.count(&module.types[m.ty].inner);
                             let at = *index as usize;
@@ -166,7 +166,7 @@ impl<'a> Launch<'a> {
                             let end = start + size(&members[at]);
                             return Ok(Value::Data(scalars[start..end].into()));
                         }
-                        self.part(&inner, &scalars, &Lanes::Same(*index), mask)
+                        self.part(inner, &scalars, &Lanes::Same(*index), mask)
                     }
                 };
             }
@@ -367,7 +367,7 @@ impl<'a> Launch<'a> {
                         let at = (*at as usize).min(len - 1);
                         scalars[at * size + i].at(lane)
                     };
-                    Lanes::Each(lanes.map(at).collect())
+                    lanes.map(at).collect()
                 })
                 .collect(),
         };

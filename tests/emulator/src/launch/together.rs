@@ -34,12 +34,11 @@ impl<'a> Launch<'a> {
     fn whole(&self, what: &'static str, size: usize, mask: &Mask) -> Result<Vec<usize>, Fault> {
         let mut out = Vec::new();
         for first in (0..self.lanes).step_by(size) {
-            let on = mask.within(first, size);
-            if on.contains(&true) {
-                if let Some(missing) = on.iter().position(|on| !on) {
-                    let missing = self.who(first + missing);
-                    return Err(Fault::Divergent { what, missing });
-                }
+            if let Some(missing) = mask.missing(first..first + size) {
+                let missing = self.who(missing);
+                return Err(Fault::Divergent { what, missing });
+            }
+            if mask.has(first) {
                 out.push(first / size);
             }
         }
@@ -118,7 +117,7 @@ impl<'a> Launch<'a> {
         }
         let of = |scalar: &Lanes| match scalar {
             Lanes::Same(bits) => Lanes::Same(*bits),
-            Lanes::Each(all) => Lanes::Each(from.iter().map(|from| all[*from]).collect()),
+            Lanes::Each(all) => from.iter().map(|from| all[*from]).collect(),
         };
         Ok(argument.iter().map(of).collect())
     }
@@ -161,7 +160,7 @@ impl<'a> Launch<'a> {
             }
             lane = end;
         }
-        Ok(Lanes::Each(out.into()))
+        Ok(out.into())
     }
 
     // Cooperative matrices: element `e` of one is scalar `e / subgroup` of invocation
