@@ -36,6 +36,11 @@ pub struct DeviceArgs {
     /// time a model is loaded on a device, then kept)
     #[arg(long)]
     pub no_tune: bool,
+
+    /// Leave a software driver's threads to the system's scheduler instead of giving each
+    /// a processor (Linux): for machines that do other work at the same time
+    #[arg(long)]
+    pub no_pin: bool,
 }
 
 /// What to run on.
@@ -105,6 +110,7 @@ impl DeviceArgs {
             tier: self.tier.clone(),
             join: !self.no_join,
             tune: !self.no_tune,
+            pin: !self.no_pin,
             ..LoadOptions::default()
         };
         options.entries(entries)

@@ -11,7 +11,7 @@ use crate::linear::Blocked;
 use crate::lower::{Lowered, Offer};
 use crate::parts::{Parts, part_hooks, whole_hooks};
 use crate::place::describe;
-use crate::tier::{Matrices, Tier, WORKGROUP_MEMORY};
+use crate::tier::{Matrices, Tier};
 use crate::view::{Base, View};
 use crate::wgsl;
 
@@ -444,7 +444,8 @@ impl Attention<'_> {
             (Tier::Coop(_) | Tier::Subgroup, true) => {
                 let parts = head_dim.div_ceil(16).max(1);
                 // As many invocations as their sums leave room for.
-                let memory = self.grid.map_or(WORKGROUP_MEMORY, |_| join::MEMORY);
+                let alone = self.tier.workgroup_memory();
+                let memory = self.grid.map_or(alone, |_| join::MEMORY);
                 let mut workgroups = [256, 128, 64, 32].into_iter();
                 let workgroup = workgroups.find(|w| sums(head_dim, *w) <= memory);
                 let workgroup = workgroup.unwrap_or(8);
@@ -473,7 +474,7 @@ impl Attention<'_> {
                 let tiles = [16, 8, 4, 2];
                 let tile = tiles
                     .into_iter()
-                    .find(|t| bytes(*t) <= WORKGROUP_MEMORY)
+                    .find(|t| bytes(*t) <= self.tier.workgroup_memory())
                     .unwrap_or(1);
                 let constants = vec![("TILE_QUERIES", tile), ("TILE_KEYS", tile), ("TEAM", 16)];
                 (PREFILL, constants)

@@ -89,8 +89,8 @@ pub struct CompileOptions {
     pub bodies: BTreeMap<String, String>,
     /// The most bytes that a kernel binds of one buffer, from what a few rows of the
     /// weights take up to [`MAX_BINDING_LIMIT`]. Larger weights are split by rows,
-    /// larger outputs computed a block of rows at a time, and the longest piece of a
-    /// session's prompt, then the largest batch, halved until the rest fits. Any but
+    /// larger outputs computed a block of rows at a time, and the rows that a session
+    /// computes at once, then the largest batch, halved until the rest fits. Any but
     /// [`DEFAULT_BINDING_LIMIT`] is among the limits that the plan's tiers require.
     pub binding_limit: u64,
     /// Workgroups of a launch that runs the kernels of a whole layer one after the

@@ -448,7 +448,11 @@ impl<'a> Lowering<'a> {
             shape.get(axis)?.as_const()
         };
         match (size(1), size(0)) {
-            (Some(k), Some(n)) => linear.rows.takes_norm(self.tier, k, n),
+            (Some(k), Some(n)) => {
+                let (matrix, grid) = (self.matrix(linear.id), self.grid_of(linear.id));
+                let is_brought = matrix.is_some_and(|m| brings_row(self.tier, m, grid));
+                linear.rows.takes_norm(self.tier, [k, n], is_brought)
+            }
             _ => false,
         }
     }
@@ -530,6 +534,7 @@ impl<'a> Lowering<'a> {
             output: source.view(id)?.clone(),
             added: added.map(|x| (id, *x)),
             halves: false,
+            is_joined: self.grid_of(of).is_some(),
         })
     }
 
@@ -580,6 +585,7 @@ impl<'a> Lowering<'a> {
             output: output.clone(),
             added: None,
             halves,
+            is_joined: self.grid_of(id).is_some(),
         };
         (output, Some(norm))
     }

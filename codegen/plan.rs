@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::plan::{
-    Access, BATCH, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PLAN_VERSION, Plan, Port,
-    SEQ, SliceRange, StateBuffer, Stream, Variant, always_within,
+    Access, BATCH, BLOCK, Bound, CONTEXT, Check, Entry, Grid, ModelInfo, PIECE_ROWS, PLAN_VERSION,
+    Plan, Port, SEQ, SliceRange, StateBuffer, Stream, Variant, always_within,
 };
 use kiln_ir::{Bindings, Dim, Graph, Op, Symbol, SymbolDecl, TensorType};
 
@@ -14,7 +14,7 @@ use crate::images::make_images;
 use crate::join::{self, Meeting};
 use crate::kernel;
 use crate::kernels::Kernels;
-use crate::lower::{Lowered, Lowering, Offer, Streams, maxima, streams};
+use crate::lower::{self, Lowered, Lowering, Offer, Streams, streams};
 use crate::memory::{Pool, bytes, check_sharing};
 use crate::place::{Local, Placement, Role, describe, place};
 use crate::states::{State, bytes_of_state, keeps_halves, states};
@@ -142,6 +142,8 @@ struct Placed {
     placement: Placement,
     streams: Streams,
     maxima: Bindings,
+    /// The most rows of a run, if not as many as the maxima make.
+    rows: Option<u64>,
 }
 
 /// How the launches of a variant are joined.
@@ -154,9 +156,9 @@ struct Join {
 }
 
 impl Placed {
-    /// Places the values. Where a buffer would not fit a binding, the longest piece
-    /// of a session's prompt, or the largest batch if that makes it no smaller, is halved
-    /// until all do.
+    /// Places the values. What lies between the launches of a session's steps has room for
+    /// the rows that a session computes at once. Where a buffer would not fit a binding, those
+    /// rows, or the largest batch if that makes it no smaller, are halved until all do.
     fn new(
         graph: &Graph,
         states: &[State],
@@ -164,8 +166,10 @@ impl Placed {
         limit: u64,
     ) -> Result<Self, CodegenError> {
         let mut graph = graph.clone();
+        let mut most_rows = (!graph.states().is_empty()).then_some(PIECE_ROWS);
         loop {
-            let maxima = maxima(&graph);
+            let rows = most_rows.and_then(|most| rows_at_once(&graph, most));
+            let maxima = lower::maxima(&graph);
             let streams = streams(&graph, &maxima, limit)?;
             let mut placement = place(&graph, states, weights)?;
             for (id, blocked) in &streams {
@@ -175,6 +179,7 @@ impl Placed {
                     placement.locals[local].elements = &rows * &graph.ty(*id).last();
                 }
             }
+            keep_rows(&mut placement.locals, rows);
             let found = too_large(&graph, &placement, states, &maxima, limit)?;
             let Some((buffer, size)) = found else {
                 return Ok(Placed {
@@ -184,33 +189,45 @@ impl Placed {
                     placement,
                     streams,
                     maxima,
+                    rows,
                 });
             };
-            // A session takes a prompt in pieces, so where there are states those get shorter.
-            let names: &[&str] = match graph.states().is_empty() {
-                true => &[BATCH],
-                false => &[SEQ, BATCH],
-            };
             let bytes = size.eval(&maxima)?;
-            let helps = |name: &&str| {
-                let mut symbols = graph.symbols.iter();
-                let symbol = symbols.position(|s| s.name == Symbol::new(name) && s.max > 1)?;
-                let halved = maxima.clone().with(name, graph.symbols[symbol].max / 2);
-                size.eval(&halved)
-                    .is_ok_and(|less| less < bytes)
-                    .then_some(symbol)
+            let helps = |graph: &Graph, rows: Option<u64>| {
+                let size = rows.map_or(size.clone(), |rows| of_rows(&size, rows));
+                let less = size.eval(&lower::maxima(graph));
+                less.is_ok_and(|less| less < bytes)
             };
-            match names.iter().find_map(helps) {
-                Some(symbol) => graph.symbols[symbol].max /= 2,
-                None => {
-                    return Err(CodegenError::TooLarge {
-                        entry: graph.name.clone(),
-                        buffer,
-                        bytes,
-                        limit,
-                    });
+            // A session takes a prompt in pieces, so where there are states those get shorter.
+            let of_all = rows.or_else(|| all_rows(&graph));
+            let half = most_rows.and(of_all).map(|rows| rows / 2);
+            if let Some(half) = half.filter(|half| *half > 0) {
+                let mut smaller = graph.clone();
+                for symbol in &mut smaller.symbols {
+                    if [BATCH, SEQ].contains(&symbol.name.name()) {
+                        symbol.max = symbol.max.min(half);
+                    }
+                }
+                if helps(&smaller, Some(half)) {
+                    (graph, most_rows) = (smaller, Some(half));
+                    continue;
                 }
             }
+            let mut smaller = graph.clone();
+            let mut symbols = smaller.symbols.iter_mut();
+            if let Some(batch) = symbols.find(|s| s.name.name() == BATCH && s.max > 1) {
+                batch.max /= 2;
+                if helps(&smaller, None) {
+                    graph = smaller;
+                    continue;
+                }
+            }
+            return Err(CodegenError::TooLarge {
+                entry: graph.name.clone(),
+                buffer,
+                bytes,
+                limit,
+            });
         }
     }
 
@@ -253,6 +270,9 @@ impl Placed {
             lowered.push(lowering.run()?);
             made.push((None, shape, bounds));
         }
+        for lowered in &mut lowered {
+            keep_rows(&mut lowered.locals, self.rows);
+        }
         if tier.reads_images() {
             make_images(&mut lowered, weights, &self.state_bytes(), &self.maxima)?;
         }
@@ -285,6 +305,7 @@ impl Placed {
             inputs: self.ports(self.inputs(), &pool),
             outputs: self.ports(self.outputs(), &pool),
             buffers: pool.buffers,
+            rows: self.rows,
             slices: slices(&self.graph),
             variants,
         })
@@ -306,7 +327,7 @@ impl Placed {
                 // It has no size to be told apart by.
                 continue;
             }
-            if Bound::all_hold(&bounds, &self.maxima)? {
+            if Bound::all_hold(&bounds, &self.largest(&[]))? {
                 bounds.clear();
             }
             if self.are_covered(&bounds, &out)? {
@@ -337,7 +358,8 @@ impl Placed {
         Ok(false)
     }
 
-    /// The largest sizes within `bounds`, those that are about one symbol among them.
+    /// The largest sizes within `bounds`, those that are about one symbol among them; as few
+    /// sequences of the most tokens as make the most rows.
     fn largest(&self, bounds: &[Bound]) -> Bindings {
         let mut largest = self.maxima.clone();
         for bound in bounds {
@@ -345,6 +367,10 @@ impl Placed {
                 let max = largest.get(symbol).unwrap_or(bound.max).min(bound.max);
                 largest.set(symbol.name(), max);
             }
+        }
+        let of = |name: &str| largest.get(&Symbol::new(name));
+        if let (Some(rows), Some(batch), Some(seq)) = (self.rows, of(BATCH), of(SEQ)) {
+            largest.set(BATCH, batch.min(rows.div_ceil(seq.max(1))));
         }
         largest
     }
@@ -599,6 +625,39 @@ impl Placed {
             Some(Port { name, ty, buffer })
         });
         ports.collect()
+    }
+}
+
+/// How many rows the maxima of a graph make, if it has any.
+fn all_rows(graph: &Graph) -> Option<u64> {
+    let max = |name: &str| {
+        let mut symbols = graph.symbols.iter();
+        symbols.find(|s| s.name.name() == name).map(|s| s.max)
+    };
+    Some(max(BATCH)?.saturating_mul(max(SEQ)?))
+}
+
+/// The most rows of a run, where the maxima make more than `most`, of one sequence and of one
+/// token of each.
+fn rows_at_once(graph: &Graph, most: u64) -> Option<u64> {
+    let all = all_rows(graph)?;
+    let of_one = |s: &&SymbolDecl| [BATCH, SEQ].contains(&s.name.name());
+    let least = graph.symbols.iter().filter(of_one).map(|s| s.max).max()?;
+    Some(most.max(least)).filter(|rows| *rows < all)
+}
+
+/// A size where there are at most so many rows.
+fn of_rows(size: &Dim, rows: u64) -> Dim {
+    size.with_product_at_most([&Symbol::new(BATCH), &Symbol::new(SEQ)], rows)
+}
+
+/// Leaves what lies between launches room for so many rows.
+fn keep_rows(locals: &mut [Local], rows: Option<u64>) {
+    let between = locals.iter_mut().filter(|l| l.role == Role::Scratch);
+    for local in between {
+        if let Some(rows) = rows {
+            local.elements = of_rows(&local.elements, rows);
+        }
     }
 }
 

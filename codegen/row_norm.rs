@@ -4,6 +4,7 @@ use kiln_ir::{Dim, Norm, ValueId};
 
 use crate::error::CodegenError;
 use crate::expr::{At, Source};
+use crate::join;
 use crate::kernel::{Draft, Element, Launch};
 use crate::linear::{NOTHING_STORED, load_x, norm_vector};
 use crate::place::describe;
@@ -27,6 +28,8 @@ pub(crate) struct RowNorm<'a> {
     pub added: Option<(ValueId, ValueId)>,
     /// Whether the output's elements are f16, two in a word.
     pub halves: bool,
+    /// Whether it may become a part of a launch that is joined by barriers.
+    pub is_joined: bool,
 }
 
 /// What kernels' names call a norm.
@@ -43,7 +46,7 @@ impl RowNorm<'_> {
         let k = self.width()?;
         let (body, workgroup, per_workgroup) = match self.tier {
             Tier::SoftwareSubgroup | Tier::Software => ("row_norm_software", 8, 8),
-            Tier::Coop(_) | Tier::Subgroup => ("row_norm_subgroup", 256, 1),
+            Tier::Coop(_) | Tier::Subgroup => ("row_norm_subgroup", self.lanes(k), 1),
             Tier::Base => ("row_norm", 64, 1),
         };
         let halves = if self.halves { ".halves" } else { "" };
@@ -74,6 +77,15 @@ impl RowNorm<'_> {
             bytes: &rows * &Dim::constant(if self.added.is_some() { 12 } else { 8 } * k),
             others: Vec::new(),
         })
+    }
+
+    /// Invocations for a row: no more than it has vec4s, as in norms of heads, but where launches
+    /// are joined, which all have as many.
+    fn lanes(&self, k: u64) -> u32 {
+        match self.is_joined {
+            true => join::WORKGROUP as u32,
+            false => (k.div_ceil(4) as u32).next_power_of_two().clamp(64, 256),
+        }
     }
 
     /// Makes it the end of the launch that writes its input, a body for few rows on a

@@ -37,7 +37,8 @@ impl Matrices {
         side: 16,
         subgroup: 32,
         scalars: false,
-        memory: 45 << 10,
+        // As much as a card lets a kernel have; the tiles of heads of 256 take nearly all.
+        memory: 48 << 10,
     };
 
     /// AMD's since RDNA 3, whose kernels drivers run in wave64 as a rule; checks say whether.

@@ -38,15 +38,17 @@ impl RowKernel {
     }
 
     /// Whether the kernel of `tier` normalises rows of `k` on their way in to a
-    /// layer of `n` outputs. Tiles of many rows each find the statistics anew, as
+    /// layer of `n` outputs, where one row is or is not [brought](brings_row). Tiles of many rows each find the statistics anew, as
     /// many times as there are tiles side by side: that pays for a narrow layer,
     /// which saves a launch, while before a wide one the norm stands apart.
-    pub fn takes_norm(self, tier: Tier, k: u64, n: u64) -> bool {
+    pub fn takes_norm(self, tier: Tier, [k, n]: [u64; 2], is_brought: bool) -> bool {
         match (tier, self) {
             // A launch costs little there, and loads of a row that it left as texels
             // cost less than any others.
             (tier, _) if tier.is_cpu() => false,
-            (_, RowKernel::Matvec(_)) => true,
+            // That a row is brought, and its statistics found, once for many outputs is what
+            // makes this cheap.
+            (_, RowKernel::Matvec(_)) => is_brought || !tier.has_subgroups(),
             // Its tiles take rows as they are, rounded to f16.
             (Tier::Coop(_), RowKernel::Tiled(_)) => false,
             (_, RowKernel::Tiled(_)) => n <= 3 * k,
@@ -277,7 +279,7 @@ impl CoopTile {
     fn choose(matrices: Matrices, rows: u64, n: u64) -> Self {
         let [large, small] = Self::both(matrices);
         let usual = match rows.div_ceil(large.rows()) * n.div_ceil(large.columns()) {
-            96.. => large,
+            96.. if rows > small.rows() => large,
             _ => small,
         };
         CoopTile { name: "", ..usual }
@@ -288,9 +290,11 @@ impl CoopTile {
     pub fn others(self, k: u64, (most, n): (u64, u64), processors: u64) -> Vec<CoopTile> {
         let tiles = |tile: CoopTile| most.div_ceil(tile.rows()) * n.div_ceil(tile.columns());
         let both = Self::both(self.matrices);
+        let is_other = |other: &CoopTile| other.fragments_m != self.fragments_m;
+        let [_, small] = both;
         let mut others: Vec<CoopTile> = both
             .into_iter()
-            .filter(|other| other.fragments_m != self.fragments_m && most > self.rows())
+            .filter(|other| is_other(other) && most > small.rows())
             .collect();
         let spaced = CoopTile {
             name: "spaced",
@@ -496,12 +500,14 @@ fn stream(
     let packing = matrix.packing;
     let uv = unit(packing);
     let row = packing.groups(matrix.k as usize) as u64 * packing.group() as u64 / 4;
+    let bytes = 16 * row + 2 * WORKGROUP;
     let memory = match (grid, tier) {
         (Some(grid), _) => grid.row_memory,
-        (None, tier) if rows > 1 => tier.workgroup_memory(),
+        // More leaves a processor room for fewer workgroups, but another body for one row
+        // takes longer.
+        (None, tier) if rows > 1 || bytes > WORKGROUP_MEMORY => tier.workgroup_memory(),
         (None, _) => WORKGROUP_MEMORY,
     };
-    let bytes = 16 * row + 2 * WORKGROUP;
     if bytes > memory || !tier.has_subgroups() {
         return None;
     }
@@ -520,7 +526,11 @@ fn stream(
     // for it. A grid has few subgroups, each of which has to have more under way.
     let large = grid.is_some() && columns >= 12;
     let (tile_cols, batch) = match packing {
-        Packing::F16 if large && row / uv > 128 => (2, 7),
+        // As few steps as there can be, each of as many units as another.
+        Packing::F16 if large && row / uv > 128 => {
+            let units = (row / uv).div_ceil(32);
+            (2, units.div_ceil(units.div_ceil(8)))
+        }
         // What is read of several rows serves two outputs.
         Packing::F32 | Packing::F16 if rows > 1 => (2, 2),
         Packing::F32 | Packing::F16 => (1, 4),

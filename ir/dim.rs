@@ -372,6 +372,40 @@ impl Dim {
         })
     }
 
+    /// This dimension where the product of two symbols is at most `most`, wherever both are
+    /// factors of one term.
+    #[must_use]
+    pub fn with_product_at_most(&self, symbols: [&Symbol; 2], most: u64) -> Self {
+        if !symbols.iter().all(|symbol| self.has(symbol)) {
+            return self.clone();
+        }
+        let product = Dim::product(&symbols.map(|symbol| Dim::symbol(symbol.name())));
+        let product = product.at_most(most);
+        let mut out = Dim::default();
+        for (atoms, coefficient) in &self.terms {
+            let mut rest = atoms.clone();
+            let mut term = Self::from_term(Vec::new(), *coefficient);
+            let found = symbols.map(|symbol| {
+                let is_symbol = |atom: &Atom| matches!(atom, Atom::Symbol(s) if s == symbol);
+                rest.iter().position(is_symbol).map(|at| rest.remove(at))
+            });
+            match found {
+                [Some(_), Some(_)] => term = &term * &product,
+                found => rest.extend(found.into_iter().flatten()),
+            }
+            for atom in rest {
+                let factor = match atom {
+                    Atom::Symbol(_) => Self::from_term(vec![atom], 1),
+                    Atom::CeilDiv(d, n) => d.with_product_at_most(symbols, most).ceil_div(n),
+                    Atom::Min(d, n) => d.with_product_at_most(symbols, most).at_most(n),
+                };
+                term = &term * &factor;
+            }
+            out = &out + &term;
+        }
+        out
+    }
+
     /// This dimension with every occurrence of `symbol` replaced.
     #[must_use]
     pub fn substitute(&self, symbol: &Symbol, value: &Dim) -> Self {

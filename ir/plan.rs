@@ -41,13 +41,17 @@ use crate::types::{DType, TensorType};
 pub use slice::{SliceRange, always_within, least};
 
 /// The version of the plan format. A reader refuses another one.
-pub const PLAN_VERSION: u32 = 11;
+pub const PLAN_VERSION: u32 = 12;
 
 /// The symbol of an entry's graph that holds how many sequences there are.
 pub const BATCH: &str = "batch";
 
 /// The symbol that holds how many tokens each of them has.
 pub const SEQ: &str = "seq";
+
+/// The most rows, sequences times tokens of each, that a session computes at once of a longer
+/// prompt: enough to keep a large device busy, and a bound on what is allocated.
+pub const PIECE_ROWS: u64 = 1024;
 
 /// The symbol of an entry's graph that holds how many positions the states have
 /// taken; zero in a new session.
@@ -453,6 +457,10 @@ pub struct Entry {
     pub outputs: Vec<Port>,
     /// Buffers that live for a run.
     pub buffers: Vec<Buffer>,
+    /// The most rows, [`BATCH`] times [`SEQ`], of a run, if not as many as the maxima make:
+    /// buffers have room for no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
     /// Slices that may not lie within their axes at all sizes. A runner refuses sizes at which
     /// one does not, for kernels would read something else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

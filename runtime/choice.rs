@@ -12,6 +12,7 @@ use kiln_ir::plan::{Entry, Grid, Tier, Variant};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
+use crate::error::Error;
 use crate::pipelines::write_whole;
 use crate::session::STEP;
 use crate::tier::{Capabilities, takes_way};
@@ -104,6 +105,15 @@ impl ChoiceFile {
     pub fn give_up(&mut self, variant: &str) {
         self.choices.tries.insert(variant.to_owned(), MOST_TRIES);
         self.save();
+    }
+
+    /// Notes that a variant with barriers across its grid is not to be tried again, if `error`
+    /// is that the device was lost for it.
+    pub fn note_loss(&mut self, variant: &str, error: &Error) {
+        if matches!(error, Error::DeviceLost { .. }) {
+            self.choices.joined.insert(variant.to_owned(), false);
+            self.save();
+        }
     }
 
     /// Writes them, with what is there by now; whether that could be done.

@@ -134,7 +134,7 @@ impl<'m> Session<'m> {
                     return Ok(true);
                 }
             }
-            if accepted >= SETTLED {
+            if accepted >= SETTLED && self.model.pin {
                 device.keep_threads_apart();
             }
             let took = std::mem::replace(&mut last, Instant::now()).elapsed();

@@ -186,15 +186,28 @@ impl Device {
     /// Waits for a submission, or for all.
     pub(crate) fn wait(&self, what: &str, on: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.check(what)?;
-        let poll = wgpu::PollType::Wait {
-            submission_index: on,
-            timeout: None,
+        let wait = || {
+            self.inner.poll(wgpu::PollType::Wait {
+                submission_index: on.clone(),
+                timeout: None,
+            })
         };
-        // wgpu 30 panics in `poll` when the device is lost during the wait; there
-        // is no other way to wait.
-        let poll = std::panic::AssertUnwindSafe(|| self.inner.poll(poll));
-        let outcome = std::panic::catch_unwind(poll);
-        self.check(what)?;
+        let outcome = loop {
+            // wgpu 30 panics in `poll` when the device is lost during the wait; there
+            // is no other way to wait.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(wait));
+            self.check(what)?;
+            // OpenGL ends a wait after some two seconds, whatever it was asked for.
+            if !matches!(outcome, Ok(Err(wgpu::PollError::Timeout))) {
+                break outcome;
+            }
+        };
+        if self.adapter.info.backend == wgpu::Backend::Dx12 {
+            // All that was submitted counts as done when a device is removed; the next
+            // submission is what tells.
+            self.queue.submit([]);
+            self.check(what)?;
+        }
         match outcome {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(e)) => Err(Error::Refused {

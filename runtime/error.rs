@@ -1,8 +1,10 @@
 //! What can go wrong, each case with what a person needs to mend it.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use kiln_ir::DimError;
+use kiln_ir::plan::{BATCH, CONTEXT, PAST, SEQ};
 
 use crate::sampling::SamplingError;
 
@@ -205,13 +207,25 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A size is over its maximum.
-    #[error("{symbol} = {value} is outside 1 to {max}; {advice}")]
+    /// An entry has no output of this name.
+    #[error("the entry `{entry}` has no output `{name}`; it has: {available}")]
+    NoSuchOutput {
+        /// The entry.
+        entry: String,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        available: String,
+    },
+    /// A size is over its maximum, or too small.
+    #[error("{symbol} = {value} is outside {least} to {max}; {advice}")]
     Size {
         /// The symbol.
         symbol: String,
         /// The value asked for.
         value: u64,
+        /// The least.
+        least: u64,
         /// The inclusive maximum.
         max: u64,
         /// What to do.
@@ -281,6 +295,25 @@ pub enum Error {
 }
 
 impl Error {
+    /// That a symbol's value is outside what an artifact was compiled for, with what to do
+    /// about it.
+    pub fn size(symbol: &str, value: u64, within: RangeInclusive<u64>) -> Self {
+        let (least, max) = within.into_inner();
+        Error::Size {
+            symbol: symbol.to_owned(),
+            value,
+            least,
+            max,
+            advice: match symbol {
+                BATCH => "compile the model with a larger --max-batch, or run fewer at a time",
+                SEQ | PAST | CONTEXT => {
+                    "use fewer tokens, or compile the model with a larger --max-context"
+                }
+                _ => "compile the model for larger sizes",
+            },
+        }
+    }
+
     pub(crate) fn plan(message: impl Into<String>) -> Self {
         Error::Plan(message.into())
     }

@@ -28,6 +28,8 @@ pub(crate) struct Program {
     pub outputs: Vec<PortProgram>,
     pub buffers: Vec<BufferProgram>,
     pub slices: Vec<SliceProgram>,
+    /// The most rows of a run, if they are bounded.
+    pub rows: Option<u64>,
     pub variants: Vec<VariantProgram>,
     /// What each of the plan's states is, if any launch binds one.
     pub states: Vec<Form>,
@@ -206,6 +208,7 @@ impl Program {
             inputs: ports(&entry.inputs)?,
             outputs: ports(&entry.outputs)?,
             buffers,
+            rows: entry.rows,
             slices: slices.collect::<Result<_>>()?,
             variants,
             states,

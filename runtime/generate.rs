@@ -89,7 +89,7 @@ pub struct GenerateOptions {
     /// count for a penalty on repetition; nothing else depends on them.
     pub history: Vec<u32>,
     /// Fed where a sequence has no token: before a short prompt and after an end.
-    /// It influences nothing.
+    /// Any of the vocabulary; which it is influences nothing.
     pub pad_token: u32,
 }
 

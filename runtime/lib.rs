@@ -43,7 +43,11 @@
 //! Every failure is an [`Error`], and nothing in this crate prints or panics. wgpu does when
 //! a device is lost while it is waited for: what that unwinds is caught, and becomes
 //! [`Error::DeviceLost`], but the hook for panics has seen it by then, and a program built
-//! with `panic = "abort"` ends.
+//! with `panic = "abort"` ends. It panics too when threads share a device of OpenGL, which has
+//! one context, and one of them waits for seconds: use such a device from one thread.
+//!
+//! Metal tells nobody of work that failed, as when memory runs out while it is done, so wgpu
+//! does not know either: results are then zeros, or what was there before.
 
 mod adapter;
 mod ahead;

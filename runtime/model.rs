@@ -54,6 +54,10 @@ pub struct LoadOptions {
     /// driver. Where there is no such folder nothing is measured, and launches are done as
     /// they stand in the plan.
     pub tune: bool,
+    /// Whether a software driver's threads are given a processor each (Linux), once a
+    /// generation is under way: steps are faster, but for those beside other work that wants
+    /// the same processors.
+    pub pin: bool,
 }
 
 /// What a tier has that can be done without.
@@ -105,6 +109,7 @@ impl Default for LoadOptions {
             draw: true,
             join: true,
             tune: true,
+            pin: true,
         }
     }
 }
@@ -179,6 +184,8 @@ pub struct Model {
     choices: Choices,
     tier: String,
     lost: Option<Loss>,
+    /// Whether a software driver's threads may be given processors.
+    pub(crate) pin: bool,
 }
 
 impl std::fmt::Debug for Model {
@@ -193,12 +200,15 @@ impl std::fmt::Debug for Model {
 
 impl Model {
     /// Opens `adapter` with the features that the chosen tier needs, and loads. A
-    /// tier that fails its checks there gives way to the next. If the device is lost on the
-    /// way, that is repeated without measuring, and then without joined launches.
+    /// tier that fails its checks there gives way to the next, and so does one that the
+    /// driver refuses, unless it was asked for. If the device is lost on the way, that is
+    /// repeated without measuring, and then without joined launches. (On DX12 it stays lost
+    /// until all that holds it, as `adapter` does, is gone.)
     ///
     /// # Errors
-    /// Those of [`tier::choose`], [`Device::open`] and [`Model::load`], and
-    /// [`Error::Untrusted`] when a tier that was asked for fails a check.
+    /// Those of [`tier::choose`], [`Device::open`] and [`Model::load`], of the first tier
+    /// if the driver refuses all, and [`Error::Untrusted`] when a tier that was asked for
+    /// fails a check.
     pub fn open(
         adapter: &Adapter,
         artifact: &Artifact,
@@ -206,10 +216,14 @@ impl Model {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Model> {
         let mut distrusted = BTreeMap::new();
-        loop {
+        let mut refusal = None;
+        'tiers: loop {
             let wanted = options.tier.as_deref();
             let on = adapter.into();
-            let chosen = tier::choose_but(artifact.plan(), &on, wanted, &distrusted)?;
+            let chosen = match tier::choose_but(artifact.plan(), &on, wanted, &distrusted) {
+                Ok(chosen) => chosen,
+                Err(error) => return Err(refusal.unwrap_or(error)),
+            };
             let tier = artifact.tier(&chosen.name)?;
             let mut device = Device::open(adapter, tier::features(&tier, &on))?;
             if let Some((kernel, reason)) = trust::failure(&device, artifact, &tier, options)? {
@@ -234,6 +248,11 @@ impl Model {
                 let error = match Self::load_tier(device, artifact, &tier, &options, progress) {
                     Ok(model) => return Ok(Model { lost, ..model }),
                     Err(error) if options.ask_less(&error, Offered::by(&tier)) => error,
+                    Err(error) if wanted.is_none() && trust::is_verdict(&error) => {
+                        distrusted.insert(chosen.name.as_str(), error.to_string());
+                        refusal.get_or_insert(error);
+                        continue 'tiers;
+                    }
                     Err(error) => return Err(error),
                 };
                 // What the device was lost for says more than that there is no other.
@@ -428,6 +447,7 @@ impl Model {
             entries,
             choices: Choices::default(),
             lost: None,
+            pin: options.pin,
             device,
         };
         model.try_out(choices.as_mut(), progress)?;

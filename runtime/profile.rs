@@ -53,6 +53,9 @@ pub struct LaunchTime {
 /// Launches that one set of queries can time; wgpu allows 4,096 queries.
 const CAPACITY: u32 = 2048;
 
+/// Bytes of a launch's two times.
+const STAMPS: u64 = 16;
+
 /// Collects times while launches are recorded, each in a pass of its own.
 pub(crate) struct Timer {
     launches: Vec<LaunchTime>,
@@ -61,8 +64,8 @@ pub(crate) struct Timer {
 
 enum TimerClock {
     Device {
-        queries: wgpu::QuerySet,
-        resolved: wgpu::Buffer,
+        /// As many as the launches so far need.
+        queries: Vec<wgpu::QuerySet>,
     },
     Host {
         origin: Instant,
@@ -70,27 +73,28 @@ enum TimerClock {
     },
 }
 
+fn query_set(device: &Device) -> Result<wgpu::QuerySet> {
+    device.scoped("a query set", || {
+        device.inner.create_query_set(&wgpu::QuerySetDescriptor {
+            label: Some("launch times"),
+            ty: wgpu::QueryType::Timestamp,
+            count: CAPACITY * 2,
+        })
+    })
+}
+
 impl Timer {
     pub fn new(device: &Device) -> Result<Timer> {
         let now = Instant::now();
         let stamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
-        let clock = if stamps {
-            let queries = device.scoped("a query set", || {
-                device.inner.create_query_set(&wgpu::QuerySetDescriptor {
-                    label: Some("launch times"),
-                    ty: wgpu::QueryType::Timestamp,
-                    count: CAPACITY * 2,
-                })
-            })?;
-            let usage = Usage::QUERY_RESOLVE | Usage::COPY_SRC;
-            let bytes = u64::from(CAPACITY) * 16;
-            let resolved = device.buffer("launch times", bytes, usage, "profile a shorter run")?;
-            TimerClock::Device { queries, resolved }
-        } else {
-            TimerClock::Host {
+        let clock = match stamps {
+            true => TimerClock::Device {
+                queries: vec![query_set(device)?],
+            },
+            false => TimerClock::Host {
                 origin: now,
                 begun: now,
-            }
+            },
         };
         Ok(Timer {
             launches: Vec::new(),
@@ -112,9 +116,6 @@ impl Timer {
         values: &Values,
     ) -> Result<Option<(wgpu::QuerySet, u32)>> {
         let index = self.launches.len() as u32;
-        if index >= CAPACITY && !self.waits() {
-            return Ok(None);
-        }
         let mut time = LaunchTime {
             label: launch.label.clone(),
             kernel: model.kernels[launch.kernel].name.clone(),
@@ -125,7 +126,13 @@ impl Timer {
             ns: 0.0,
         };
         let queries = match &mut self.clock {
-            TimerClock::Device { queries, .. } => Some((queries.clone(), index * 2)),
+            TimerClock::Device { queries } => {
+                let set = (index / CAPACITY) as usize;
+                if set == queries.len() {
+                    queries.push(query_set(&model.device)?);
+                }
+                Some((queries[set].clone(), index % CAPACITY * 2))
+            }
             TimerClock::Host { origin, begun } => {
                 *begun = Instant::now();
                 time.begin_ns = begun.duration_since(*origin).as_nanos() as f64;
@@ -147,26 +154,31 @@ impl Timer {
 
     /// Reads the times, after everything was submitted.
     pub fn finish(mut self, model: &Model) -> Result<Profile> {
-        let TimerClock::Device { queries, resolved } = &self.clock else {
+        let TimerClock::Device { queries } = &self.clock else {
             return Ok(Profile {
                 clock: Clock::Host,
                 launches: self.launches,
             });
         };
         let device = &model.device;
-        let count = self.launches.len() as u32 * 2;
-        if count == 0 {
+        if self.launches.is_empty() {
             return Ok(Profile {
                 clock: Clock::Device,
                 launches: self.launches,
             });
         }
-        let bytes = u64::from(count) * 8;
+        let bytes = self.launches.len() as u64 * STAMPS;
         let staging = Staging::new(device, bytes)?;
+        let usage = Usage::QUERY_RESOLVE | Usage::COPY_SRC;
+        let resolved = device.buffer("launch times", bytes, usage, "profile a shorter run")?;
         let index = device.scoped("the launch times", || {
             let mut encoder = device.inner.create_command_encoder(&Default::default());
-            encoder.resolve_query_set(queries, 0..count, resolved, 0);
-            staging.copy(&mut encoder, resolved, 0, bytes);
+            let launches = self.launches.chunks(CAPACITY as usize);
+            for (set, (queries, launches)) in (0u64..).zip(queries.iter().zip(launches)) {
+                let at = set * u64::from(CAPACITY) * STAMPS;
+                encoder.resolve_query_set(queries, 0..launches.len() as u32 * 2, &resolved, at);
+            }
+            staging.copy(&mut encoder, &resolved, 0, bytes);
             device.queue.submit([encoder.finish()])
         })?;
         let period = f64::from(device.queue.get_timestamp_period());

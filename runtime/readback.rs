@@ -90,9 +90,13 @@ impl Staging {
             // Another thread that waits may be about to say it.
             outcome = receiver.recv_timeout(PATIENCE).ok();
         }
-        let refused = |message: String| Error::Refused {
-            what: WHAT.to_owned(),
-            message,
+        let refused = |message: String| match device.check(WHAT) {
+            // What the device was lost for is why.
+            Err(error) => error,
+            Ok(()) => Error::Refused {
+                what: WHAT.to_owned(),
+                message,
+            },
         };
         match outcome {
             Some(Ok(())) => {}

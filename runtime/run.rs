@@ -237,24 +237,9 @@ impl Model {
         for (symbol, value) in bindings.iter() {
             let name = symbol.name();
             let max = program.maxima.get(name).copied();
-            let least = least(symbol);
-            if let Some(max) = max
-                && (value > max || value < least)
-            {
-                return Err(Error::Size {
-                    symbol: name.to_owned(),
-                    value,
-                    max,
-                    advice: match name {
-                        BATCH => {
-                            "compile the model with a larger --max-batch, or run fewer at a time"
-                        }
-                        SEQ | PAST | CONTEXT => {
-                            "use fewer tokens, or compile the model with a larger --max-context"
-                        }
-                        _ => "compile the model for larger sizes",
-                    },
-                });
+            let within = |max| least(symbol)..=max;
+            if let Some(within) = max.map(within).filter(|within| !within.contains(&value)) {
+                return Err(Error::size(name, value, within));
             }
             values.set(&self.slots, name, value);
         }
@@ -277,11 +262,16 @@ impl Model {
         if let Some(names) = &options.outputs {
             let known = |n: &&String| program.outputs.iter().all(|o| o.name != **n);
             if let Some(unknown) = names.iter().find(known) {
-                return Err(Error::plan(format!("`{name}` has no output `{unknown}`")));
+                let known = program.outputs.iter().map(|o| o.name.as_str());
+                return Err(Error::NoSuchOutput {
+                    entry: name.to_owned(),
+                    name: unknown.clone(),
+                    available: known.collect::<Vec<_>>().join(", "),
+                });
             }
         }
         let values = self.values(program, bindings)?;
-        check_sizes(program, bindings)?;
+        self.check_sizes(program, bindings)?;
         // Workgroups may wait for each other in vain, and only a session computes again what
         // that loses; but a profile is of what a session runs.
         let apart = program.variant_of(&values, |v| timer.is_none() && v.grid.is_none());
@@ -365,42 +355,60 @@ impl Model {
         self.device.queue.write_buffer(buffer, 0, bytes);
         Ok(())
     }
-}
 
-/// Holds that `bindings` are sizes of the program, and all that its inputs and outputs have.
-fn check_sizes(program: &Program, bindings: &Bindings) -> Result<()> {
-    let known = || {
-        let names = program.maxima.keys().map(String::as_str);
-        names.chain([CONTEXT]).collect::<Vec<_>>().join(", ")
-    };
-    let wrong = |name: &str, reason: String| Error::Input {
-        name: name.to_owned(),
-        reason,
-    };
-    for (symbol, _) in bindings.iter() {
-        let name = symbol.name();
-        if name != CONTEXT && !program.maxima.contains_key(name) {
-            let reason = format!("there is no such size; there are {}", known());
-            return Err(wrong(name, reason));
+    /// Holds that `bindings` are sizes of the program, all that its inputs and outputs have,
+    /// and that tokens have a place in the states.
+    fn check_sizes(&self, program: &Program, bindings: &Bindings) -> Result<()> {
+        let known = || {
+            let names = program.maxima.keys().map(String::as_str);
+            names.chain([CONTEXT]).collect::<Vec<_>>().join(", ")
+        };
+        let wrong = |name: &str, reason: String| Error::Input {
+            name: name.to_owned(),
+            reason,
+        };
+        for (symbol, _) in bindings.iter() {
+            let name = symbol.name();
+            if name != CONTEXT && !program.maxima.contains_key(name) {
+                let reason = format!("there is no such size; there are {}", known());
+                return Err(wrong(name, reason));
+            }
         }
-    }
-    for symbol in &program.symbols {
-        if bindings.get(symbol).is_none() && symbol.name() != CONTEXT {
-            return Err(wrong(symbol.name(), "this size is not given".to_owned()));
+        for symbol in &program.symbols {
+            if bindings.get(symbol).is_none() && symbol.name() != CONTEXT {
+                return Err(wrong(symbol.name(), "this size is not given".to_owned()));
+            }
         }
+        let of = |name: &str| bindings.get(&Symbol::new(name));
+        let (past, seq) = (of(PAST).unwrap_or(0), of(SEQ).unwrap_or(0));
+        let batch = of(BATCH).unwrap_or(1).max(1);
+        if let Some(rows) = program.rows
+            && batch.saturating_mul(seq) > rows
+        {
+            return Err(Error::Size {
+                symbol: SEQ.to_owned(),
+                value: seq,
+                least: 1,
+                max: rows / batch,
+                advice: "run fewer sequences, or fewer of their tokens, at a time",
+            });
+        }
+        if program.states.is_empty() {
+            return Ok(());
+        }
+        // What states have room for.
+        let max = self.plan.model.max_context;
+        let context = of(CONTEXT).map_or(max, |context| context.min(max));
+        let context = context.min(self.device.most_positions());
+        if past.saturating_add(seq) > context {
+            return Err(Error::ContextFull {
+                context,
+                past,
+                wanted: seq,
+            });
+        }
+        Ok(())
     }
-    let of = |name: &str| bindings.get(&Symbol::new(name)).unwrap_or(0);
-    let (past, seq) = (of(PAST), of(SEQ));
-    if let Some(context) = bindings.get(&Symbol::new(CONTEXT))
-        && past + seq > context
-    {
-        return Err(Error::ContextFull {
-            context,
-            past,
-            wanted: seq,
-        });
-    }
-    Ok(())
 }
 
 /// One run of an entry.

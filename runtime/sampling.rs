@@ -62,7 +62,8 @@ pub struct SamplingOptions {
     pub min_p: f32,
     /// Divides positive logits of tokens that occurred by this, and multiplies
     /// negative ones; 1 changes nothing. Those occurred that stand in the prompt, or were
-    /// generated behind it; of a session that is continued not what it had before.
+    /// generated behind it; of what a continued session had before, those that stand in
+    /// [`GenerateOptions::history`](crate::generate::GenerateOptions::history).
     pub repetition_penalty: f32,
     /// Selects the random numbers.
     pub seed: u64,

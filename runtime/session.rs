@@ -64,6 +64,7 @@ impl<'m> Session<'m> {
             return Err(Error::Size {
                 symbol: CONTEXT.to_owned(),
                 value: context,
+                least: 1,
                 max,
                 advice: "compile the model with a larger --max-context",
             });
@@ -80,7 +81,7 @@ impl<'m> Session<'m> {
         let most = program.maxima.get(SEQ).copied().unwrap_or(1).min(context);
         let longest = model.sessions.iter().map(|s| s.prompt).max();
         let most = longest.map_or(most, |longest| most.min(longest.max(1)));
-        let piece = longest_piece(batch as u64, most, |seq| {
+        let piece = longest_piece(batch as u64, most, program.rows, |seq| {
             capacity.set(slots, SEQ, seq);
             Ok(program.variant(&capacity).is_ok())
         })?;
@@ -93,6 +94,7 @@ impl<'m> Session<'m> {
                 (_, Some(max)) => Error::Size {
                     symbol: BATCH.to_owned(),
                     value: batch as u64,
+                    least: 1,
                     max,
                     advice: "load the model for sessions of this size",
                 },
@@ -397,6 +399,15 @@ impl Decoder for Session<'_> {
     /// bind what that takes; the tokens are those that a
     /// [`Sampler`](crate::sampling::Sampler) gives.
     fn run(&mut self, generation: &mut Generation<'_>) -> Result<()> {
+        let (pad, vocab) = (
+            generation.options().pad_token,
+            self.model.plan.model.vocab_size,
+        );
+        if u64::from(pad) >= vocab {
+            return Err(Error::Ids(format!(
+                "the padding token {pad} is not in the vocabulary of {vocab}"
+            )));
+        }
         if self.sampler.is_none() {
             let size = (self.batch, self.context);
             self.sampler = DeviceSampler::new(self.model, self.program, &self.allocation, size)?;

@@ -3,13 +3,9 @@
 use std::collections::BTreeSet;
 
 use kiln_ir::Bindings;
-use kiln_ir::plan::{BATCH, CONTEXT, Entry, PAST, SEQ, Variant};
+use kiln_ir::plan::{BATCH, CONTEXT, Entry, PAST, PIECE_ROWS, SEQ, Variant};
 
 use crate::error::Result;
-
-/// The most rows (sequences times tokens) of one piece of a prompt: enough to
-/// keep a large device busy, and a bound on what is allocated.
-pub(crate) const PIECE_ROWS: u64 = 1024;
 
 /// What a [`Session`](crate::Session) is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,13 +17,15 @@ pub struct SessionSize {
 }
 
 /// The most tokens of each of `batch` sequences, up to `most`, that one piece of a
-/// prompt takes, if `takes` says which numbers some variant takes.
+/// prompt takes in an entry of `rows`, if `takes` says which numbers some variant takes.
 pub(crate) fn longest_piece(
     batch: u64,
     most: u64,
+    rows: Option<u64>,
     mut takes: impl FnMut(u64) -> Result<bool>,
 ) -> Result<u64> {
-    let mut piece = most.min(PIECE_ROWS / batch.max(1)).max(1);
+    let rows = rows.map_or(PIECE_ROWS, |rows| rows.min(PIECE_ROWS));
+    let mut piece = most.min(rows / batch.max(1)).max(1);
     while piece > 1 && !takes(piece)? {
         piece -= 1;
     }
@@ -79,7 +77,7 @@ fn steps(entry: &Entry, most: u64, sessions: &[SessionSize]) -> Result<Vec<(u64,
     let mut out = Vec::new();
     for &SessionSize { batch, prompt } in sessions {
         let takes = |seq| Ok(!taking(entry, batch, seq)?.is_empty());
-        let piece = longest_piece(batch, most.min(prompt), takes)?;
+        let piece = longest_piece(batch, most.min(prompt), entry.rows, takes)?;
         let all = [piece, prompt % piece, 1];
         out.extend(all.into_iter().filter(|n| *n > 0).map(|seq| (batch, seq)));
     }

@@ -80,7 +80,7 @@ pub(crate) fn choose_but<'p>(
     for tier in &plan.tiers {
         let mut lacks = missing(&tier.requires, on, is_checked(tier));
         if let Some(reason) = distrusted.get(tier.name.as_str()) {
-            lacks.push(format!("a driver that passes its check ({reason})"));
+            lacks.push(format!("a driver that runs it correctly ({reason})"));
         }
         if lacks.is_empty() {
             return Ok(tier);
@@ -290,6 +290,7 @@ mod tests {
             inputs: Vec::new(),
             outputs: Vec::new(),
             buffers: Vec::new(),
+            rows: None,
             slices: Vec::new(),
             variants: vec![
                 grid(&["shader-f16"]),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use kiln_ir::plan::{BATCH, CONTEXT, PAST, SEQ};
+use kiln_ir::plan::{BATCH, CONTEXT, PAST, PIECE_ROWS, SEQ};
 
 use crate::choice::ChoiceFile;
 use crate::dims::Values;
@@ -18,7 +18,6 @@ use crate::model::{LoadProgress, Model};
 use crate::profile::{Profile, Timer};
 use crate::readback::Staging;
 use crate::session::STEP;
-use crate::sizes::PIECE_ROWS;
 use crate::trust;
 
 /// How much less time another way has to take than the launch as it stands.
@@ -77,10 +76,12 @@ impl<'m> Trial<'m> {
             }
         }
         let output_bytes = output.bytes(&values)?;
+        let mut most = values.clone();
+        most.set(&model.slots, PAST, context.saturating_sub(seq));
         Ok(Some(Trial {
             model,
             program,
-            allocation: Allocation::new(model, program, &values)?,
+            allocation: Allocation::new(model, program, &most)?,
             staging: Staging::new(&model.device, 2 * output_bytes + GRID_STATE_BYTES)?,
             values,
             output,
@@ -188,8 +189,8 @@ impl Model {
         mut file: Option<&mut ChoiceFile>,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<()> {
-        self.try_grids()?;
-        if let Some(file) = &mut file {
+        self.try_grids(file.as_deref_mut())?;
+        if let Some(file) = file {
             self.choose_ways(file, progress)?;
             self.drop_slower(file)?;
         }
@@ -200,13 +201,19 @@ impl Model {
     /// workgroup waited in vain, since how many run at once depends on the kernel, those
     /// that differ from the variant that is run without them, and those that the driver
     /// refuses.
-    fn try_grids(&mut self) -> Result<()> {
+    fn try_grids(&mut self, mut file: Option<&mut ChoiceFile>) -> Result<()> {
         let mut unfit = Vec::new();
         for (name, program) in &self.entries {
             for (index, variant) in program.variants.iter().enumerate() {
                 // Other ways to do its launches are compared with it, later.
-                let is_tried = variant.is_to_be_tried && variant.way == 0;
-                if is_tried && tried(self.is_fit(program, index))? != Some(true) {
+                if !variant.is_to_be_tried || variant.way != 0 {
+                    continue;
+                }
+                let outcome = tried(self.is_fit(program, index));
+                if let (Err(error), Some(file)) = (&outcome, &mut file) {
+                    file.note_loss(&variant.name, error);
+                }
+                if outcome? != Some(true) {
                     unfit.push((name.clone(), index));
                 }
             }
@@ -272,10 +279,19 @@ impl Model {
             let outcome = self.measure(program, group.clone());
             match &outcome {
                 Err(error) if is_final(error) => file.give_up(name),
+                // There may be memory another time, but not for ever.
+                Err(Error::OutOfMemory { .. }) => {}
                 _ => file.end(name),
             }
-            let means = tried(outcome)?.unwrap_or_default();
-            let least = means.least();
+            let measured = tried(outcome)?;
+            let mut least = measured.as_ref().map(Means::least).unwrap_or_default();
+            if measured.is_some() {
+                // What there was nothing to measure of is left as it stands from now on.
+                for launch in open_launches(program, group) {
+                    let usual = program.variants[group.start].launches[launch].kernel;
+                    least.entry(usual).or_insert(usual);
+                }
+            }
             if !least.is_empty() {
                 let kernel = |kernel: &usize| self.kernels[*kernel].name.clone();
                 let names = least
@@ -304,11 +320,7 @@ impl Model {
         let mut means = Means::default();
         let kernel = |way: usize, launch: usize| program.variants[way].launches[launch].kernel;
         let launches = 0..program.variants[group.start].launches.len();
-        let differs = |launch: &usize| {
-            let usual = kernel(group.start, *launch);
-            group.clone().any(|way| kernel(way, *launch) != usual)
-        };
-        let open: Vec<usize> = launches.clone().filter(differs).collect();
+        let open = open_launches(program, &group);
 
         // Compared at each size, since work is dealt out in other ways at each; measured at
         // the last.
@@ -371,10 +383,12 @@ impl Model {
     }
 
     /// Sizes, sequences and tokens of each, of steps that a variant is run for, the largest
-    /// last: of a prompt, or else of a token of each of several sequences.
+    /// last: of a prompt, or else of a token of each of several sequences, or else of several
+    /// prompts.
     fn steps_of(&self, program: &Program, variant: usize) -> Vec<[u64; 2]> {
         let most = |symbol: &str| program.maxima.get(symbol).copied().unwrap_or(1);
-        let longest = most(SEQ).min(PIECE_ROWS).min(self.plan.model.max_context);
+        let rows = program.rows.map_or(PIECE_ROWS, |rows| rows.min(PIECE_ROWS));
+        let longest = most(SEQ).min(rows).min(self.plan.model.max_context);
         let is_run = |size: &[u64; 2]| {
             let taken = program.variant(&sizes(self, *size, size[1]));
             taken.is_ok_and(|taken| taken == variant)
@@ -384,8 +398,14 @@ impl Model {
         if !prompts.is_empty() {
             return prompts;
         }
-        let batches = rising(most(BATCH).min(SEQUENCES)).map(|batch| [batch, 1]);
-        batches.filter(is_run).collect()
+        let batches = || rising(most(BATCH).min(SEQUENCES));
+        let tokens = batches().map(|batch| [batch, 1]);
+        let tokens: Vec<[u64; 2]> = tokens.filter(is_run).collect();
+        if !tokens.is_empty() {
+            return tokens;
+        }
+        let prompts = batches().map(|batch| [batch, longest.min(rows / batch)]);
+        prompts.filter(is_run).collect()
     }
 
     /// Drops variants with grids that are slower than launches apart, and notes which are
@@ -396,11 +416,16 @@ impl Model {
         };
         let mut slower = Vec::new();
         for (index, variant) in program.variants.iter().enumerate() {
-            let known = &mut file.choices.joined;
+            let known = &file.choices.joined;
             if !variant.is_to_be_tried || known.contains_key(&variant.name) {
                 continue;
             }
-            if let Some(Some(is_slower)) = tried(self.is_slower(program, index))? {
+            let outcome = tried(self.is_slower(program, index));
+            if let Err(error) = &outcome {
+                file.note_loss(&variant.name, error);
+            }
+            if let Some(Some(is_slower)) = outcome? {
+                let known = &mut file.choices.joined;
                 known.insert(variant.name.clone(), !is_slower);
                 if is_slower {
                     slower.push(index);
@@ -460,6 +485,17 @@ fn rising(most: u64) -> impl Iterator<Item = u64> {
 fn groups(variants: &[VariantProgram]) -> impl Iterator<Item = Range<usize>> {
     let starts = (0..variants.len()).filter(|i| variants[*i].way == 0);
     starts.map(|start| ways_of(variants, start))
+}
+
+/// The launches that are done in other ways in some of the variants `group` than in the first.
+fn open_launches(program: &Program, group: &Range<usize>) -> Vec<usize> {
+    let kernel = |way: usize, launch: usize| program.variants[way].launches[launch].kernel;
+    let differs = |launch: &usize| {
+        let usual = kernel(group.start, *launch);
+        group.clone().any(|way| kernel(way, *launch) != usual)
+    };
+    let launches = 0..program.variants[group.start].launches.len();
+    launches.filter(differs).collect()
 }
 
 /// A variant with the ways to do it.

@@ -112,6 +112,7 @@ pub(crate) fn without_bad_grids(
             inputs: entry.inputs.clone(),
             outputs: entry.outputs.clone(),
             buffers: entry.buffers.clone(),
+            rows: entry.rows,
             slices: entry.slices.clone(),
             variants: entry.variants.iter().filter(grids).cloned().collect(),
         };

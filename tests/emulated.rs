@@ -52,6 +52,10 @@ const GEMMA: &str = r#"{"model_type": "gemma3_text", "vocab_size": 60, "hidden_s
     "num_key_value_heads": 1, "head_dim": 256, "num_hidden_layers": 2, "sliding_window": 7,
     "sliding_window_pattern": 2}"#;
 
+const WIDE: &str = r#"{"model_type": "llama", "vocab_size": 40, "max_position_embeddings": 16,
+    "hidden_size": 4096, "intermediate_size": 40, "num_attention_heads": 2, "head_dim": 32,
+    "num_key_value_heads": 1, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
+
 /// Of layers that sum up many elements, more than a product of matrices takes at once.
 const DEEP: &str = r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 64,
     "n_inner": 1300, "n_head": 2, "n_layer": 2}"#;
@@ -287,6 +291,24 @@ fn matrices() {
                     .any(|kernel| kernel.ends_with(".f16_states"))
             );
         }
+    }
+}
+
+/// Rows of more than 16 KiB, which not every device has room for in workgroup memory.
+#[test]
+fn wide_rows() {
+    let fixture = Fixture::random(WIDE);
+    for packing in [Packing::F16, Packing::Q4] {
+        let (options, tiers) = (EntryOptions::default(), [MATRICES, "subgroup"]);
+        let compiled = compile_tiers(&fixture, packing, (2, &options), tiers);
+        let cases = cases(&fixture, &compiled, &[(1, 2)]);
+        let launched = |on| conforms(&fixture, &compiled, &cases, on);
+        let brings = |kernel: &String| {
+            kernel.starts_with("linear_stream_subgroup.") && kernel.contains(".rms_norm")
+        };
+        assert!(launched(apart(MATRICES)).keys().any(brings));
+        assert!(!launched(apart("subgroup")).keys().any(brings));
+        launched(joined("subgroup"));
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use kiln_codegen::{CompileOptions, compile};
-use kiln_ir::plan::{BLOCK, Binding, CONTEXT, Entry, Launch, Plan, Tier, Variant};
+use kiln_ir::plan::{BLOCK, Binding, CONTEXT, Entry, Launch, PIECE_ROWS, Plan, Tier, Variant};
 use kiln_ir::{Bindings, Packing, Symbol, text};
 use kiln_models::registry::{EntryOptions, preset};
 
@@ -30,17 +30,21 @@ const NAMES: [&str; 6] = [
 
 /// The plan of a published model, compiled as the command line does.
 fn plan(name: &str, packing: Packing) -> Plan {
-    let model = preset(name).unwrap();
-    let options = EntryOptions::default();
-    let entries = model.entries().into_iter();
-    let graphs = entries.map(|entry| model.graph(entry, &options).unwrap());
-    let graphs: Vec<_> = graphs.collect();
     let how = CompileOptions {
         packing,
         ..CompileOptions::default()
     };
-    let info = model.info(&options);
-    let compiled = compile(&graphs, info, &how, &mut |_, _, _, _| {}).unwrap();
+    let entries = preset(name).unwrap().entries();
+    plan_of(name, &entries, &how, &EntryOptions::default())
+}
+
+fn plan_of(name: &str, entries: &[&str], how: &CompileOptions, options: &EntryOptions) -> Plan {
+    let model = preset(name).unwrap();
+    let entries = entries.iter();
+    let graphs = entries.map(|entry| model.graph(entry, options).unwrap());
+    let graphs: Vec<_> = graphs.collect();
+    let info = model.info(options);
+    let compiled = compile(&graphs, info, how, &mut |_, _, _, _| {}).unwrap();
     for (path, source) in &compiled.graphs {
         let parsed = text::parse(source).unwrap();
         assert_eq!(parsed.to_string(), *source, "{name}: {path}");
@@ -208,16 +212,41 @@ fn large_weights_are_split() {
     }
 }
 
-/// Where a step's buffers would exceed a binding, prompts go in shorter pieces, and no
-/// fewer sequences decode together.
+/// A prompt of one sequence goes in pieces as long as there are, though the same pieces of as
+/// many sequences as decode together would exceed a binding: those are not run.
 #[test]
-fn large_steps_take_shorter_pieces() {
-    for (name, pieces) in [("gpt2", 1024), ("gpt2-xl", 512)] {
+fn pieces_have_as_many_rows_as_a_session_runs() {
+    for name in NAMES {
         let plan = plan(name, Packing::F16);
         let step = &plan.tiers[0].entries["step"];
         let sizes = maxima(&plan, step);
         let most = |symbol: &str| sizes.get(&Symbol::new(symbol)).unwrap();
-        assert_eq!((most("batch"), most("seq")), (8, pieces), "{name}");
+        let found = (most("batch"), most("seq"), step.rows);
+        assert_eq!(found, (8, PIECE_ROWS, Some(PIECE_ROWS)), "{name}");
+    }
+}
+
+/// Where a step's buffers would exceed a binding, prompts go in shorter pieces, and no
+/// fewer sequences decode together.
+#[test]
+fn large_steps_take_shorter_pieces() {
+    let options = EntryOptions {
+        max_batch: 2,
+        ..EntryOptions::default()
+    };
+    // Keys of two sequences are 13 MB, and what 1,024 rows have in an MLP 26 MB.
+    for (binding_limit, rows) in [(1 << 27, 1024), (16 << 20, 512)] {
+        let how = CompileOptions {
+            packing: Packing::F16,
+            binding_limit,
+            ..CompileOptions::default()
+        };
+        let plan = plan_of("gpt2-xl", &["step"], &how, &options);
+        let step = &plan.tiers[0].entries["step"];
+        let sizes = maxima(&plan, step);
+        let most = |symbol: &str| sizes.get(&Symbol::new(symbol)).unwrap();
+        let found = (most("batch"), most("seq"), step.rows);
+        assert_eq!(found, (2, rows, Some(rows)), "{binding_limit}");
     }
 }
 

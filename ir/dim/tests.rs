@@ -121,3 +121,25 @@ fn substitution_renormalises() {
     let four = three.substitute(&Symbol::new("batch"), &Dim::constant(1));
     assert_eq!(four.as_const(), Some(12));
 }
+
+#[test]
+fn a_product_is_bounded_where_it_is_one() {
+    let [batch, seq] = ["batch", "seq"].map(Symbol::new);
+    let bounded = |text: &str| {
+        let dim: Dim = text.parse().unwrap();
+        dim.with_product_at_most([&batch, &seq], 16).to_string()
+    };
+    assert_eq!(
+        bounded("batch*seq*12 + batch*4 + seq"),
+        "batch*4 + seq + min(batch*seq | 16)*12"
+    );
+    assert_eq!(
+        bounded("ceil(batch*seq*3 / 2)*past"),
+        "past*ceil(min(batch*seq | 16)*3 / 2)"
+    );
+    assert_eq!(bounded("batch + past"), "batch + past");
+    assert_eq!(
+        bounded("min(batch*seq | 16)"),
+        "min(min(batch*seq | 16) | 16)"
+    );
+}

@@ -95,6 +95,11 @@
 //! 27. An alternative binds what its launch does, to read or to write it as there, but for
 //!     buffers of no port that no launch of the entry point binds as it stands.
 //!
+//! Rows
+//!
+//! 28. An entry point's rows, if they are bounded, are no fewer than its largest batch and
+//!     the most tokens of a sequence.
+//!
 //! All errors are collected.
 //!
 //! Buffers are whole objects here: a plan does not say which values a buffer

@@ -106,6 +106,7 @@ fn check(mut plan: Plan, weights: BTreeMap<&'static str, Vec<u8>>, image: &[u8])
             buffer: 0,
         }],
         buffers: vec![buffer("words", false), buffer("scratch", true)],
+        rows: None,
         slices: Vec::new(),
         variants: vec![Variant {
             grid: None,

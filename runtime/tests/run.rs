@@ -305,6 +305,21 @@ fn what_does_not_fit_a_session_is_refused_by_name() {
         "sequence 1 starts at 3, beyond its 3 tokens"
     );
     assert_eq!(session.past(), 2);
+    let options = GenerateOptions {
+        pad_token: VOCAB,
+        ..GenerateOptions::default()
+    };
+    let prompts = [vec![1], vec![2]];
+    let every = &mut |_| ControlFlow::Continue(());
+    assert_eq!(
+        message(generate(
+            &mut Session::new(&model, 2, 6).unwrap(),
+            &prompts,
+            &options,
+            every
+        )),
+        "the padding token 11 is not in the vocabulary of 11"
+    );
 }
 
 #[test]
@@ -351,10 +366,19 @@ fn what_does_not_fit_an_entry_is_refused_by_name() {
         at(&[("batch", 1), ("seq", 2), ("past", 3), ("context", 4)]),
         "the context is full: 3 of 4 positions are taken and 2 more are wanted"
     );
+    // States are as large as they can be where nothing is said.
+    assert_eq!(
+        at(&[("batch", 1), ("seq", 2), ("past", 23)]),
+        "the context is full: 23 of 24 positions are taken and 2 more are wanted"
+    );
+    assert_eq!(
+        at(&[("batch", 1), ("seq", 2), ("past", 24)]),
+        "past = 24 is outside 0 to 23; use fewer tokens, or compile the model with a larger --max-context"
+    );
     let unknown = model.forward_collect(&[vec![1]], &RunOptions::outputs(&["loss"]));
     assert_eq!(
         message(unknown),
-        "the plan is not valid: `forward` has no output `loss`"
+        "the entry `forward` has no output `loss`; it has: hidden, logits"
     );
 }
 
@@ -381,4 +405,59 @@ fn a_profile_has_a_time_for_each_launch() {
             .unwrap();
         assert_eq!(profile.launches.len(), 1 + 3);
     });
+}
+
+/// More than one set of queries has room for.
+#[test]
+fn a_profile_of_thousands_of_launches_has_them_all() {
+    let mut plan = plan();
+    for tier in &mut plan.tiers {
+        let variant = &mut tier.entries.get_mut("forward").unwrap().variants[0];
+        variant.launches = vec![variant.launches[0].clone(); 4500];
+    }
+    let model = Model::open(
+        &adapter("vulkan"),
+        &artifact_of(plan),
+        &options(),
+        &mut |_| {},
+    );
+    let sizes = Bindings::new().with("batch", 1).with("seq", 1);
+    let inputs = [("ids", [0; 4].as_slice())];
+    let profile = model.unwrap().profile_entry("forward", &inputs, &sizes);
+    let launches = profile.unwrap().launches;
+    assert_eq!(launches.len(), 4500 + 1);
+    for pair in launches.windows(2) {
+        let end = pair[0].begin_ns + pair[0].ns;
+        assert!(pair[1].begin_ns >= end, "{pair:?}");
+    }
+}
+
+/// A session takes shorter pieces, and whoever runs an entry has to.
+#[test]
+fn no_more_rows_are_run_than_there_is_room_for() {
+    let mut plan = plan();
+    for tier in &mut plan.tiers {
+        let step = tier.entries.get_mut("step").unwrap();
+        step.rows = Some(4);
+        // As the compiler has it: what is written beyond is lost.
+        step.buffers[0].bytes = vec!["min(batch*seq | 4)*4".parse().unwrap()];
+    }
+    let artifact = artifact_of(plan);
+    let model = Model::open(&adapter("vulkan"), &artifact, &options(), &mut |_| {}).unwrap();
+    let mut session = Session::new(&model, 2, CONTEXT_MAX).unwrap();
+    let logits = session.step(&[1, 2, 3, 4, 5, 6], &[0, 0]).unwrap();
+    assert_eq!(greedy(&logits), [6, 15 % VOCAB]);
+
+    let run = |seq: u64| {
+        let sizes = Bindings::new().with("batch", 2).with("seq", seq);
+        let sizes = sizes.with("past", 0);
+        let ids = vec![0; 8 * seq as usize];
+        let inputs = [("ids", ids.as_slice()), ("start", &[0; 8])];
+        model.run_collect("step", &inputs, &sizes, &RunOptions::default())
+    };
+    run(2).unwrap();
+    assert_eq!(
+        message(run(3)),
+        "seq = 3 is outside 1 to 2; run fewer sequences, or fewer of their tokens, at a time"
+    );
 }

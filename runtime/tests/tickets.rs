@@ -160,6 +160,7 @@ fn run(workgroups: u64, patience: u32, rounds: u32) -> (Vec<i32>, Vec<i32>) {
         inputs: vec![],
         outputs: vec![port(0), port(1)],
         buffers: buffers.into(),
+        rows: None,
         slices: Vec::new(),
         variants: vec![Variant {
             grid: None,

@@ -104,11 +104,43 @@ fn a_named_tier_that_fails_is_an_error() {
     assert!(text.contains(expected), "{text}");
 }
 
+/// A model whose first tier has a kernel of its own that computes `then` instead of 5.
+fn with_kernel(then: &str, options: &LoadOptions) -> kiln_runtime::Result<Model> {
+    let mut plan = plan();
+    let mut kernels = kernels();
+    let mut own = plan.kernels["next"].clone();
+    own.file = "kernels/own.wgsl".into();
+    kernels.insert(
+        own.file.clone(),
+        format!("{HEAD}{}", NEXT.replace("5.0", then)),
+    );
+    plan.kernels.insert("own".into(), own);
+    let (fancy, base) = plan.tiers.split_at_mut(1);
+    fancy[0].requires = base[0].requires.clone();
+    let step = fancy[0].entries.get_mut("step").unwrap();
+    let launches = step.variants.iter_mut().flat_map(|v| &mut v.launches);
+    for launch in launches.filter(|launch| launch.kernel == "next") {
+        launch.kernel = "own".into();
+    }
+    let none = Default::default;
+    let artifact = Artifact::from_parts(plan, kernels, none(), none(), Box::new(weights()))?;
+    Model::open(&adapter("vulkan"), &artifact, options, &mut |_| {})
+}
+
+#[test]
+fn a_tier_with_a_kernel_that_is_refused_gives_way_to_the_next() {
+    assert_eq!(with_kernel("6.0", &options()).unwrap().tier(), "fancy");
+    let refused = "undefined_name";
+    assert_eq!(with_kernel(refused, &options()).unwrap().tier(), "base");
+    let text = message(with_kernel(refused, &named()));
+    assert!(text.contains(refused) && text.contains("`own`"), "{text}");
+}
+
 #[test]
 fn the_last_tier_that_fails_leaves_none() {
     let opened = open_with("7u", &options(), |tiers| tiers.truncate(1));
     let text = message(opened);
-    let expected = "`fancy` lacks a driver that passes its check (64 of 64 results are wrong)";
+    let expected = "`fancy` lacks a driver that runs it correctly (64 of 64 results are wrong)";
     assert!(text.contains(expected), "{text}");
 }
 

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{AT_LEAST, AT_MAXIMA, Report, Sizes, flow};
-use crate::dim::{Atom, Bindings, Dim};
+use crate::dim::{Atom, Bindings, Dim, Symbol};
 use crate::plan::{
-    Access, BLOCK, Binding, CONTEXT, Entry, Grid, ImageSize, Launch, MOST_TEXELS, PAST, Plan, Port,
-    Requirements, Stream, Tier, Variant,
+    Access, BATCH, BLOCK, Binding, CONTEXT, Entry, Grid, ImageSize, Launch, MOST_TEXELS, PAST,
+    Plan, Port, Requirements, SEQ, Stream, Tier, Variant,
 };
 
 /// A limit that [`crate::plan::Requirements`] does not name is WebGPU's default.
@@ -83,6 +83,7 @@ pub(super) fn check(plan: &Plan, tier: &Tier, entry: &Entry, report: &mut Report
         report,
     };
     checker.report.declarations(&entry.symbols);
+    checker.rows();
     checker.ports();
     checker.slices();
     checker.buffers();
@@ -223,6 +224,18 @@ struct Checker<'p, 'r> {
 }
 
 impl Checker<'_, '_> {
+    /// One sequence, and one token of each of many, are always taken.
+    fn rows(&mut self) {
+        let max = |name: &str| self.sizes.max.get(&Symbol::new(name)).unwrap_or(0);
+        let least = max(BATCH).max(max(SEQ));
+        if let Some(rows) = self.entry.rows
+            && rows < least
+        {
+            let expected = format!("{least} at the least, for `{BATCH}` and `{SEQ}`");
+            self.report.error(28, "rows", expected, rows);
+        }
+    }
+
     fn ports(&mut self) {
         let entry = self.entry;
         for (kind, ports) in [("input", &entry.inputs), ("output", &entry.outputs)] {

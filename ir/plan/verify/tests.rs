@@ -619,3 +619,11 @@ fn invariant_26_images() {
                 found `hidden`";
     breaks(26, port, |p| entry(p, "forward").buffers[1].image = true);
 }
+
+#[test]
+fn invariant_28_rows() {
+    let few = "tier `base`, entry `step`: rows: expected 16 at the least, for `batch` and `seq`, \
+               found 15";
+    breaks(28, few, |p| entry(p, "step").rows = Some(15));
+    assert_eq!(errors_of(|p| entry(p, "step").rows = Some(16)), []);
+}

@@ -135,6 +135,7 @@ fn forward() -> Entry {
             buffer("hidden", "batch*seq*8"),
             buffer("logits", "132"),
         ],
+        rows: None,
         slices: Vec::new(),
         variants: vec![Variant {
             grid: None,
@@ -178,6 +179,7 @@ fn step() -> Entry {
             buffer("start", "batch*4"),
             buffer("logits", "batch*44"),
         ],
+        rows: None,
         slices: Vec::new(),
         variants: vec![variant("decode", 1), variant("prefill", STEP_MAX)],
     }

@@ -94,6 +94,7 @@ pub fn forward() -> Entry {
             buffer("logits", &["800"]),
             buffer("normed", &["batch*seq*16", "batch*seq*32"]),
         ],
+        rows: None,
         slices: Vec::new(),
         variants: vec![Variant {
             grid: None,
@@ -133,6 +134,7 @@ pub fn step() -> Entry {
             buffer("ids", &["batch*seq*4"]),
             buffer("logits", &["batch*200"]),
         ],
+        rows: None,
         slices: Vec::new(),
         variants: vec![variant("decode", 1), variant("prefill", 16)],
     }
