@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::device::DeviceArgs;
 use crate::failure::{Failure, Result};
 use crate::generation::{Needs, On, generate_shown, speeds, with_decoder};
+use crate::hub::HUB_ID;
 use crate::interrupt;
 use crate::model::{DtypeArgs, ModelArgs};
 use crate::output::{note, remark, warn};
@@ -28,6 +29,11 @@ use crate::sampling::SamplingArgs;
 use crate::terminal;
 use crate::values::whole;
 
+/// What learned to answer; no model that the program makes itself did.
+fn model_help() -> String {
+    format!("A folder in the Hugging Face layout{HUB_ID}, or a compiled `.kiln` folder")
+}
+
 /// Talk with a model
 ///
 /// For models that were trained to answer, and come with a chat template. What you write
@@ -35,6 +41,8 @@ use crate::values::whole;
 /// model answers what it is given and ends. Tokens are chosen as the model's authors
 /// advise, unless an option says otherwise.
 #[derive(clap::Args, Debug)]
+#[command(mut_arg("model", |model| model.help(model_help())))]
+#[command(mut_arg("random_weights", |preset| preset.hide(true)))]
 #[command(after_help = "\
 While you talk, Ctrl-C ends an answer, and a message can also be:
   /clear    forget what was said
@@ -103,10 +111,15 @@ fn parse_argument(text: &str) -> std::result::Result<(String, Value), String> {
 }
 
 pub fn run(args: &Args) -> Result {
+    if args.model.random_weights.is_some() {
+        return Err(Failure::usage(format!(
+            "a model with `--random-weights` learned nothing, so it cannot answer; {INSTEAD}"
+        )));
+    }
     let target = args.device.select()?;
     let opened = args.model.open()?;
     let name = args.model.name();
-    let chat = opened.chat()?.ok_or_else(|| no_template(name))?;
+    let chat = opened.chat()?.ok_or_else(|| no_template(&args.model))?;
     let tokenizer = opened.tokenizer()?;
     let tokenizer = tokenizer.ok_or_else(|| no_tokenizer(name))?;
     let info = opened.info();
@@ -158,7 +171,16 @@ fn no_tokenizer(name: &str) -> Failure {
     ))
 }
 
-fn no_template(name: &str) -> Failure {
+/// With what one can talk.
+const INSTEAD: &str = "give a model that was trained to answer, which comes with a chat template";
+
+fn no_template(model: &ModelArgs) -> Failure {
+    let name = model.name();
+    if model.is_demo() {
+        return Failure::failed(format!(
+            "`{name}` was trained to continue texts, as `kiln run {name}` does, and not to answer; {INSTEAD}"
+        ));
+    }
     Failure::failed(format!(
         "`{name}` has no chat template, so it was probably not trained to answer; `kiln run` continues \
          a text with it, and a checkpoint with a `{TEMPLATE_FILE}` or a `chat_template` in its \

@@ -139,7 +139,8 @@ fn lower(
     options: &EntryOptions,
     times: &mut Times,
 ) -> Result<Compiled> {
-    let _bar = Bar::busy("compiling");
+    // A line that moves would stand among the graphs.
+    let _bar = args.print_after.is_none().then(|| Bar::busy("compiling"));
     let compile_options = CompileOptions {
         packing: args.dtype.dtype.unwrap_or(Packing::F32),
         tiers: (!args.tier.is_empty()).then(|| args.tier.clone()),

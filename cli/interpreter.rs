@@ -41,12 +41,8 @@ impl Interpretable {
         let ids = HostTensor::i32([ids.len(), longest], flat);
         let inputs = Tensors::from([("ids".to_owned(), ids)]);
         let graph = self.graph(entry)?;
-        Ok(run(
-            graph,
-            self.params.as_ref(),
-            &inputs,
-            &mut Tensors::new(),
-        )?)
+        let outputs = run(graph, self.params.as_ref(), &inputs, &mut Tensors::new());
+        Ok(outputs.map_err(as_an_adapter)?)
     }
 
     /// A session for `batch` sequences of at most `context` positions.
@@ -154,11 +150,19 @@ impl Decoder for InterpretedSession<'_> {
         for from in (0..seq).step_by(self.piece) {
             let piece = from..(from + self.piece).min(seq);
             let rows: Vec<&[u32]> = ids.chunks(seq).map(|row| &row[piece.clone()]).collect();
-            outputs = self.append(&rows, start).map_err(Error::other)?;
+            outputs = self.append(&rows, start).map_err(as_an_adapter)?;
         }
         let logits = outputs.get("logits").and_then(HostTensor::as_f);
         let logits = logits.ok_or_else(|| Error::other("the model has no output `logits`"))?;
         Ok(logits.to_vec())
+    }
+}
+
+/// The interpreter's error as an adapter would tell it.
+fn as_an_adapter(error: InterpError) -> Error {
+    match error {
+        InterpError::TooLarge { symbol, value, max } => Error::size(symbol.name(), value, 1..=max),
+        other => Error::other(other),
     }
 }
 

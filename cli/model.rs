@@ -7,6 +7,7 @@ use kiln_codegen::{CompileOptions, compile};
 use kiln_ir::plan::ModelInfo;
 use kiln_ir::{Graph, Packing, text};
 use kiln_models::chat::{CHAT_FILE, Chat};
+use kiln_models::checkpoint::CONFIG_FILE;
 use kiln_models::registry::{EntryOptions, preset_names};
 use kiln_models::source::{self, Loaded};
 use kiln_models::tokenizer::{TOKENIZER_FILE, Tokenizer};
@@ -15,6 +16,7 @@ use kiln_runtime::{Artifact, WeightFn};
 use crate::failure::{Failure, Result};
 use crate::hub::{self, HUB_ID, OR_HUB};
 use crate::interpreter::Interpretable;
+use crate::output::warn;
 use crate::progress::Bar;
 
 /// The name of the built-in model.
@@ -74,6 +76,11 @@ impl ModelArgs {
         names.into_iter().flatten().next().map_or("", |n| n)
     }
 
+    /// Whether it is the built-in model.
+    pub fn is_demo(&self) -> bool {
+        self.random_weights.is_none() && self.name() == DEMO
+    }
+
     /// Opens what the arguments name, from the hub if need be.
     pub fn open(&self) -> Result<Opened> {
         let checkpoint = |loaded| Opened::Checkpoint(Box::new(loaded));
@@ -81,7 +88,12 @@ impl ModelArgs {
             return Ok(checkpoint(source::random_weights(preset, 0)?));
         }
         let name = self.name();
-        if name == DEMO {
+        if self.is_demo() {
+            if holds_model(Path::new(name)) {
+                warn(format_args!(
+                    "`{name}` is the built-in model; the folder of that name here is `./{name}`"
+                ));
+            }
             return Ok(checkpoint(source::open_demo()?));
         }
         let path = Path::new(name);
@@ -120,6 +132,13 @@ impl ModelArgs {
             ))),
         }
     }
+}
+
+/// Whether a folder is a model, compiled or not.
+fn holds_model(folder: &Path) -> bool {
+    [PLAN_FILE, CONFIG_FILE]
+        .iter()
+        .any(|file| folder.join(file).is_file())
 }
 
 fn is_kiln(path: &Path) -> bool {

@@ -9,15 +9,21 @@ use kiln_runtime::LoadProgress;
 #[cfg(feature = "hub")]
 pub use files::FileBars;
 
+/// How a bar that counts bytes looks.
+const BYTES: &str = "{msg:<12} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta:>4}";
+
 /// A bar that counts bytes. It vanishes when dropped.
 pub struct Bar(ProgressBar);
 
 impl Bar {
     /// A bar for work on `total` bytes, which may become known later.
     pub fn bytes(what: &str, total: u64) -> Bar {
-        let bar = ProgressBar::new(total).with_style(style(
-            "{msg:<12} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta:>4}",
-        ));
+        Bar::placed(what, total, |bar| bar)
+    }
+
+    /// The same where `place` puts it, which is before it has anything to show.
+    fn placed(what: &str, total: u64, place: impl FnOnce(ProgressBar) -> ProgressBar) -> Bar {
+        let bar = place(ProgressBar::new(total).with_style(style(BYTES)));
         bar.set_message(what.to_owned());
         Bar(bar)
     }
@@ -60,10 +66,7 @@ impl LoadBars {
             bar
         };
         LoadBars {
-            weights: add(
-                "weights",
-                "{msg:<12} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta:>4}",
-            ),
+            weights: add("weights", BYTES),
             kernels: add("kernels", "{msg:<12} {wide_bar} {pos}/{len}"),
         }
     }

@@ -37,6 +37,7 @@ use safetensors::Dtype;
 use thiserror::Error;
 
 use crate::checkpoint::{Checkpoint, StoredTensor, UnsupportedDtype, is_supported};
+use crate::head::{HEAD_WEIGHT, TIE};
 
 /// A parameter that a model has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -419,12 +420,26 @@ impl fmt::Display for Problem {
                 write!(
                     f,
                     "tensor `{tensor}` is missing; its shape should be {wanted:?}"
-                )
+                )?;
+                match tensor == HEAD_WEIGHT {
+                    true => write!(
+                        f,
+                        "; if the head shares the embedding's weights, set `\"{TIE}\": true` in config.json"
+                    ),
+                    false => Ok(()),
+                }
             }
             Problem::Superfluous { tensor, found } => {
+                // Without it the model may compute something else, so nobody is to remove it
+                // unawares. Biases are what a missing setting leaves out.
+                let settings = match tensor.ends_with(".bias") {
+                    true => "its settings, such as `attention_bias`",
+                    false => "its settings",
+                };
                 write!(
                     f,
-                    "tensor `{tensor}` of shape {found:?} is no part of the model; remove it"
+                    "tensor `{tensor}` of shape {found:?} is no part of the model that config.json \
+                     describes; check {settings}, or remove the tensor if nothing needs it"
                 )
             }
             Problem::Misshapen {

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::config::{ConfigError, Settings};
+use crate::config::Settings;
 
 /// The template, in a file of its own.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
@@ -415,12 +415,9 @@ fn read(path: &Path) -> Result<Option<String>, ChatError> {
 fn settings(path: &Path) -> Result<Settings, ChatError> {
     let text = read(path)?;
     let text = text.as_deref().unwrap_or("{}");
-    Settings::parse(text).map_err(|error| ChatError::Malformed {
+    Settings::from_json(text).map_err(|e| ChatError::Malformed {
         file: path.display().to_string(),
-        reason: match error {
-            ConfigError::NotJson { reason } => format!("cannot be parsed: {reason}"),
-            other => other.to_string(),
-        },
+        reason: format!("cannot be parsed: {e}"),
     })
 }
 

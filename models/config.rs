@@ -83,7 +83,7 @@ pub enum ConfigError {
 }
 
 /// The settings of a `config.json`, or those inside one of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     map: Map<String, Value>,
     /// What stands before a setting's name in messages.
@@ -97,20 +97,24 @@ impl Settings {
     ///
     /// [`ConfigError::NotJson`].
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        Self::from_json(text).map_err(|error| ConfigError::NotJson {
+            reason: error.to_string(),
+        })
+    }
+
+    /// Parses the text of any file of settings. The caller knows which it is.
+    pub(crate) fn from_json(text: &str) -> serde_json::Result<Self> {
+        // Editors on Windows begin a text with a byte order mark, which is no part of it.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let parsed = match serde_json::from_str(text) {
             Ok(map) => Ok(map),
             // What is wrong with the text as it stands is what is told.
             Err(error) => serde_json::from_str(&without_literals(text)).map_err(|_| error),
         };
-        match parsed {
-            Ok(map) => Ok(Settings {
-                map,
-                inside: String::new(),
-            }),
-            Err(error) => Err(ConfigError::NotJson {
-                reason: error.to_string(),
-            }),
-        }
+        Ok(Settings {
+            map: parsed?,
+            inside: String::new(),
+        })
     }
 
     /// Whether `key` is not there at all. Some settings have a value in
@@ -404,6 +408,13 @@ mod tests {
             "config.json cannot be parsed: invalid type: sequence, expected a map at line 1 column 0; \
              copy it again from where the model came from"
         );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_text() {
+        let s = settings("\u{feff}{\"n\": 3}");
+        assert_eq!(s.size(&["n"]), Ok(Some(3)));
+        assert!(Settings::parse("{\"n\": \u{feff}3}").is_err());
     }
 
     #[test]

@@ -7,7 +7,10 @@ use crate::config::{ConfigError, Settings};
 use crate::nn::{self, Embedding, Linear};
 
 /// The setting that makes the head a copy of the embedding.
-const TIE: &str = "tie_word_embeddings";
+pub(crate) const TIE: &str = "tie_word_embeddings";
+
+/// What a head's own weight is called, by all families.
+pub(crate) const HEAD_WEIGHT: &str = "lm_head.weight";
 
 /// What turns hidden states into logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -433,7 +433,39 @@ impl ProgressHandler for Forward {
             } => {
                 self.report(*bytes_completed, *total_bytes);
             }
-            DownloadEvent::Complete => {}
+            // Of what the cache has already, nothing may have been said since the start.
+            DownloadEvent::Complete => match self.expected.load(Ordering::Relaxed) {
+                0 => {}
+                total => self.report(total, total),
+            },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_there_is_told_to_its_end() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&told);
+        let forward = Forward {
+            file: "a".to_owned(),
+            expected: Arc::default(),
+            report: Some(Arc::new(move |p: HubProgress| {
+                sink.lock().unwrap().push((p.done, p.total));
+            })),
+        };
+        let start = DownloadEvent::Start {
+            total_files: 1,
+            total_bytes: 10,
+        };
+        for event in [start, DownloadEvent::Complete] {
+            forward.on_progress(&ProgressEvent::Download(event));
+        }
+        assert_eq!(*told.lock().unwrap(), [(0, 10), (10, 10)]);
     }
 }

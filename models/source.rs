@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::adapter::ModelParams;
 use crate::chat::{Chat, ChatError, Sampling};
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, Settings};
+use crate::config::Settings;
 use crate::demo;
 #[cfg(feature = "hub")]
 use crate::hub::{Hub, HubId};
@@ -130,10 +130,7 @@ impl Loaded {
 
 /// What the text of a `generation_config.json` says: end tokens, and how tokens are chosen.
 fn generation(text: &str) -> Result<(Vec<u32>, Sampling), String> {
-    let settings = Settings::parse(text).map_err(|error| match error {
-        ConfigError::NotJson { reason } => format!("cannot be parsed: {reason}"),
-        other => other.to_string(),
-    })?;
+    let settings = Settings::from_json(text).map_err(|e| format!("cannot be parsed: {e}"))?;
     Ok((end_tokens(&settings)?, sampling(&settings)))
 }
 

@@ -9,16 +9,16 @@
 //! - A head that shares the embedding may be stored a second time.
 
 use crate::adapter::{Layout, Part, Placement};
-use crate::head::Head;
+use crate::head::{HEAD_WEIGHT, Head};
 use crate::nn::Heads;
 
 /// What the tensor stored under this name is.
 pub(crate) fn place(stored: &str, head: Head) -> Placement {
-    if stored == "lm_head.weight" {
+    if stored == HEAD_WEIGHT {
         return head.place(stored, "embed_tokens.weight");
     }
     let name = stored.strip_prefix("model.").unwrap_or(stored);
-    if name == "lm_head.weight" {
+    if name == HEAD_WEIGHT {
         // The head stands beside the body that the prefix is for.
         return Placement::Unknown;
     }

@@ -4,8 +4,10 @@
 //! `vocab.json` with `merges.txt`, as it was first published, or, if it has
 //! 50,257 tokens and neither, from GPT-2's own vocabulary, which the program
 //! carries. Models of other families may have a `vocab.json` too, but that does
-//! not say how they split a text. Whichever it was, [`Tokenizer::to_json`] writes it as a `tokenizer.json`, so
-//! that a compiled artifact always holds the same one thing.
+//! not say how they split a text. Tokens that are found before a text is split may be
+//! named in `tokenizer_config.json` alone. Whichever it was, [`Tokenizer::to_json`]
+//! writes it as a `tokenizer.json`, so that a compiled artifact always holds the same
+//! one thing.
 //!
 //! ```
 //! use kiln_models::tokenizer::Tokenizer;
@@ -22,6 +24,7 @@
 //! # Ok::<(), kiln_models::tokenizer::TokenizerError>(())
 //! ```
 
+mod added;
 mod byte_level;
 mod stream;
 
@@ -30,6 +33,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use tokenizers::DecoderWrapper;
+
+use crate::chat::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE};
+use crate::config::Settings;
 
 pub use stream::DecodeStream;
 
@@ -171,7 +177,30 @@ impl Tokenizer {
             family: family.to_owned(),
             vocab_size,
         })?;
-        Ok(tokenizer.with_limit(vocab_size))
+        Ok(tokenizer.with_tokens_of(folder)?.with_limit(vocab_size))
+    }
+
+    /// The same tokenizer with the tokens that other files of the checkpoint add.
+    fn with_tokens_of(mut self, folder: &Path) -> Result<Self, TokenizerError> {
+        let path = folder.join(TOKENIZER_CONFIG_FILE);
+        let malformed = |reason| TokenizerError::Malformed {
+            file: path.display().to_string(),
+            reason,
+        };
+        let config = settings(&path)?;
+        let tokens = added::numbered(&config).map_err(malformed)?;
+        let mut has_more = added::add(&mut self.inner, tokens).map_err(malformed)?;
+        // As in transformers, the older file counts where the other has no such list.
+        let older = match config.is_absent(added::NUMBERED) {
+            true => settings(&folder.join(SPECIAL_TOKENS_FILE))?,
+            false => Settings::default(),
+        };
+        let tokens = added::named(&self.inner, &config, &older);
+        has_more |= added::add(&mut self.inner, tokens).map_err(malformed)?;
+        Ok(match has_more {
+            true => Self::new(self.inner),
+            false => self,
+        })
     }
 
     /// The tokenizer of a GPT-2 whose `folder` has no `tokenizer.json`.
@@ -446,6 +475,17 @@ fn read(path: &Path) -> Result<String, TokenizerError> {
     std::fs::read_to_string(path).map_err(|source| TokenizerError::Io {
         path: path.to_owned(),
         source,
+    })
+}
+
+/// The settings in a JSON file; none if there is no such file.
+fn settings(path: &Path) -> Result<Settings, TokenizerError> {
+    if !path.is_file() {
+        return Ok(Settings::default());
+    }
+    Settings::from_json(&read(path)?).map_err(|e| TokenizerError::Malformed {
+        file: path.display().to_string(),
+        reason: e.to_string(),
     })
 }
 

@@ -135,7 +135,8 @@ fn every_kind_of_problem_is_in_the_one_error() {
          tensor `bias` in m/model.safetensors is stored as I32; kiln reads weights in F32, F16 and BF16: \
          save the model again in one of these\n  \
          tensors `body.e` and `e` both hold `e`; remove one\n  \
-         tensor `lora` of shape [1] is no part of the model; remove it\n  \
+         tensor `lora` of shape [1] is no part of the model that config.json describes; \
+         check its settings, or remove the tensor if nothing needs it\n  \
          tensor `up` has shape [4, 2]; it should be [2, 4]"
     );
 }
@@ -159,7 +160,8 @@ fn parts_are_put_below_each_other() {
         "the tensors in m are not those that its config.json describes:\n  \
          tensor `up` is missing; its shape should be [2, 4]\n  \
          tensor `bias` is missing; its shape should be [1, 2]\n  \
-         tensor `both` of shape [5, 2] is no part of the model; remove it"
+         tensor `both` of shape [5, 2] is no part of the model that config.json describes; \
+         check its settings, or remove the tensor if nothing needs it"
     );
 }
 
@@ -176,7 +178,8 @@ fn a_flood_of_one_kind_does_not_hide_the_others() {
          tensor `p1` is missing; its shape should be [1]\n  \
          tensor `p2` is missing; its shape should be [1]\n  \
          tensor `p3` is missing; its shape should be [1]\n  \
-         tensor `x.p0` of shape [1] is no part of the model; remove it\n  \
+         tensor `x.p0` of shape [1] is no part of the model that config.json describes; \
+         check its settings, or remove the tensor if nothing needs it\n  \
          and 96 more problems"
     );
 }

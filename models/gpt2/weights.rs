@@ -7,7 +7,7 @@
 //! - A head that shares the embedding may be stored a second time.
 
 use crate::adapter::{Layout, Placement};
-use crate::head::Head;
+use crate::head::{HEAD_WEIGHT, Head};
 
 /// The matrices of a block that are stored `[in, out]`.
 const TRANSPOSED: [&str; 4] = [
@@ -22,11 +22,11 @@ const MASKS: [&str; 2] = ["attn.bias", "attn.masked_bias"];
 
 /// What the tensor stored under this name is.
 pub(super) fn place(stored: &str, head: Head) -> Placement {
-    if stored == "lm_head.weight" {
+    if stored == HEAD_WEIGHT {
         return head.place(stored, "wte.weight");
     }
     let name = stored.strip_prefix("transformer.").unwrap_or(stored);
-    if name == "lm_head.weight" {
+    if name == HEAD_WEIGHT {
         // The head stands beside the body that the prefix is for.
         return Placement::Unknown;
     }

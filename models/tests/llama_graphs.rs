@@ -264,14 +264,17 @@ fn each_part_is_held_to_its_own_shape() {
             let fused = "model.layers.0.self_attn.qkv_proj.weight";
             tensors.push((fused.to_owned(), vec![16, 8]));
         }),
-        "tensor `model.layers.0.self_attn.qkv_proj.weight` of shape [16, 8] is no part of the model; remove it"
+        "tensor `model.layers.0.self_attn.qkv_proj.weight` of shape [16, 8] is no part of the model that \
+         config.json describes; check its settings, or remove the tensor if nothing needs it"
     );
     assert_eq!(
         message(&|tensors| {
             let bias = "model.layers.0.self_attn.q_proj.bias";
             tensors.push((bias.to_owned(), vec![8]));
         }),
-        "tensor `model.layers.0.self_attn.q_proj.bias` of shape [8] is no part of the model; remove it"
+        "tensor `model.layers.0.self_attn.q_proj.bias` of shape [8] is no part of the model that \
+         config.json describes; check its settings, such as `attention_bias`, or remove the tensor if \
+         nothing needs it"
     );
     assert_eq!(
         message(&|tensors| {

@@ -105,11 +105,13 @@ fn a_superfluous_tensor_is_named() {
         );
         tensors.insert("score.weight".to_owned(), Stored::zeros(&[2, 16]));
     });
+    let advice = "is no part of the model that config.json describes; check its settings, or remove the \
+                  tensor if nothing needs it";
     assert_eq!(
         message(&folder),
         format!(
-            "{MISMATCH}\n  tensor `score.weight` of shape [2, 16] is no part of the model; remove it\
-             \n  tensor `transformer.h.2.ln_1.weight` of shape [16] is no part of the model; remove it"
+            "{MISMATCH}\n  tensor `score.weight` of shape [2, 16] {advice}\
+             \n  tensor `transformer.h.2.ln_1.weight` of shape [16] {advice}"
         )
     );
 }
@@ -185,7 +187,10 @@ fn a_head_of_its_own_must_be_there() {
     });
     assert_eq!(
         message(&folder),
-        format!("{MISMATCH}\n  tensor `lm_head.weight` is missing; its shape should be [61, 12]")
+        format!(
+            "{MISMATCH}\n  tensor `lm_head.weight` is missing; its shape should be [61, 12]; if the head shares \
+             the embedding's weights, set `\"tie_word_embeddings\": true` in config.json"
+        )
     );
 }
 

@@ -10,7 +10,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::{ADDED_TOKENS_FILE, GPT2_VOCAB_SIZE, MERGES_FILE};
+use super::{ADDED_TOKENS_FILE, GPT2_VOCAB_SIZE, MERGES_FILE, VOCAB_FILE, added};
 
 /// The one special token of GPT-2.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -38,26 +38,14 @@ pub(super) fn tokenizer(
     tokenizer.with_pre_tokenizer(Some(byte_level));
     tokenizer.with_post_processor(Some(byte_level.trim_offsets(false)));
     tokenizer.with_decoder(Some(byte_level));
-    let at_fault = |error: tokenizers::Error| (ADDED_TOKENS_FILE, error.to_string());
     if has_end {
         tokenizer
             .add_special_tokens([AddedToken::from(END_OF_TEXT, true)])
-            .map_err(at_fault)?;
+            .map_err(|error| (VOCAB_FILE, error.to_string()))?;
     }
-    // Added tokens are numbered as they come.
-    let mut added: Vec<(u32, String)> = added.into_iter().map(|(token, id)| (id, token)).collect();
-    added.sort();
-    for (id, token) in added {
-        tokenizer
-            .add_special_tokens([AddedToken::from(token.clone(), true)])
-            .map_err(at_fault)?;
-        if tokenizer.token_to_id(&token) != Some(id) {
-            return Err((
-                ADDED_TOKENS_FILE,
-                format!("`{token}` cannot have id {id}, which leaves a gap"),
-            ));
-        }
-    }
+    let added = added.into_iter();
+    let added = added.map(|(token, id)| (id, AddedToken::from(token, true)));
+    added::add(&mut tokenizer, added.collect()).map_err(|reason| (ADDED_TOKENS_FILE, reason))?;
     Ok(tokenizer)
 }
 

@@ -190,6 +190,134 @@ fn added_tokens_keep_their_ids() {
     );
 }
 
+/// A checkpoint whose `tokenizer.json` adds no tokens, though its vocabulary has some that are
+/// never made of others: `<|im|>` and `[S]`.
+fn unmarked(files: &[(&str, &str)]) -> TempDir {
+    let tokens = [
+        "a", "b", "<", ">", "|", "i", "m", "<|im|>", "ab", "[S]", "S", "[", "]", "Ġ",
+    ];
+    let vocab: BTreeMap<&str, usize> = tokens.into_iter().zip(0..).collect();
+    let vocab = serde_json::to_string(&vocab).unwrap();
+    let tokenizer = Tokenizer::from_vocab_and_merges("m", &vocab, "a b\n", None).unwrap();
+    let json = tokenizer.to_json().unwrap();
+    folder(&[files, &[(TOKENIZER_FILE, &json)]].concat())
+}
+
+/// The ids are those of transformers 5.23.
+#[test]
+fn tokens_are_found_that_only_the_config_names() {
+    const BOTH: [u32; 5] = [0, 13, 7, 1, 9];
+    const IM: [u32; 7] = [0, 13, 7, 1, 11, 10, 12];
+    // With the space before it.
+    const IM_STRIPPED: [u32; 6] = [0, 7, 1, 11, 10, 12];
+    const S: [u32; 10] = [0, 13, 2, 4, 5, 6, 4, 3, 1, 9];
+    const NONE: [u32; 12] = [0, 13, 2, 4, 5, 6, 4, 3, 1, 11, 10, 12];
+    let s = r#"{"added_tokens_decoder": {"9": {"content": "[S]", "special": true}}}"#;
+    for (config, older, wanted) in [
+        ("{}", "{}", &NONE[..]),
+        (
+            r#"{"added_tokens_decoder": {"9": {"content": "[S]"}, "7": {"content": "<|im|>"}}}"#,
+            "{}",
+            &BOTH,
+        ),
+        (
+            r#"{"added_tokens_decoder": {"7": {"content": "<|im|>", "lstrip": true}}}"#,
+            "{}",
+            &IM_STRIPPED,
+        ),
+        (
+            r#"{"eos_token": "<|im|>", "pad_token": null, "add_bos_token": false}"#,
+            "{}",
+            &IM,
+        ),
+        (
+            r#"{"eos_token": {"__type": "AddedToken", "content": "<|im|>", "lstrip": true}}"#,
+            "{}",
+            &IM_STRIPPED,
+        ),
+        (r#"{"image_token": "[S]"}"#, "{}", &S),
+        (
+            r#"{"additional_special_tokens": ["<|im|>", "[S]"]}"#,
+            "{}",
+            &BOTH,
+        ),
+        (
+            r#"{"additional_special_tokens": ["<|im|>"], "extra_special_tokens": ["[S]"]}"#,
+            "{}",
+            &S,
+        ),
+        (
+            r#"{"extra_special_tokens": {"image_token": "[S]"}}"#,
+            "{}",
+            &S,
+        ),
+        // The older file's names go before, and count only where there is no list by number.
+        (r#"{"eos_token": "[S]"}"#, r#"{"eos_token": "<|im|>"}"#, &IM),
+        (s, r#"{"eos_token": "<|im|>"}"#, &S),
+        // What is not in the vocabulary has no number.
+        (r#"{"pad_token": "<|im"}"#, "{}", &NONE),
+    ] {
+        let files = [
+            (TOKENIZER_CONFIG_FILE, config),
+            (SPECIAL_TOKENS_FILE, older),
+        ];
+        let dir = unmarked(&files);
+        let tokenizer = Tokenizer::open(dir.path(), "qwen2", 14).unwrap();
+        let text = "a <|im|>b[S]";
+        assert_eq!(tokenizer.encode_whole(text).unwrap(), wanted, "{config}");
+        assert_eq!(
+            tokenizer.decode(wanted).unwrap().replace(' ', ""),
+            text.replace(' ', "")
+        );
+        // A compiled model has no other file.
+        let again = Tokenizer::from_json("again", &tokenizer.to_json().unwrap()).unwrap();
+        assert_eq!(again.encode_whole(text).unwrap(), wanted, "{config}");
+    }
+}
+
+#[test]
+fn tokens_of_the_config_have_the_numbers_that_it_says() {
+    let open = |config: &str| {
+        let dir = unmarked(&[(TOKENIZER_CONFIG_FILE, config)]);
+        let path = dir.path().display().to_string();
+        let opened = Tokenizer::open(dir.path(), "qwen2", 16);
+        opened.map_err(|e| e.to_string().replace(&path, "DIR"))
+    };
+    let with = |tokens: &str| open(&format!(r#"{{"added_tokens_decoder": {tokens}}}"#));
+    let new = with(r#"{"15": {"content": "newer"}, "14": {"content": "new"}}"#).unwrap();
+    assert_eq!(new.encode("newer new").unwrap(), [15, 13, 14]);
+    assert_eq!(new.decode(&[15, 13, 14]).unwrap(), "newer new");
+    for (tokens, reason) in [
+        (
+            r#"{"3": {"content": "<|im|>"}}"#,
+            "`<|im|>` cannot have id 3, for the vocabulary has it as 7",
+        ),
+        (
+            r#"{"3": {"content": "new"}}"#,
+            "`new` cannot have id 3, which is `>`",
+        ),
+        (
+            r#"{"15": {"content": "new"}}"#,
+            "`new` cannot have id 15, which leaves a gap",
+        ),
+        (
+            r#"{"x": {"content": "new"}}"#,
+            "the entry `x` of `added_tokens_decoder` should be a token by its number",
+        ),
+        ("[]", "`added_tokens_decoder` should be an object"),
+    ] {
+        assert_eq!(
+            with(tokens).unwrap_err(),
+            format!(
+                "DIR/tokenizer_config.json cannot be read as a tokenizer: {reason}; fetch or copy it again"
+            )
+        );
+    }
+    let error = open("{").unwrap_err();
+    let start = "DIR/tokenizer_config.json cannot be read as a tokenizer: EOF";
+    assert!(error.starts_with(start), "{error}");
+}
+
 #[test]
 fn gpt2_serves_a_model_of_its_size_that_has_no_tokenizer() {
     let dir = folder(&[]);

@@ -168,10 +168,16 @@ fn the_oldest_messages_go_where_the_context_ends() {
 fn who_cannot_talk_says_why() {
     let refused = |args: &[&str], code| kiln(["chat"].iter().chain(args)).fails(code);
     let error = refused(&["demo", "--prompt", "Hi"], 1);
-    assert!(
-        error.starts_with("error: `demo` has no chat template, so"),
-        "{error}"
-    );
+    let instead = "give a model that was trained to answer, which comes with a chat template\n";
+    let wanted =
+        "error: `demo` was trained to continue texts, as `kiln run demo` does, and not to answer; ";
+    assert_eq!(error, format!("{wanted}{instead}"));
+    let error = refused(&["--random-weights", "gpt2", "--prompt", "Hi"], 2);
+    let wanted = "error: a model with `--random-weights` learned nothing, so it cannot answer; ";
+    assert!(error.starts_with(&format!("{wanted}{instead}")), "{error}");
+    let base = Fixture::gpt2("base");
+    let error = refused(&[base.path(), "--prompt", "Hi"], 1);
+    assert!(error.contains("base` has no chat template, so"), "{error}");
     let folder = talker();
     let path = path(&folder);
     let error = refused(&[path, "--prompt", "Hi", "--context", "257"], 2);

@@ -1,4 +1,4 @@
-//! `kiln chat` at a terminal.
+//! At a terminal.
 #![cfg(target_os = "linux")]
 
 use std::fs::File;
@@ -184,4 +184,21 @@ fn who_is_ended_gives_the_terminal_back() {
     terminal.wait_for("\x1b[?2004l\r\n");
     assert_eq!(terminal.code(), 130);
     assert!(terminal.echoes());
+}
+
+/// No line moves where graphs are printed.
+#[test]
+fn graphs_stand_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let compiled = folder.path().join("demo.kiln");
+    let compiled = compiled.to_str().unwrap();
+    let args = ["compile", "demo", "-o", compiled, "--print-after", "input"];
+    let summary = format!("{compiled}: gpt2");
+    let printed = kiln(args).ok();
+    let (graphs, _) = printed.split_once(&summary).unwrap();
+    let mut terminal = Terminal::open(&args);
+    let shown = terminal.wait_for(&summary);
+    assert!(shown.starts_with(&graphs.replace('\n', "\r\n")), "{shown}");
+    assert!(!shown.contains("compiling"), "{shown}");
+    assert_eq!(terminal.code(), 0);
 }

@@ -314,6 +314,54 @@ fn what_a_model_cannot_do_is_told() {
     ]);
 }
 
+/// The interpreter takes no more than an adapter does, and says the same.
+#[test]
+fn a_batch_that_a_model_was_not_compiled_for_is_told_on_any_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let compiled = folder.path().join("one.kiln");
+    let compiled = compiled.to_str().unwrap();
+    let base = Fixture::gpt2("base");
+    kiln(["compile", base.path(), "-o", compiled, "--max-batch", "1"]).ok();
+    let output = folder.path().join("x").display().to_string();
+    let two = ["--tokens", "1;2"];
+    for device in ["0", "cpu"] {
+        for command in [vec!["run"], vec!["forward", "-o", &output]] {
+            let args = command.into_iter().chain([compiled, "--device", device]);
+            let error = kiln(args.chain(two)).fails(1);
+            assert_eq!(
+                error,
+                "error: batch = 2 is outside 1 to 1; compile the model with a larger --max-batch, or \
+                 run fewer at a time\n"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_folder_called_demo_is_told_from_the_built_in_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = folder.path().join("demo");
+    std::fs::create_dir(&demo).unwrap();
+    let run = |model| {
+        let args = ["run", model, "--tokens", "5", "-n", "1", "--device", "cpu"];
+        finish(command(args).current_dir(folder.path()))
+    };
+    let without = run("demo");
+    assert_eq!(without.err, "");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(Fixture::gpt2("base").folder.join(file), demo.join(file)).unwrap();
+    }
+    let warned = run("demo");
+    assert_eq!(
+        warned.err,
+        "warning: `demo` is the built-in model; the folder of that name here is `./demo`\n"
+    );
+    assert_eq!(warned.ok(), without.ok());
+    let meant = run("./demo");
+    assert_eq!(meant.err, "");
+    meant.ok();
+}
+
 #[test]
 fn help_explains_itself() {
     let help = kiln_line("--help").ok();
@@ -372,6 +420,11 @@ fn help_tells_what_each_command_takes() {
     assert!(!compile.contains("or a compiled"), "{compile}");
     assert!(!compile.contains("lavapipe"), "{compile}");
     assert!(compile.contains("is replaced"), "{compile}");
+    let chat = kiln_line("chat --help").ok();
+    for never in ["demo", "random-weights"] {
+        assert!(!chat.contains(never), "{chat}");
+    }
+    assert!(chat.contains("compiled `.kiln` folder"), "{chat}");
     let bench = kiln_line("bench --help").ok();
     assert!(bench.contains("[default: 16,128,512,1000,1024]"), "{bench}");
     let ir = kiln_line("ir --help").ok();
