@@ -139,6 +139,13 @@ impl DeviceArgs {
                  again without {without}, as {flags} from the start"
             ));
         }
+        for (tier, reason) in model.refused() {
+            warn(format_args!(
+                "the kernels of the tier `{tier}` cannot be used here ({reason}), so those of `{}` are, \
+                 which may be slower",
+                model.tier()
+            ));
+        }
         let untuned: Vec<&str> = model.untuned().collect();
         if !untuned.is_empty() {
             warn(format_args!(

@@ -13,6 +13,7 @@ use crate::join::{self, GridSize};
 use crate::kernel::{Element, Launch};
 use crate::linear::{Blocked, Linear};
 use crate::place::{Local, Placement, Role, describe};
+use crate::plan::of_rows;
 use crate::row_norm::RowNorm;
 use crate::tier::{Shape, Tier};
 use crate::tile::{FEW, RowKernel, brings_row};
@@ -144,6 +145,8 @@ pub(crate) struct Offer {
     pub largest: Bindings,
     /// A number of rows that is bounded, and its bound.
     pub rows: Option<(Dim, u64)>,
+    /// The most rows of a run, if not as many as the largest sizes make.
+    pub at_once: Option<u64>,
     /// Bytes that a binding holds.
     pub limit: u64,
 }
@@ -151,7 +154,10 @@ pub(crate) struct Offer {
 impl Offer {
     /// The most that `rows` may be.
     pub fn most(&self, rows: &Dim) -> Result<u64, DimError> {
-        let most = rows.eval(&self.largest)?;
+        let most = match self.at_once {
+            Some(at_once) => of_rows(rows, at_once).eval(&self.largest)?,
+            None => rows.eval(&self.largest)?,
+        };
         let bound = self.rows.as_ref().filter(|(bounded, _)| bounded == rows);
         Ok(bound.map_or(most, |(_, bound)| most.min(*bound)))
     }

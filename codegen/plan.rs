@@ -213,14 +213,21 @@ impl Placed {
                     continue;
                 }
             }
-            let mut smaller = graph.clone();
-            let mut symbols = smaller.symbols.iter_mut();
-            if let Some(batch) = symbols.find(|s| s.name.name() == BATCH && s.max > 1) {
-                batch.max /= 2;
-                if helps(&smaller, None) {
-                    graph = smaller;
-                    continue;
-                }
+            // Else fewer sequences, or what has tokens among its sizes and no sequences.
+            let names: &[&str] = match most_rows {
+                Some(_) => &[BATCH, SEQ],
+                None => &[BATCH],
+            };
+            let with_half = |name: &&str| {
+                let mut smaller = graph.clone();
+                let mut symbols = smaller.symbols.iter_mut();
+                let symbol = symbols.find(|s| s.name.name() == *name && s.max > 1)?;
+                symbol.max /= 2;
+                helps(&smaller, None).then_some(smaller)
+            };
+            if let Some(smaller) = names.iter().find_map(with_half) {
+                graph = smaller;
+                continue;
             }
             return Err(CodegenError::TooLarge {
                 entry: graph.name.clone(),
@@ -253,6 +260,7 @@ impl Placed {
                     },
                     largest: self.largest(&bounds),
                     rows: rows.clone().zip(shape.rows),
+                    at_once: self.rows,
                     limit: self.limit,
                 });
             let corners = lowering.corners(rows.as_ref(), queries.as_ref());
@@ -327,7 +335,7 @@ impl Placed {
                 // It has no size to be told apart by.
                 continue;
             }
-            if Bound::all_hold(&bounds, &self.largest(&[]))? {
+            if Bound::all_hold(&self.of_rows(&bounds), &self.maxima)? {
                 bounds.clear();
             }
             if self.are_covered(&bounds, &out)? {
@@ -351,15 +359,25 @@ impl Placed {
     ) -> Result<bool, CodegenError> {
         let largest = self.largest(bounds);
         for (_, bounds) in shapes {
-            if Bound::all_hold(bounds, &largest)? {
+            if Bound::all_hold(&self.of_rows(bounds), &largest)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// The largest sizes within `bounds`, those that are about one symbol among them; as few
-    /// sequences of the most tokens as make the most rows.
+    /// Bounds as they are where there are no more rows than there is room for.
+    fn of_rows(&self, bounds: &[Bound]) -> Vec<Bound> {
+        let bounds = bounds.iter().map(|bound| Bound {
+            size: self
+                .rows
+                .map_or_else(|| bound.size.clone(), |rows| of_rows(&bound.size, rows)),
+            max: bound.max,
+        });
+        bounds.collect()
+    }
+
+    /// The largest sizes within `bounds`, those that are about one symbol among them.
     fn largest(&self, bounds: &[Bound]) -> Bindings {
         let mut largest = self.maxima.clone();
         for bound in bounds {
@@ -367,10 +385,6 @@ impl Placed {
                 let max = largest.get(symbol).unwrap_or(bound.max).min(bound.max);
                 largest.set(symbol.name(), max);
             }
-        }
-        let of = |name: &str| largest.get(&Symbol::new(name));
-        if let (Some(rows), Some(batch), Some(seq)) = (self.rows, of(BATCH), of(SEQ)) {
-            largest.set(BATCH, batch.min(rows.div_ceil(seq.max(1))));
         }
         largest
     }
@@ -647,7 +661,7 @@ fn rows_at_once(graph: &Graph, most: u64) -> Option<u64> {
 }
 
 /// A size where there are at most so many rows.
-fn of_rows(size: &Dim, rows: u64) -> Dim {
+pub(crate) fn of_rows(size: &Dim, rows: u64) -> Dim {
     size.with_product_at_most([&Symbol::new(BATCH), &Symbol::new(SEQ)], rows)
 }
 

@@ -311,6 +311,7 @@ impl Fetch<'_> {
         let progress = Progress::new(Forward {
             file: name.to_owned(),
             expected: Arc::clone(&expected),
+            done: AtomicU64::new(0),
             report: self.hub.report.clone(),
         });
         let fetched = self
@@ -391,11 +392,14 @@ impl Fetch<'_> {
 struct Forward {
     file: String,
     expected: Arc<AtomicU64>,
+    /// What was told last to be done.
+    done: AtomicU64,
     report: Option<Report>,
 }
 
 impl Forward {
     fn report(&self, done: u64, total: u64) {
+        self.done.store(done, Ordering::Relaxed);
         if let Some(report) = &self.report {
             report(HubProgress {
                 file: self.file.clone(),
@@ -433,11 +437,13 @@ impl ProgressHandler for Forward {
             } => {
                 self.report(*bytes_completed, *total_bytes);
             }
-            // Of what the cache has already, nothing may have been said since the start.
-            DownloadEvent::Complete => match self.expected.load(Ordering::Relaxed) {
-                0 => {}
-                total => self.report(total, total),
-            },
+            // Of what the cache has already, nothing may have been said since the start; and a
+            // server need not say how long a file is.
+            DownloadEvent::Complete => {
+                let all = [&self.expected, &self.done].map(|n| n.load(Ordering::Relaxed));
+                let total = all[0].max(all[1]).max(1);
+                self.report(total, total);
+            }
         }
     }
 }
@@ -455,6 +461,7 @@ mod tests {
         let forward = Forward {
             file: "a".to_owned(),
             expected: Arc::default(),
+            done: AtomicU64::default(),
             report: Some(Arc::new(move |p: HubProgress| {
                 sink.lock().unwrap().push((p.done, p.total));
             })),

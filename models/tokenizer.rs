@@ -188,7 +188,7 @@ impl Tokenizer {
             reason,
         };
         let config = settings(&path)?;
-        let tokens = added::numbered(&config).map_err(malformed)?;
+        let tokens = added::numbered(&self.inner, &config).map_err(malformed)?;
         let mut has_more = added::add(&mut self.inner, tokens).map_err(malformed)?;
         // As in transformers, the older file counts where the other has no such list.
         let older = match config.is_absent(added::NUMBERED) {

@@ -84,7 +84,7 @@ impl Values {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Factor {
     Slot(usize),
     CeilDiv(SlotDim, i128),
@@ -92,7 +92,7 @@ enum Factor {
 }
 
 /// A [`Dim`] whose symbols are slots.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SlotDim {
     terms: Vec<(i128, Vec<Factor>)>,
     text: String,

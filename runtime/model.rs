@@ -184,6 +184,8 @@ pub struct Model {
     choices: Choices,
     tier: String,
     lost: Option<Loss>,
+    /// Tiers that the driver refused, and why.
+    refused: Vec<(String, String)>,
     /// Whether a software driver's threads may be given processors.
     pub(crate) pin: bool,
 }
@@ -217,6 +219,7 @@ impl Model {
     ) -> Result<Model> {
         let mut distrusted = BTreeMap::new();
         let mut refusal = None;
+        let mut refused = Vec::new();
         'tiers: loop {
             let wanted = options.tier.as_deref();
             let on = adapter.into();
@@ -225,7 +228,10 @@ impl Model {
                 Err(error) => return Err(refusal.unwrap_or(error)),
             };
             let tier = artifact.tier(&chosen.name)?;
-            let mut device = Device::open(adapter, tier::features(&tier, &on))?;
+            let mut device = match Device::open(adapter, tier::features(&tier, &on)) {
+                Ok(device) => device,
+                Err(error) => return Err(refusal.unwrap_or(error)),
+            };
             if let Some((kernel, reason)) = trust::failure(&device, artifact, &tier, options)? {
                 if wanted.is_some() {
                     return Err(Error::Untrusted {
@@ -246,9 +252,16 @@ impl Model {
             let mut lost = None;
             loop {
                 let error = match Self::load_tier(device, artifact, &tier, &options, progress) {
-                    Ok(model) => return Ok(Model { lost, ..model }),
+                    Ok(model) => {
+                        return Ok(Model {
+                            lost,
+                            refused,
+                            ..model
+                        });
+                    }
                     Err(error) if options.ask_less(&error, Offered::by(&tier)) => error,
                     Err(error) if wanted.is_none() && trust::is_verdict(&error) => {
+                        refused.push((chosen.name.clone(), error.to_string()));
                         distrusted.insert(chosen.name.as_str(), error.to_string());
                         refusal.get_or_insert(error);
                         continue 'tiers;
@@ -447,6 +460,7 @@ impl Model {
             entries,
             choices: Choices::default(),
             lost: None,
+            refused: Vec::new(),
             pin: options.pin,
             device,
         };
@@ -477,6 +491,13 @@ impl Model {
     /// less; see [`Model::open`].
     pub fn loss(&self) -> Option<&Loss> {
         self.lost.as_ref()
+    }
+
+    /// Tiers that would have gone before, but for a kernel that the driver refused or a limit
+    /// that it has, and what it said; see [`Model::open`].
+    pub fn refused(&self) -> impl Iterator<Item = (&str, &str)> {
+        let refused = self.refused.iter();
+        refused.map(|(tier, reason)| (tier.as_str(), reason.as_str()))
     }
 
     /// By variants of `step`, the kernels that were found to be faster than those of launches

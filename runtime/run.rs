@@ -397,8 +397,7 @@ impl Model {
             return Ok(());
         }
         // What states have room for.
-        let max = self.plan.model.max_context;
-        let context = of(CONTEXT).map_or(max, |context| context.min(max));
+        let context = of(CONTEXT).unwrap_or(self.plan.model.max_context);
         let context = context.min(self.device.most_positions());
         if past.saturating_add(seq) > context {
             return Err(Error::ContextFull {

@@ -285,7 +285,11 @@ impl Model {
             }
             let measured = tried(outcome)?;
             let mut least = measured.as_ref().map(Means::least).unwrap_or_default();
-            if measured.is_some() {
+            // One that joined launches stand before may come to be run yet.
+            let bounds = &program.variants[group.start].bounds;
+            let mut others = program.variants.iter();
+            let is_behind = others.any(|v| v.is_to_be_tried && v.bounds == *bounds);
+            if measured.is_some() && !is_behind {
                 // What there was nothing to measure of is left as it stands from now on.
                 for launch in open_launches(program, group) {
                     let usual = program.variants[group.start].launches[launch].kernel;

@@ -69,6 +69,8 @@ struct Tier {
 struct Entry {
     /// Symbols whose maxima differ from the graph's.
     symbols: Vec<(String, u64)>,
+    /// The most rows of a run, if not as many as the maxima make.
+    rows: Option<u64>,
     /// Name, type and buffer.
     inputs: Vec<(String, String, usize)>,
     outputs: Vec<(String, String, usize)>,
@@ -179,6 +181,7 @@ impl Lowered {
                 .iter()
                 .map(|s| (s.name.to_string(), s.max))
                 .collect(),
+            rows: entry.rows,
             inputs: entry.inputs.iter().map(port).collect(),
             outputs: entry.outputs.iter().map(port).collect(),
             variants: entry

@@ -15,7 +15,8 @@ use crate::config::Settings;
 /// Tokens by number, in `tokenizer_config.json`.
 pub(super) const NUMBERED: &str = "added_tokens_decoder";
 
-/// Where further special tokens are listed; the first that is there counts.
+/// Where further special tokens are listed. The first list that is not empty counts; tokens with
+/// names of a model's own stand in an object, beside which lists count too.
 const FURTHER: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
 /// Adds tokens by number, but for those that `tokenizer` has just so; whether there were
@@ -63,8 +64,14 @@ pub(super) fn add(
     }
 }
 
-/// The tokens that `tokenizer_config.json` has by number.
-pub(super) fn numbered(config: &Settings) -> Result<Vec<(u32, AddedToken)>, String> {
+/// The tokens that `tokenizer_config.json` has by number, with those that `tokenizer` gives them:
+/// of one that the vocabulary has, the vocabulary's. One that would get another number than it
+/// should, as that is taken or leaves a gap, is left out; published files have such tokens, which
+/// the model does not know by the number that transformers gives them either.
+pub(super) fn numbered(
+    tokenizer: &Tokenizer,
+    config: &Settings,
+) -> Result<Vec<(u32, AddedToken)>, String> {
     let entries = match config.get(NUMBERED) {
         None => return Ok(Vec::new()),
         Some(Value::Object(entries)) => entries,
@@ -72,6 +79,9 @@ pub(super) fn numbered(config: &Settings) -> Result<Vec<(u32, AddedToken)>, Stri
     };
     let mut tokens = Vec::new();
     for (id, value) in entries {
+        if value.get("content").and_then(Value::as_str) == Some("") {
+            continue;
+        }
         match (id.parse(), token(value, false)) {
             (Ok(id), Some(token)) => tokens.push((id, token)),
             _ => {
@@ -81,7 +91,23 @@ pub(super) fn numbered(config: &Settings) -> Result<Vec<(u32, AddedToken)>, Stri
             }
         }
     }
-    Ok(tokens)
+    tokens.sort_by_key(|(id, _)| *id);
+    // What the tokenizer numbers the next new one.
+    let added = tokenizer.get_added_tokens_decoder();
+    let behind = added.keys().map(|id| id + 1).max().unwrap_or(0);
+    let mut next = behind.max(tokenizer.get_vocab_size(false) as u32);
+    let tokens =
+        tokens
+            .into_iter()
+            .filter_map(|(id, token)| match tokenizer.token_to_id(&token.content) {
+                Some(found) => Some((found, token)),
+                None if id == next => {
+                    next += 1;
+                    Some((id, token))
+                }
+                None => None,
+            });
+    Ok(tokens.collect())
 }
 
 /// The special tokens of `tokenizer_config.json`, and of the older file for them, whose
@@ -95,15 +121,17 @@ pub(super) fn named(
     let settings: BTreeMap<&String, &Value> = config.iter().chain(older.iter()).collect();
     let by_name = settings.iter().filter(|(name, _)| name.ends_with("_token"));
     let by_name = by_name.map(|(_, value)| *value);
-    let further = FURTHER.iter().find_map(|name| {
-        let found = settings.iter().find(|(key, _)| key.as_str() == *name)?;
-        (!found.1.is_null()).then_some(*found.1)
-    });
-    let further: Vec<&Value> = match further {
-        Some(Value::Array(tokens)) => tokens.iter().collect(),
-        Some(Value::Object(tokens)) => tokens.values().collect(),
-        _ => Vec::new(),
-    };
+    let mut further: Vec<&Value> = Vec::new();
+    for name in FURTHER {
+        match settings.iter().find(|(key, _)| key.as_str() == name) {
+            Some((_, Value::Object(tokens))) => further.extend(tokens.values()),
+            Some((_, Value::Array(tokens))) if !tokens.is_empty() => {
+                further.extend(tokens);
+                break;
+            }
+            _ => {}
+        }
+    }
     let known = tokenizer.get_added_vocabulary();
     let tokens = by_name
         .chain(further)

@@ -251,6 +251,21 @@ fn tokens_are_found_that_only_the_config_names() {
             "{}",
             &S,
         ),
+        (
+            r#"{"additional_special_tokens": ["<|im|>"], "extra_special_tokens": {"image_token": "[S]"}}"#,
+            "{}",
+            &BOTH,
+        ),
+        (
+            r#"{"additional_special_tokens": ["<|im|>"], "extra_special_tokens": {}}"#,
+            "{}",
+            &IM,
+        ),
+        (
+            r#"{"additional_special_tokens": ["<|im|>"], "extra_special_tokens": []}"#,
+            "{}",
+            &IM,
+        ),
         // The older file's names go before, and count only where there is no list by number.
         (r#"{"eos_token": "[S]"}"#, r#"{"eos_token": "<|im|>"}"#, &IM),
         (s, r#"{"eos_token": "<|im|>"}"#, &S),
@@ -287,19 +302,21 @@ fn tokens_of_the_config_have_the_numbers_that_it_says() {
     let new = with(r#"{"15": {"content": "newer"}, "14": {"content": "new"}}"#).unwrap();
     assert_eq!(new.encode("newer new").unwrap(), [15, 13, 14]);
     assert_eq!(new.decode(&[15, 13, 14]).unwrap(), "newer new");
+    // The vocabulary knows better, and what would get another number is left out.
+    let whole = |tokens: &str, text: &str| with(tokens).unwrap().encode_whole(text).unwrap();
+    assert_eq!(whole(r#"{"3": {"content": "<|im|>"}}"#, "<|im|>"), [7]);
+    assert_eq!(
+        whole(r#"{"3": {"content": ""}}"#, "<|im|>"),
+        whole("{}", "<|im|>")
+    );
+    for tokens in [
+        r#"{"3": {"content": "new"}}"#,
+        r#"{"15": {"content": "new"}}"#,
+    ] {
+        assert_eq!(whole(tokens, "<|im|>"), whole("{}", "<|im|>"), "{tokens}");
+        assert!(with(tokens).unwrap().id("new").is_none(), "{tokens}");
+    }
     for (tokens, reason) in [
-        (
-            r#"{"3": {"content": "<|im|>"}}"#,
-            "`<|im|>` cannot have id 3, for the vocabulary has it as 7",
-        ),
-        (
-            r#"{"3": {"content": "new"}}"#,
-            "`new` cannot have id 3, which is `>`",
-        ),
-        (
-            r#"{"15": {"content": "new"}}"#,
-            "`new` cannot have id 15, which leaves a gap",
-        ),
         (
             r#"{"x": {"content": "new"}}"#,
             "the entry `x` of `added_tokens_decoder` should be a token by its number",

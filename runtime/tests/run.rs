@@ -428,7 +428,11 @@ fn a_profile_of_thousands_of_launches_has_them_all() {
     assert_eq!(launches.len(), 4500 + 1);
     for pair in launches.windows(2) {
         let end = pair[0].begin_ns + pair[0].ns;
-        assert!(pair[1].begin_ns >= end, "{pair:?}");
+        assert!(pair[1].begin_ns >= end && end < 600e9, "{pair:?}");
+    }
+    // Of each set: a clock may stand still for one launch, and not for all.
+    for set in launches.chunks(2048) {
+        assert!(set.iter().any(|launch| launch.ns > 0.0), "{:?}", set[0]);
     }
 }
 

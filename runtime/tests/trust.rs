@@ -131,7 +131,15 @@ fn with_kernel(then: &str, options: &LoadOptions) -> kiln_runtime::Result<Model>
 fn a_tier_with_a_kernel_that_is_refused_gives_way_to_the_next() {
     assert_eq!(with_kernel("6.0", &options()).unwrap().tier(), "fancy");
     let refused = "undefined_name";
-    assert_eq!(with_kernel(refused, &options()).unwrap().tier(), "base");
+    let model = with_kernel(refused, &options()).unwrap();
+    assert_eq!(model.tier(), "base");
+    let [(tier, reason)] = model.refused().collect::<Vec<_>>()[..] else {
+        panic!("{model:?}");
+    };
+    assert!(
+        tier == "fancy" && reason.contains(refused),
+        "{tier}: {reason}"
+    );
     let text = message(with_kernel(refused, &named()));
     assert!(text.contains(refused) && text.contains("`own`"), "{text}");
 }

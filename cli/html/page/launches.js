@@ -54,6 +54,7 @@ function sizesFor(variant) {
   for (const seq of tries('seq', [1, 2, 4, 8, 128, 16, max.seq])) {
     for (const batch of tries('batch', [1, 2, 4, 8, max.batch])) {
       const sizes = { ...currentSizes(), ...(seq && { seq }), ...(batch && { batch }) };
+      if (entry.rows && batch * seq > entry.rows) continue;
       if (entry.variants.find((v) => suits(v, sizes)) === variant) return { ...(seq && { seq }), ...(batch && { batch }) };
     }
   }

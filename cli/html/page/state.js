@@ -36,10 +36,16 @@ function currentSizes() {
   for (const [name, max] of Object.entries(maxima())) {
     out[name] = Math.max(smallest(name), Math.min(max, state.sizes[name] ?? initial(name, max)));
   }
-  return out;
+  return withRoom(out);
 }
 
-const maximalSizes = () => ({ context: data.max_context, block: 0, ...maxima() });
+/** As many sequences, of no more tokens together than the entry point has room for. */
+function withRoom(sizes) {
+  const rows = planEntry(state.tier, state.entry)?.rows;
+  return rows && sizes.batch * sizes.seq > rows ? { ...sizes, seq: Math.floor(rows / sizes.batch) } : sizes;
+}
+
+const maximalSizes = () => withRoom({ context: data.max_context, block: 0, ...maxima() });
 
 const smallest = (name) => (name === 'past' ? 0 : 1);
 

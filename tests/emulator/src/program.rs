@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_ir::packing::BAND_ROWS;
 use kiln_ir::plan::{
-    self, BLOCK, Binding, CONTEXT, Check, ImageSize, Launch, PAST, Plan, Tier, WeightPart,
+    self, BATCH, BLOCK, Binding, CONTEXT, Check, ImageSize, Launch, PAST, Plan, SEQ, Tier,
+    WeightPart,
 };
-use kiln_ir::{Bindings, Dim, DimError};
+use kiln_ir::{Bindings, Dim, DimError, Symbol};
 
 use crate::device::{Buffer, Device, Kernel};
 use crate::fault::Fault;
@@ -242,6 +243,10 @@ impl<'a> Program<'a> {
                 given.ok_or_else(|| RunError::Missing(format!("input `{}`", port.name)))?;
             let buffer = self.device.words_mut(session.buffers[port.buffer]);
             buffer[..words.len()].copy_from_slice(words);
+        }
+        let of = |name: &str| sizes.get(&Symbol::new(name)).unwrap_or(1);
+        if entry.rows.is_some_and(|rows| of(BATCH) * of(SEQ) > rows) {
+            return Err(RunError::Missing("room for so many rows".to_owned()));
         }
         let mut chosen = None;
         for variant in self.variants(entry) {
