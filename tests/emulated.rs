@@ -294,36 +294,6 @@ fn matrices() {
     }
 }
 
-/// Several sequences of as many rows together as buffers have room for, which are fewer than
-/// the largest sizes make.
-#[test]
-fn no_more_rows_than_there_is_room_for() {
-    let options = EntryOptions {
-        max_batch: 4,
-        ..EntryOptions::default()
-    };
-    for (config, rows) in [(GPT2, 32), (LLAMA, 32)] {
-        let fixture = Fixture::random(config);
-        // Room for so many rows of queries, keys and values, the largest there are.
-        let how = CompileOptions {
-            binding_limit: 3600 * rows,
-            tiers: Some(TIERS.map(str::to_owned).into()),
-            ..CompileOptions::default()
-        };
-        let compiled = compile_as(&fixture, &how, &options).unwrap();
-        for tier in TIERS {
-            let found = compiled.plan.tiers.iter().find(|t| t.name == tier);
-            assert_eq!(found.unwrap().entries["step"].rows, Some(rows), "{tier}");
-            // The last three of eleven go one by one.
-            let cases = cases(&fixture, &compiled, &[(4, 11)]);
-            conforms(&fixture, &compiled, &cases, apart(tier));
-            let mut program = program(&fixture, &compiled, apart(tier));
-            let beyond = last(&mut program, &cases[0]);
-            assert!(matches!(beyond, Err(RunError::Missing(_))), "{tier}");
-        }
-    }
-}
-
 /// Rows of more than 16 KiB, which not every device has room for in workgroup memory.
 #[test]
 fn wide_rows() {

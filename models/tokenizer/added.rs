@@ -5,7 +5,7 @@
 //! first, each with its number and how it is found. Then come special tokens that have
 //! a name, such as `eos_token`, or are in a list of further ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
@@ -96,18 +96,19 @@ pub(super) fn numbered(
     let added = tokenizer.get_added_tokens_decoder();
     let behind = added.keys().map(|id| id + 1).max().unwrap_or(0);
     let mut next = behind.max(tokenizer.get_vocab_size(false) as u32);
-    let tokens =
-        tokens
-            .into_iter()
-            .filter_map(|(id, token)| match tokenizer.token_to_id(&token.content) {
-                Some(found) => Some((found, token)),
-                None if id == next => {
-                    next += 1;
-                    Some((id, token))
-                }
-                None => None,
-            });
-    Ok(tokens.collect())
+    let mut new: BTreeSet<String> = BTreeSet::new();
+    tokens.retain_mut(|(id, token)| match tokenizer.token_to_id(&token.content) {
+        Some(found) => {
+            *id = found;
+            true
+        }
+        None => {
+            let is_next = *id == next && new.insert(token.content.clone());
+            next += u32::from(is_next);
+            is_next
+        }
+    });
+    Ok(tokens)
 }
 
 /// The special tokens of `tokenizer_config.json`, and of the older file for them, whose

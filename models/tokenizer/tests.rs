@@ -309,6 +309,8 @@ fn tokens_of_the_config_have_the_numbers_that_it_says() {
         whole(r#"{"3": {"content": ""}}"#, "<|im|>"),
         whole("{}", "<|im|>")
     );
+    let twice = r#"{"14": {"content": "new"}, "15": {"content": "new"}}"#;
+    assert_eq!(whole(twice, "new"), [14]);
     for tokens in [
         r#"{"3": {"content": "new"}}"#,
         r#"{"15": {"content": "new"}}"#,
