@@ -37,10 +37,10 @@ impl RowKernel {
         }
     }
 
-    /// Whether the kernel of `tier` normalises rows of `k` on their way in to a
-    /// layer of `n` outputs, where one row is or is not [brought](brings_row). Tiles of many rows each find the statistics anew, as
-    /// many times as there are tiles side by side: that pays for a narrow layer,
-    /// which saves a launch, while before a wide one the norm stands apart.
+    /// Whether the kernel of `tier` normalises rows of `k` on their way in to a layer of `n`
+    /// outputs, where one row is or is not [brought](brings_row). Tiles of many rows each find
+    /// the statistics anew, as many times as there are tiles side by side: that pays for a narrow
+    /// layer, which saves a launch, while before a wide one the norm stands apart.
     pub fn takes_norm(self, tier: Tier, [k, n]: [u64; 2], is_brought: bool) -> bool {
         match (tier, self) {
             // A launch costs little there, and loads of a row that it left as texels

@@ -52,6 +52,10 @@ const GEMMA: &str = r#"{"model_type": "gemma3_text", "vocab_size": 60, "hidden_s
     "num_key_value_heads": 1, "head_dim": 256, "num_hidden_layers": 2, "sliding_window": 7,
     "sliding_window_pattern": 2}"#;
 
+/// Of two layers: the last one computes one row of each sequence alone.
+const SMALL: &str = r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 48,
+    "n_inner": 400, "n_head": 2, "n_layer": 2}"#;
+
 const WIDE: &str = r#"{"model_type": "llama", "vocab_size": 40, "max_position_embeddings": 16,
     "hidden_size": 4096, "intermediate_size": 40, "num_attention_heads": 2, "head_dim": 32,
     "num_key_value_heads": 1, "num_hidden_layers": 2, "tie_word_embeddings": true}"#;
@@ -291,6 +295,35 @@ fn matrices() {
                     .any(|kernel| kernel.ends_with(".f16_states"))
             );
         }
+    }
+}
+
+/// Several sequences of as many rows together as buffers have room for, which are fewer than
+/// the largest sizes make.
+#[test]
+fn no_more_rows_than_there_is_room_for() {
+    let options = EntryOptions {
+        max_batch: 4,
+        ..EntryOptions::default()
+    };
+    let fixture = Fixture::random(SMALL);
+    // Of 64, half: a row has 400 elements in an MLP, the most that lies between launches.
+    let rows = 32;
+    let how = CompileOptions {
+        binding_limit: 4 * 400 * rows,
+        tiers: Some(TIERS.map(str::to_owned).into()),
+        ..CompileOptions::default()
+    };
+    let compiled = compile_as(&fixture, &how, &options).unwrap();
+    // The last three of eleven go one by one.
+    let cases = cases(&fixture, &compiled, &[(4, 11)]);
+    for tier in TIERS {
+        let found = compiled.plan.tiers.iter().find(|t| t.name == tier);
+        assert_eq!(found.unwrap().entries["step"].rows, Some(rows), "{tier}");
+        conforms(&fixture, &compiled, &cases, apart(tier));
+        let mut program = program(&fixture, &compiled, apart(tier));
+        let beyond = last(&mut program, &cases[0]);
+        assert!(matches!(beyond, Err(RunError::Missing(_))), "{tier}");
     }
 }
 
