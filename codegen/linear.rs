@@ -127,7 +127,8 @@ impl Linear<'_> {
         d.constant_u32("K4", k.div_ceil(4));
         d.constant_u32("WV", wv);
         d.constant_u32("GROUPS", groups);
-        d.rounds = groups.into();
+        // Of the loop over K, and of the one that stores rows.
+        d.rounds = (groups + tile.rows).into();
         d.constant_bool("SCALED", matrix.packing.has_scales());
         d.constant_bool("NORM", self.norm.is_some());
         d.constant_bool("CENTER", matches!(self.norm, Some(Norm::Layer { .. })));
