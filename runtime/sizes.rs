@@ -16,6 +16,11 @@ pub struct SessionSize {
     pub prompt: u64,
 }
 
+/// The most rows that one piece of a prompt has in an entry of `rows`.
+pub(crate) fn piece_rows(rows: Option<u64>) -> u64 {
+    rows.map_or(PIECE_ROWS, |rows| rows.min(PIECE_ROWS))
+}
+
 /// The most tokens of each of `batch` sequences, up to `most`, that one piece of a
 /// prompt takes in an entry of `rows`, if `takes` says which numbers some variant takes.
 pub(crate) fn longest_piece(
@@ -24,8 +29,7 @@ pub(crate) fn longest_piece(
     rows: Option<u64>,
     mut takes: impl FnMut(u64) -> Result<bool>,
 ) -> Result<u64> {
-    let rows = rows.map_or(PIECE_ROWS, |rows| rows.min(PIECE_ROWS));
-    let mut piece = most.min(rows / batch.max(1)).max(1);
+    let mut piece = most.min(piece_rows(rows) / batch.max(1)).max(1);
     while piece > 1 && !takes(piece)? {
         piece -= 1;
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use kiln_ir::plan::{BATCH, CONTEXT, PAST, PIECE_ROWS, SEQ};
+use kiln_ir::plan::{BATCH, CONTEXT, PAST, SEQ};
 
 use crate::choice::ChoiceFile;
 use crate::dims::Values;
@@ -18,6 +18,7 @@ use crate::model::{LoadProgress, Model};
 use crate::profile::{Profile, Timer};
 use crate::readback::Staging;
 use crate::session::STEP;
+use crate::sizes::piece_rows;
 use crate::trust;
 
 /// How much less time another way has to take than the launch as it stands.
@@ -391,7 +392,7 @@ impl Model {
     /// prompts.
     fn steps_of(&self, program: &Program, variant: usize) -> Vec<[u64; 2]> {
         let most = |symbol: &str| program.maxima.get(symbol).copied().unwrap_or(1);
-        let rows = program.rows.map_or(PIECE_ROWS, |rows| rows.min(PIECE_ROWS));
+        let rows = piece_rows(program.rows);
         let longest = most(SEQ).min(rows).min(self.plan.model.max_context);
         let is_run = |size: &[u64; 2]| {
             let taken = program.variant(&sizes(self, *size, size[1]));
